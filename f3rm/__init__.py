@@ -1,0 +1,3 @@
+"""f3rm: feature fields, scenes you can ask questions."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,108 @@
+"""Chooses a backbone's adapter by name and loads it; imports no model library itself.
+
+The adapters that ship with f3rm are named here. Other packages add theirs through the entry-point
+group ``f3rm.backbones``: the entry's name is the adapter's name, its object a
+:class:`~f3rm.backbones.base.Backbone` class with a ``load`` class method. A name that f3rm ships
+cannot be replaced that way.
+"""
+
+from collections.abc import Collection
+from importlib.metadata import EntryPoint, entry_points
+from typing import get_args
+
+import torch
+
+from f3rm._types import BackboneRef, BackboneUnavailableError
+from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.weights import near_matches, weights_identity
+
+__all__ = ["ENTRY_POINT_GROUP", "adapter_names", "load_backbone", "weights_identity"]
+
+ENTRY_POINT_GROUP = "f3rm.backbones"
+
+_SHIPPED = {
+    "clip": "f3rm.backbones.clip:ClipBackbone",
+    "dino": "f3rm.backbones.dino:DinoBackbone",
+    "dinov2": "f3rm.backbones.dino:DinoBackbone",
+}
+_DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
+"""Import names whose package is called otherwise on the package index."""
+
+
+def load_backbone(
+    ref: BackboneRef,
+    *,
+    device: str | torch.device = "cpu",
+    towers: Collection[Tower] = ("image",),
+) -> Backbone:
+    """Loads a frozen backbone.
+
+    Args:
+        ref: Adapter, model and weights.
+        device: Where the parameters go.
+        towers: Which halves to keep in memory: ``"image"``, ``"text"`` or both.
+
+    Returns:
+        The backbone in evaluation mode, without gradients.
+
+    Raises:
+        BackboneUnavailableError: If the adapter is unknown, a package is missing, or the weights
+            cannot be had.
+        ValueError: If ``towers`` is empty or names something else.
+    """
+    known_towers = get_args(Tower)
+    if not towers or not set(towers) <= set(known_towers):
+        msg = f"load_backbone: towers must name some of {known_towers}, got {tuple(towers)!r}."
+        raise ValueError(msg)
+    return _adapter_class(ref.adapter).load(ref, device=device, towers=tuple(towers))
+
+
+def adapter_names() -> tuple[str, ...]:
+    """Returns the names of all adapters, shipped and installed, sorted; imports none."""
+    return tuple(sorted(_adapters()))
+
+
+def _adapters() -> dict[str, EntryPoint]:
+    installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    shipped = {
+        name: EntryPoint(name=name, value=target, group=ENTRY_POINT_GROUP)
+        for name, target in _SHIPPED.items()
+    }
+    return installed | shipped
+
+
+def _adapter_class(name: str) -> type[Backbone]:
+    adapters = _adapters()
+    if name not in adapters:
+        msg = (
+            f"load_backbone: there is no backbone adapter {name!r}; {near_matches(name, adapters)} "
+            f"Further adapters come with packages that offer the entry point {ENTRY_POINT_GROUP!r}."
+        )
+        raise BackboneUnavailableError(msg)
+    entry = adapters[name]
+    try:
+        adapter = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise _import_failure(entry, error) from error
+    if not (isinstance(adapter, type) and issubclass(adapter, Backbone)):
+        msg = (
+            f"load_backbone: the adapter {name!r} ({entry.value}) must be a subclass of "
+            f"f3rm.backbones.Backbone, got {adapter!r}. Correct the package that offers it."
+        )
+        raise BackboneUnavailableError(msg)
+    return adapter
+
+
+def _import_failure(
+    entry: EntryPoint, error: ImportError | AttributeError
+) -> BackboneUnavailableError:
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    own_package = entry.module.partition(".")[0]
+    if package in ("", own_package):
+        next_step = f"Reinstall or update the package {own_package!r}"
+    else:
+        next_step = f"Install it: pip install {_DISTRIBUTIONS.get(package, package)}"
+    return BackboneUnavailableError(
+        f"load_backbone: the adapter {entry.name!r} ({entry.value}) needs the package "
+        f"{package or own_package!r}, which is missing or unusable here ({error}). {next_step}."
+    )

@@ -1,0 +1,126 @@
+"""Where a backbone's weights are, and which weights they are, without loading a model.
+
+A ``weights`` string is read by one rule:
+
+1. A file or folder that exists is local, whatever its name.
+2. Otherwise it is a *missing path*, hence an error, if it is absolute, starts with ``.`` or ``~``,
+   holds a backslash or more than one slash, or ends in the suffix of a weight file.
+3. Anything else is a tag or a hub name (``openai``, ``org/name``, ``hf-hub:org/name``), which has
+   at most one slash.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+
+from f3rm._types import BackboneRef, BackboneUnavailableError
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_CHUNK_BYTES = 1 << 22
+
+
+def local_weights(ref: BackboneRef) -> Path | None:
+    """Finds the local file or folder that a reference names.
+
+    Args:
+        ref: The backbone; empty weights stand for the model's own name.
+
+    Returns:
+        The existing path, or None for a tag or hub name.
+
+    Raises:
+        BackboneUnavailableError: If the weights read like a path that does not exist.
+    """
+    weights = ref.weights or ref.model
+    path = Path(weights).expanduser()
+    if path.exists():
+        return path
+    if _reads_like_path(weights):
+        raise unavailable(ref, f"no file or folder {str(path)!r} exists")
+    return None
+
+
+def weights_identity(ref: BackboneRef) -> str:
+    """Identifies weights by content where they are local, by name otherwise; loads no model.
+
+    Copying or moving a file or folder keeps the identity; changing a byte of its weights or
+    configuration, or the name of a file in a folder, changes it. Other files of a folder (a README)
+    do not count.
+
+    Args:
+        ref: The backbone.
+
+    Returns:
+        ``"xxh3:<hex>"`` for a local file or folder, ``"hub:<model>@<weights>"`` for a tag or hub
+        name.
+
+    Raises:
+        BackboneUnavailableError: If the path does not exist or the folder holds no weights.
+    """
+    path = local_weights(ref)
+    if path is None:
+        return f"hub:{ref.model}@{ref.weights or ref.model}"
+    digest = xxhash.xxh3_128()
+    if path.is_file():
+        _add_content(digest, path)
+    else:
+        for file in _identifying_files(ref, path):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            _add_content(digest, file)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def unavailable(ref: BackboneRef, reason: str) -> BackboneUnavailableError:
+    """Builds the error for weights that cannot be used; it says how to pass a local copy.
+
+    Args:
+        ref: What was asked.
+        reason: What was found instead, as a clause without a final stop.
+
+    Returns:
+        The error, to be raised by the caller with its cause.
+    """
+    feature_type = ref.adapter.upper()
+    return BackboneUnavailableError(
+        f"load_backbone: cannot load the weights {ref.weights!r} of the model {ref.model!r} "
+        f"(adapter {ref.adapter!r}): {reason}. To use a local copy, pass "
+        f"--weights {feature_type}=/path/to/folder-or-file "
+        f"(training: --pipeline.datamanager.weights {feature_type}=/path)."
+    )
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Returns a clause naming the known words closest to a wrong one, or all if none is close."""
+    words = sorted(set(known))
+    close = difflib.get_close_matches(name, words, n=5, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known are {', '.join(words) or 'none'}"
+
+
+def _reads_like_path(weights: str) -> bool:
+    return (
+        Path(weights).is_absolute()
+        or weights.startswith((".", "~"))
+        or "\\" in weights
+        or weights.count("/") > 1
+        or weights.endswith(WEIGHT_SUFFIXES)
+    )
+
+
+def _identifying_files(ref: BackboneRef, folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    weights = [file for file in files if file.suffix in WEIGHT_SUFFIXES]
+    if not weights:
+        raise unavailable(
+            ref, f"the folder {str(folder)!r} holds no {'/'.join(WEIGHT_SUFFIXES)} file"
+        )
+    return [file for file in files if file in weights or file.suffix == ".json"]
+
+
+def _add_content(digest: xxhash.xxh3_128, file: Path) -> None:
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)

@@ -1,0 +1,340 @@
+"""The data manager: Nerfstudio's rays and pixels, and beside them rows of the feature store.
+
+It looks up and nothing else: extraction, geometry and files belong to :mod:`f3rm.features`. Rows
+are keyed by image, so how a dataparser splits, orders or downscales the images does not matter.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import (
+    VanillaDataManager,
+    VanillaDataManagerConfig,
+    variable_res_collate,
+)
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import (
+    EvalDataloader,
+    FixedIndicesEvalDataloader,
+    RandIndicesEvalDataloader,
+)
+from torch import Tensor
+
+from f3rm._types import DatasetError, HeadSpec
+from f3rm.feature_field import FeatureStats
+from f3rm.features.cache import feature_folder, find_cache
+from f3rm.features.extraction import extract_features
+from f3rm.features.items import ImageItem, dataset_root, items_from_paths, read_items
+from f3rm.features.spec import resolve_feature_type
+from f3rm.features.store import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+_STATS_ROWS = 1 << 14
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class FeatureDataManagerConfig(VanillaDataManagerConfig):
+    """Nerfstudio's data manager, and where the features come from."""
+
+    _target: type = field(default_factory=lambda: FeatureDataManager)
+    feature_type: str = "CLIP"
+    """CLIP, DINO, DINOV2, DINOCLIP, or several joined by ``+``."""
+    enable_cache: bool = True
+    """Whether extracted features are kept in the dataset's folder for the next run."""
+    feature_cache_dir: Path | None = None
+    """Another folder for them, e.g. where the dataset's folder is read-only."""
+    weights: tuple[str, ...] = ()
+    """Weights other than the default, by type: ``CLIP=PATH DINO=PATH``."""
+    feature_sampling: Literal["nearest", "bilinear"] = "nearest"
+    """How a pixel reads the feature map: the cell it lies in, or four cells blended."""
+    feature_background: Literal["black", "white"] = "black"
+    """What images with alpha are composited over; black is what Nerfacto's default trains on."""
+    shard_size: int = 64
+    """Images per file of the feature cache."""
+    feature_device: str = "auto"
+    """Device that extracts: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+
+
+class ImageTargets:
+    """Target features of one image of a dataset, read a few pixel rows at a time.
+
+    Args:
+        lookup: Where the rows come from.
+        index: The image's index in its dataset.
+    """
+
+    def __init__(self, lookup: "FeatureLookup", index: int) -> None:
+        self._lookup = lookup
+        self._index = index
+
+    def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "rows width channels"]:
+        """Returns the features of pixel rows ``start`` to ``stop`` for a head, on the CPU."""
+        width = int(self._lookup.sizes[self._index, 1])
+        y, x = torch.meshgrid(torch.arange(start, stop), torch.arange(width), indexing="ij")
+        image = torch.full_like(x, self._index)
+        indices = torch.stack((image, y, x), dim=-1).reshape(-1, 3)
+        return self._lookup.features(name, indices).view(stop - start, width, -1)
+
+
+class FeatureLookup:
+    """Finds the features of a dataset's pixels.
+
+    Args:
+        stores: The feature stores by head name.
+        rows: Each dataset image's index in the stores.
+        sizes: Each dataset image's (height, width) as trained on.
+        mode: How the feature map is read.
+    """
+
+    def __init__(
+        self,
+        stores: dict[str, FeatureStore],
+        rows: Int[Tensor, " images"],
+        sizes: Int[Tensor, "images 2"],
+        mode: Literal["nearest", "bilinear"],
+    ) -> None:
+        self.stores = stores
+        self.sizes = sizes
+        self._rows = rows
+        self._mode: Literal["nearest", "bilinear"] = mode
+        store = next(iter(stores.values()))
+        files = torch.tensor([store.image_size(int(row)) for row in rows])
+        self._scale = files / sizes  # file pixels per trained pixel, (y, x)
+
+    def features(self, name: str, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays channels"]:
+        """Looks up pixels, through the size of the file that features were extracted from.
+
+        Args:
+            name: Which head's features.
+            indices: Nerfstudio's (image, y, x) of each ray, in the pixels that are trained on.
+        """
+        indices = indices.cpu()
+        image, yx = indices[:, 0], indices[:, 1:]
+        file_yx = (yx + 0.5) * self._scale[image] - 0.5
+        return self.stores[name].gather(self._rows[image], file_yx.flip(-1), mode=self._mode)
+
+
+class FeatureDataManager(VanillaDataManager[InputDataset]):
+    """Nerfstudio's data manager with target features in every batch.
+
+    A training or evaluation batch of rays has ``feature`` (rays, channels), or ``feature_<name>``
+    with several feature types; an evaluation image has ``feature_targets``. Features are extracted
+    when training starts and no valid cache stands there; a run that is only looked at opens the
+    cache if it is valid and does without it otherwise.
+    """
+
+    config: FeatureDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        config: FeatureDataManagerConfig,
+        device: torch.device | str = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        specs = resolve_feature_type(config.feature_type, weights=config.weights)
+        colour = (0.0,) * 3 if config.feature_background == "black" else (1.0,) * 3
+        self.specs = tuple(replace(spec, background=colour) for spec in specs)
+        data = Path(config.data if config.data is not None else config.dataparser.data)
+        self.items: list[ImageItem] = []
+        self.stores: dict[str, FeatureStore] = {}
+        if test_mode != "inference":  # which opens no image
+            self.items = _list_items(data, config.dataparser)
+            self.stores = self._open_stores(config, data, training=test_mode == "val")
+        super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
+        self._lookups: dict[str, FeatureLookup] = {}
+        if self.stores:
+            self._publish()
+            self._lookups["train"] = self._make_lookup(self.train_dataset)
+            self._lookups["eval"] = self._make_lookup(self.eval_dataset)
+
+    def _open_stores(
+        self, config: FeatureDataManagerConfig, data: Path, *, training: bool
+    ) -> dict[str, FeatureStore]:
+        stores: dict[str, FeatureStore] = {}
+        cache_dir = config.feature_cache_dir
+        if training and not config.enable_cache:
+            self._temporary = tempfile.TemporaryDirectory(prefix="f3rm-features-")
+            cache_dir = Path(self._temporary.name)
+        for spec in self.specs:
+            folder = feature_folder(data, spec, cache_dir)
+            if training:
+                stores[spec.name] = extract_features(
+                    self.items,
+                    spec,
+                    folder=folder,
+                    device=config.feature_device,
+                    shard_size=config.shard_size,
+                )
+                continue
+            store, reason = find_cache(self.items, spec, folder)
+            if store is None:
+                logger.warning("No feature metrics: %s", reason)
+                return {}
+            stores[spec.name] = store
+        return stores
+
+    def _publish(self) -> None:
+        """Tells the model, through the dataset's metadata, which heads to build."""
+        metadata = self.train_dataset.metadata
+        metadata["feature_heads"] = [
+            HeadSpec(
+                name=spec.name,
+                channels=self.stores[spec.name].channels,
+                has_text=getattr(self.stores[spec.name].manifest, 'has_text', spec.backbone.adapter == 'clip'),
+                backbone=spec.backbone,
+            )
+            for spec in self.specs
+        ]
+        metadata["feature_stats"] = {
+            name: FeatureStats.fit(store.sample(_STATS_ROWS, seed=0))
+            for name, store in self.stores.items()
+        }
+
+    def _make_lookup(self, dataset: InputDataset) -> FeatureLookup:
+        names = match_items(dataset.image_filenames, self.items)
+        store = next(iter(self.stores.values()))
+        cameras = dataset.cameras
+        return FeatureLookup(
+            self.stores,
+            rows=torch.tensor([store.index(name) for name in names]),
+            sizes=torch.cat((cameras.height, cameras.width), dim=-1).cpu(),
+            mode=self.config.feature_sampling,
+        )
+
+    def setup_eval(self) -> None:
+        """Sets up evaluation with the collation that the evaluation cameras need.
+
+        Nerfstudio chooses it by the training cameras alone, and fails on one portrait among
+        landscape evaluation images.
+        """
+        with self._collation(self.eval_dataset.cameras):
+            super().setup_eval()
+        self.fixed_indices_eval_dataloader = _FixedWithTargets(self)
+        self.eval_dataloader = _RandomWithTargets(self)
+
+    @contextlib.contextmanager
+    def _collation(self, cameras: Cameras) -> Iterator[None]:
+        chosen = self.config.collate_fn
+        sizes = torch.cat((cameras.height, cameras.width), dim=-1).unique(dim=0)
+        if len(sizes) > 1:
+            self.config.collate_fn = variable_res_collate
+        try:
+            yield
+        finally:
+            self.config.collate_fn = chosen
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Returns rays and pixels of the next training batch, with their features."""
+        bundle, batch = super().next_train(step)
+        return bundle, self._with_features(batch, "train")
+
+    def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """Returns rays and pixels of the next evaluation batch, with their features."""
+        bundle, batch = super().next_eval(step)
+        return bundle, self._with_features(batch, "eval")
+
+    def _with_features(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
+        lookup = self._lookups.get(split)
+        if lookup is None:
+            return batch
+        for name in lookup.stores:
+            key = "feature" if len(lookup.stores) == 1 else f"feature_{name}"
+            batch[key] = lookup.features(name, batch["indices"]).to(self.device)
+        return batch
+
+    def eval_targets(self, index: int) -> ImageTargets | None:
+        """Returns the target features of an evaluation image, or None without a valid cache."""
+        lookup = self._lookups.get("eval")
+        return ImageTargets(lookup, index) if lookup else None
+
+
+class _WithTargets(EvalDataloader):
+    """Adds an evaluation image's target features to its batch."""
+
+    manager: FeatureDataManager
+
+    def get_camera(self, image_idx: int = 0) -> tuple[Cameras, dict[str, Any]]:
+        camera, batch = super().get_camera(image_idx)
+        targets = self.manager.eval_targets(image_idx)
+        if targets is not None:
+            batch["feature_targets"] = targets
+        return camera, batch
+
+
+class _FixedWithTargets(_WithTargets, FixedIndicesEvalDataloader):
+    def __init__(self, manager: FeatureDataManager) -> None:
+        super().__init__(input_dataset=manager.eval_dataset, device=manager.device)
+        self.manager = manager
+
+
+class _RandomWithTargets(_WithTargets, RandIndicesEvalDataloader):
+    def __init__(self, manager: FeatureDataManager) -> None:
+        super().__init__(input_dataset=manager.eval_dataset, device=manager.device)
+        self.manager = manager
+
+
+def _list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
+    """Lists every image of a dataset, whatever its split.
+
+    Nerfstudio's own format is read from transforms.json; any other dataparser is asked.
+    """
+    if isinstance(dataparser, NerfstudioDataParserConfig):
+        return read_items(data)
+    parser = replace(dataparser, data=data).setup()
+    paths = [
+        path
+        for split in _SPLITS
+        for path in parser.get_dataparser_outputs(split=split).image_filenames
+    ]
+    return items_from_paths(paths, dataset_root(data))
+
+
+def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
+    """Finds the dataset image behind each file that Nerfstudio trains on.
+
+    Nerfstudio may train on ``images_2/x.jpg`` where transforms.json says ``images/x.jpg``; it keeps
+    the file's name and drops the rest, so such a file is matched by its name.
+
+    Args:
+        paths: Files of a Nerfstudio dataset.
+        items: The images that features were extracted from.
+
+    Returns:
+        The name of the item behind each path.
+
+    Raises:
+        DatasetError: If a file belongs to no image, or to several of the same name.
+    """
+    by_path = {item.path.resolve(): item.name for item in items}
+    by_name: dict[str, list[str]] = {}
+    for item in items:
+        by_name.setdefault(item.path.name, []).append(item.name)
+    matched: list[str] = []
+    for path in paths:
+        candidates = by_name.get(path.name, [])
+        exact = by_path.get(path.resolve())
+        if exact is None and len(candidates) != 1:
+            found = f"{len(candidates)} images share its name" if candidates else "none matches"
+            msg = (
+                f"match_items: {path} must belong to one image of transforms.json, but {found}. "
+                "Give images in different folders different names, or train at full size."
+            )
+            raise DatasetError(msg)
+        matched.append(exact if exact is not None else candidates[0])
+    return matched

@@ -1,0 +1,181 @@
+"""Chunk files: plain ``.npy``, written atomically and checked before they are mapped.
+
+A chunk is (images, rows, cols, channels). The header fills one page, so that the data starts on a
+page boundary; ``np.load`` reads the files like any other.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from jaxtyping import Float
+
+from f3rm._types import CacheError, CacheMismatchError
+from f3rm.features.records import ChunkRecord
+from f3rm.features.spec import StoredDtype
+
+_HEADER_BYTES = 4096
+_BLOCK_BYTES = 1 << 22
+_MAGIC = b"\x93NUMPY\x01\x00"
+
+Rows = Float[np.ndarray, "images rows cols channels"]
+
+
+@dataclass(frozen=True)
+class WrittenChunk:
+    """What writing a chunk gave: the file's length in bytes and its checksum."""
+
+    bytes: int
+    checksum: str
+
+
+def write_chunk(
+    path: Path, shape: tuple[int, int, int, int], dtype: StoredDtype, parts: Iterable[Rows]
+) -> WrittenChunk:
+    """Writes a chunk to a temporary name, makes it durable, and renames it into place.
+
+    Args:
+        path: The final name; its folder exists.
+        shape: Images, rows, columns, channels of the whole chunk.
+        dtype: Type on disk.
+        parts: Consecutive images, already of that type; may compute while it is consumed.
+
+    Raises:
+        CacheError: If the file system refuses.
+    """
+    digest = xxhash.xxh3_128()
+
+    def write(stream: BinaryIO) -> None:
+        header = _header(shape, dtype)
+        stream.write(header)
+        digest.update(header)
+        for part in parts:
+            block = np.ascontiguousarray(part).data.cast("B")
+            stream.write(block)
+            digest.update(block)
+
+    write_atomically(path, write)
+    expected = _HEADER_BYTES + math.prod(shape) * np.dtype(dtype).itemsize
+    return WrittenChunk(expected, f"xxh3_128:{digest.hexdigest()}")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Fills a temporary file, syncs it and renames it to ``path``; on failure nothing stays.
+
+    Raises:
+        CacheError: If the file system refuses.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        msg = (
+            f"write_atomically: {str(path)!r} must be writable, got: {error}. Make room or pass "
+            "--cache-dir, then run again."
+        )
+        raise CacheError(msg) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_chunk(folder: Path, record: ChunkRecord) -> None:
+    """Checks that a chunk is there with the recorded length, shape and type; reads only its header.
+
+    Raises:
+        CacheMismatchError: If it is not.
+    """
+    _data_offset(folder, record)
+
+
+def verify_chunk(folder: Path, record: ChunkRecord) -> None:
+    """Checks a chunk like :func:`check_chunk`, and its whole content against the checksum.
+
+    Raises:
+        CacheMismatchError: If it is not the recorded chunk.
+    """
+    check_chunk(folder, record)
+    digest = xxhash.xxh3_128()
+    with (folder / record.file).open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    if f"xxh3_128:{digest.hexdigest()}" != record.checksum:
+        raise _mismatch(folder / record.file, "its checksum is another")
+
+
+def map_chunk(folder: Path, record: ChunkRecord) -> Rows:
+    """Maps a chunk into memory, read-only and without read-ahead, after checking it.
+
+    Raises:
+        CacheMismatchError: If the file does not have the recorded length, shape and type.
+    """
+    offset = _data_offset(folder, record)
+    with (folder / record.file).open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    count = math.prod(record.shape)
+    flat: np.ndarray[Any, Any] = np.frombuffer(
+        mapped, dtype=record.dtype, count=count, offset=offset
+    )
+    return flat.reshape(record.shape)
+
+
+def _header(shape: tuple[int, ...], dtype: StoredDtype) -> bytes:
+    """Builds a version 1.0 header of exactly one page.
+
+    *Source:* https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
+    text = repr({"descr": descr, "fortran_order": False, "shape": tuple(shape)})
+    length = _HEADER_BYTES - len(_MAGIC) - 2
+    return _MAGIC + length.to_bytes(2, "little") + text.ljust(length - 1).encode("latin1") + b"\n"
+
+
+def _data_offset(folder: Path, record: ChunkRecord) -> int:
+    path = folder / record.file
+    try:
+        if not path.is_file():
+            raise _mismatch(path, "it is missing or no file")
+        length = path.stat().st_size
+        if length != record.bytes:
+            raise _mismatch(path, f"it has {length} bytes instead of {record.bytes}")
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            offset = stream.tell()
+    except (OSError, ValueError) as error:
+        raise _mismatch(path, f"its header cannot be read ({error})") from error
+    expected = np.dtype(record.dtype).newbyteorder("<")
+    if fortran or tuple(shape) != record.shape or dtype != expected:
+        raise _mismatch(path, f"it holds {shape} {dtype} instead of {record.shape} {expected}")
+    if offset + math.prod(shape) * expected.itemsize != length:
+        raise _mismatch(path, f"its {length} bytes do not fit the shape {shape}")
+    return offset
+
+
+def _mismatch(path: Path, reason: str) -> CacheMismatchError:
+    msg = (
+        f"check_chunk: {str(path)!r} must be the chunk that the manifest names, but {reason}. Run "
+        "f3rm extract again."
+    )
+    return CacheMismatchError(msg)

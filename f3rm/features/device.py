@@ -1,0 +1,51 @@
+"""Which device a name means on this machine."""
+
+import torch
+
+from f3rm._types import DeviceError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turns ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists here.
+
+    Args:
+        name: The wanted device; ``auto`` takes the first GPU where there is one, else the CPU.
+
+    Raises:
+        DeviceError: If the name is none of these, or names a GPU that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(_unknown(name)) from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(_unknown(name))
+    if device.type == "cuda":
+        _check_gpu(name, device.index or 0)
+    return device
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"resolve_device: device must be auto, cpu, cuda or cuda:N, got {name!r}. Choose one of "
+        "these."
+    )
+
+
+def _check_gpu(name: str, index: int) -> None:
+    if not torch.cuda.is_available():
+        msg = (
+            f"resolve_device: device must exist, got {name!r}, but PyTorch {torch.__version__} "
+            "sees no CUDA GPU here. Use --device cpu, or install a GPU driver and a CUDA build of "
+            "PyTorch."
+        )
+        raise DeviceError(msg)
+    count = torch.cuda.device_count()
+    if index >= count:
+        msg = (
+            f"resolve_device: device must exist, got {name!r}, but this machine has {count} "
+            f"GPU(s), cuda:0 to cuda:{count - 1}. Choose one of these."
+        )
+        raise DeviceError(msg)

@@ -1,0 +1,105 @@
+"""Sizes of network inputs and the map from image pixels to feature cells.
+
+Sizes are (height, width). A pixel centre has integer coordinates: x = 0 is the centre of the first
+pixel; u = 0 is the centre of the first feature cell. This module knows no tensors and no files.
+"""
+
+import math
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+"""(height, width), in pixels or in cells."""
+
+
+def network_size(image_size: Size, short_side: int, patch: int) -> Size:
+    """Chooses the size that an image is resized to before the network sees it.
+
+    The short side becomes ``short_side`` and the aspect ratio is kept; then both sides are rounded
+    to the nearest whole number of patches, at least one.
+
+    Args:
+        image_size: Height and width of the image in pixels.
+        short_side: Wanted length of the shorter side in pixels.
+        patch: Pixels per feature cell.
+
+    Returns:
+        Height and width of the network input in pixels, multiples of ``patch``.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+    if min(*image_size, short_side, patch) < 1:
+        msg = (
+            "network_size: image_size, short_side and patch must be positive, "
+            f"got {image_size}, {short_side}, {patch}. Check the image and the feature type."
+        )
+        raise ValueError(msg)
+    scale = short_side / min(image_size)
+    height, width = (max(1, math.floor(side * scale / patch + 0.5)) * patch for side in image_size)
+    return height, width
+
+
+@dataclass(frozen=True)
+class PixelAffine:
+    """Maps pixel centres of the image file to feature coordinates: ``u = scale_x * x + offset_x``.
+
+    Attributes:
+        scale_x: Cells per pixel, horizontally.
+        offset_x: Feature coordinate of the first pixel's centre, horizontally.
+        scale_y: Cells per pixel, vertically.
+        offset_y: Feature coordinate of the first pixel's centre, vertically.
+    """
+
+    scale_x: float
+    offset_x: float
+    scale_y: float
+    offset_y: float
+
+    @classmethod
+    def between(cls, image_size: Size, grid: Size) -> "PixelAffine":
+        """Returns the map of an image that was stretched over the whole feature grid.
+
+        It is ``u = (x + 0.5) * cols / width - 0.5``, and likewise for rows: the outer edges of
+        image and grid coincide.
+
+        Args:
+            image_size: Height and width of the original image in pixels.
+            grid: Rows and columns of the feature map.
+        """
+        scale_y, scale_x = (cells / pixels for cells, pixels in zip(grid, image_size, strict=True))
+        return cls(scale_x, 0.5 * scale_x - 0.5, scale_y, 0.5 * scale_y - 0.5)
+
+    def cells_from_pixels(self, x: float, y: float) -> tuple[float, float]:
+        """Returns the feature coordinates (u, v) of the pixel coordinates (x, y)."""
+        return self.scale_x * x + self.offset_x, self.scale_y * y + self.offset_y
+
+
+@dataclass(frozen=True)
+class ValidRect:
+    """The part of a feature map that shows the image and not padding, in feature coordinates.
+
+    The edges of the first cell are at -0.5 and 0.5, so a map without padding has the rectangle
+    ``(-0.5, -0.5, cols - 0.5, rows - 0.5)``.
+
+    Attributes:
+        x_min: Left edge.
+        y_min: Top edge.
+        x_max: Right edge.
+        y_max: Bottom edge.
+    """
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+    @classmethod
+    def full(cls, grid: Size) -> "ValidRect":
+        """Returns the rectangle of a map without padding, given its rows and columns."""
+        return cls(-0.5, -0.5, grid[1] - 0.5, grid[0] - 0.5)
+
+    def cells(self) -> tuple[range, range]:
+        """Returns the rows and the columns whose cell centres lie inside the rectangle."""
+        rows = range(math.ceil(self.y_min), math.floor(self.y_max) + 1)
+        cols = range(math.ceil(self.x_min), math.floor(self.x_max) + 1)
+        return rows, cols

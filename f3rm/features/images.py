@@ -1,0 +1,196 @@
+"""Decoding images as training sees them, and the check of every image before anything is written.
+
+Colours follow Nerfstudio: RGB as it is, greyscale replicated, alpha composited over a background,
+the EXIF orientation ignored. Modes that Nerfstudio would misread (palettes, 16 bit, CMYK, ...) are
+refused with a command that converts them.
+"""
+
+import io
+import logging
+import shlex
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import xxhash
+from jaxtyping import UInt8
+from PIL import Image
+
+from f3rm._types import ImageError
+from f3rm.features.geometry import Size
+from f3rm.features.items import ImageItem
+from f3rm.features.progress import track
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ACCEPTED = ("RGB", "L", "RGBA")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ORIENTATION_TAG = 0x0112
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_THREADS = 4
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the check of an image found.
+
+    Attributes:
+        item: The image.
+        bytes: Length of the file.
+        mtime_ns: Modification time of the file in nanoseconds.
+        content: Hash (xxh3_128) of the file's bytes.
+        size: Height and width in pixels.
+    """
+
+    item: ImageItem
+    bytes: int
+    mtime_ns: int
+    content: str
+    size: Size
+
+
+def inspect_images(items: Sequence[ImageItem], *, progress: bool = False) -> list[ImageInfo]:
+    """Decodes every image once, so that a bad one is known before anything is written.
+
+    Args:
+        items: The images.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One record per image, in the order of ``items``.
+
+    Raises:
+        ImageError: If an image is missing, damaged, or in a mode that training would misread.
+    """
+    checked = track(
+        prefetched(_inspect, items), total=len(items), label="checking images", show=progress
+    )
+    found = list(checked)
+    refused = [(item, mode) for item, (_, mode, _) in zip(items, found, strict=True) if mode]
+    if refused:
+        raise ImageError(_mode_message(refused))
+    turned = [item.name for item, (_, _, turned) in zip(items, found, strict=True) if turned]
+    if turned:
+        log.warning(
+            "%d image(s) have an EXIF orientation, e.g. %s; it is ignored, as in Nerfstudio.",
+            len(turned),
+            turned[0],
+        )
+    return [info for info, _, _ in found]
+
+
+def content_hash(path: Path) -> str:
+    """Returns the xxh3_128 hash of a file's bytes, in hexadecimal."""
+    return xxhash.xxh3_128(path.read_bytes()).hexdigest()
+
+
+def read_image(
+    path: Path, background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image to 8-bit RGB; its EXIF orientation is ignored.
+
+    Args:
+        path: The image file.
+        background: RGB colour in [0, 1] that shows through where an alpha channel is transparent.
+
+    Raises:
+        ImageError: If the file is missing, damaged, or in a mode that training would misread.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode = image.mode
+            pixels = np.array(image)
+    except _BROKEN as error:
+        raise ImageError(_broken_message("read_image", str(path), error)) from error
+    if mode not in _ACCEPTED:
+        raise ImageError(_mode_message([(ImageItem(str(path), path), mode)]))
+    if mode == "L":
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if mode == "RGB":
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.float32) / 255
+    colour = np.asarray(background, dtype=np.float32) * 255
+    return np.floor(pixels[:, :, :3] * alpha + colour * (1 - alpha) + 0.5).astype(np.uint8)
+
+
+def prefetched(
+    function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 2 * _THREADS
+) -> Iterator[Result]:
+    """Yields ``function(item)`` in order while a few threads work ahead.
+
+    Args:
+        function: Called in worker threads.
+        items: The inputs.
+        ahead: How many results may wait; it bounds the memory.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
+    """Returns the record, the mode if it is refused (else ""), and whether EXIF says turned."""
+    try:
+        content = item.path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            mode = "" if image.mode in _ACCEPTED else image.mode
+            turned = image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1)
+            size = (image.height, image.width)
+    except _BROKEN as error:
+        raise ImageError(_broken_message("inspect_images", item.name, error)) from error
+    digest = xxhash.xxh3_128(content).hexdigest()
+    info = ImageInfo(item, len(content), item.path.stat().st_mtime_ns, digest, size)
+    return info, mode, turned
+
+
+def _broken_message(function: str, name: str, error: Exception) -> str:
+    return (
+        f"{function}: {name!r} must be a complete image, got: {error or type(error).__name__}. "
+        "Copy or export the file again, or take its frame out of transforms.json."
+    )
+
+
+def _mode_message(refused: Sequence[tuple[ImageItem, str]]) -> str:
+    """Names the refused images of the first mode met, and a command that converts them."""
+    mode = refused[0][1]
+    paths = [str(item.path) for item, other in refused if other == mode]
+    names = ", ".join(item.name for item, _ in refused[:_SHOWN])
+    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    return (
+        f"inspect_images: images must be 8-bit RGB, RGBA or greyscale, got mode {mode!r} in "
+        f"{names}{more}. Training would misread it. Convert with (keep a copy; the files are "
+        f"replaced)\n  {_conversion(mode, paths)}"
+    )
+
+
+def _conversion(mode: str, paths: Sequence[str]) -> str:
+    if mode in _SIXTEEN_BIT:
+        shifted = "(np.asarray(Image.open(p)).astype(np.uint32) >> 8).astype(np.uint8)"
+        imports = "import sys, numpy as np; from PIL import Image"
+        loop = f"[Image.fromarray({shifted}).save(p) for p in sys.argv[1:]]"
+    else:
+        step = "i.convert('RGBA' if i.has_transparency_data else 'RGB').save(p, quality=95)"
+        imports = "import sys; from PIL import Image"
+        loop = f"[{step} for p in sys.argv[1:] for i in [Image.open(p)]]"
+    files = " ".join(shlex.quote(path) for path in paths)
+    return f'python -c "{imports}; {loop}" {files}'

@@ -1,0 +1,125 @@
+"""Which images a dataset has: the frames of ``transforms.json``, in its order.
+
+This is a small reader of its own: it looks at ``file_path`` only, knows nothing of cameras or of
+train and eval splits, and needs no Nerfstudio. Other dataparsers hand their image paths to
+:func:`items_from_paths`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from f3rm._types import DatasetError, ImageError
+
+TRANSFORMS = "transforms.json"
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One image of a dataset.
+
+    Attributes:
+        name: POSIX path relative to the dataset, as written in ``file_path``; the key of the image
+            in caches.
+        path: Absolute path of the file.
+    """
+
+    name: str
+    path: Path
+
+
+def dataset_root(data: Path) -> Path:
+    """Returns the absolute folder of a dataset, given the folder or a ``.json`` file in it."""
+    folder = data.parent if data.suffix == ".json" else data
+    return folder.expanduser().absolute()
+
+
+def read_items(data: Path) -> list[ImageItem]:
+    """Lists the images of a dataset in the order of its frames; a file named twice counts once.
+
+    Args:
+        data: The dataset folder, with ``transforms.json`` in it, or such a ``.json`` file.
+
+    Raises:
+        DatasetError: If there is no usable list of frames.
+        ImageError: If image files of frames are missing.
+    """
+    root = dataset_root(data)
+    source = data.expanduser() if data.suffix == ".json" else root / TRANSFORMS
+    items: dict[str, ImageItem] = {}
+    for number, frame in enumerate(_frames(source)):
+        name = _frame_name(frame, number, source)
+        items.setdefault(name, ImageItem(name, root / name))
+    _check_present(list(items.values()), source)
+    return list(items.values())
+
+
+def items_from_paths(paths: Iterable[Path], root: Path) -> list[ImageItem]:
+    """Names images that a dataparser lists: relative to ``root`` if inside it, else absolute.
+
+    Args:
+        paths: Image files, absolute or relative to the working directory.
+        root: The dataset folder.
+    """
+    base = Path(os.path.normpath(root.expanduser().absolute()))
+    items: dict[str, ImageItem] = {}
+    for path in paths:
+        absolute = path.expanduser().absolute()
+        plain = Path(os.path.normpath(absolute))
+        name = (plain.relative_to(base) if plain.is_relative_to(base) else plain).as_posix()
+        items.setdefault(name, ImageItem(name, absolute))
+    return list(items.values())
+
+
+def _frames(source: Path) -> list[Any]:
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        msg = (
+            f"read_items: data must be a dataset with {TRANSFORMS}, got {str(source.parent)!r} "
+            f"without {source.name}. Point --data at such a folder, or make one with "
+            "ns-process-data."
+        )
+        raise DatasetError(msg) from error
+    except (OSError, ValueError, RecursionError) as error:
+        msg = (
+            f"read_items: {str(source)!r} must be readable JSON, got: {error}. Make it again with "
+            "ns-process-data."
+        )
+        raise DatasetError(msg) from error
+    frames = content.get("frames") if isinstance(content, Mapping) else None
+    if not isinstance(frames, list) or not frames:
+        found = "an empty list" if frames == [] else "none"
+        msg = (
+            f'read_items: {str(source)!r} must have "frames", at least one, got {found}. '
+            "Check how the file was made; ns-process-data writes such a list."
+        )
+        raise DatasetError(msg)
+    return frames
+
+
+def _frame_name(frame: object, number: int, source: Path) -> str:
+    name = frame.get("file_path") if isinstance(frame, Mapping) else None
+    if not isinstance(name, str) or not name:
+        msg = (
+            f'read_items: frame {number} of {str(source)!r} must have a "file_path", got none. '
+            "Add the path of its image, relative to the dataset folder."
+        )
+        raise DatasetError(msg)
+    return Path(name).as_posix()
+
+
+def _check_present(items: list[ImageItem], source: Path) -> None:
+    missing = [item.name for item in items if not item.path.is_file()]
+    if not missing:
+        return
+    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    msg = (
+        f"read_items: every frame's image must exist, but {len(missing)} of {len(items)} named in "
+        f"{str(source)!r} are missing: {shown}. Put the files there, or take these frames out."
+    )
+    raise ImageError(msg)

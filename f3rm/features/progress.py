@@ -1,0 +1,54 @@
+"""The progress bar of long steps: images per second and time left, on rich's global console."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Result = TypeVar("Result")
+
+
+class RateColumn(ProgressColumn):
+    """Shows how many images are done per second."""
+
+    def render(self, task: Task) -> Text:
+        """Returns the rate of a task, or a dash before anything is done."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.2f} images/s" if speed else "- images/s")
+
+
+def progress_bar(*, show: bool) -> Progress:
+    """Returns a bar that is drawn only if ``show``; use it as a context manager."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        disable=not show,
+    )
+
+
+def track(results: Iterable[Result], *, total: int, label: str, show: bool) -> Iterator[Result]:
+    """Yields ``results`` while a bar counts them.
+
+    Args:
+        results: What is counted, one per image.
+        total: How many there will be.
+        label: Text before the bar.
+        show: Whether the bar is drawn.
+    """
+    with progress_bar(show=show) as bar:
+        task = bar.add_task(label, total=total)
+        for result in results:
+            yield result
+            bar.advance(task)

@@ -1,0 +1,233 @@
+"""What to extract: one :class:`FeatureSpec` per feature type, and the table of presets.
+
+A feature type is a preset's name, an alias, the name of a third-party adapter (entry-point group
+``f3rm.backbones``), or several of these joined by ``+``. Nothing elsewhere depends on a type's
+name.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import xxhash
+
+from f3rm._types import BackboneRef, FeatureTypeError
+
+ALGORITHM_VERSION = 1
+"""Raised when decoding, resizing or normalising changes, so that no older cache is mistaken."""
+
+ENTRY_POINT_GROUP = "f3rm.backbones"
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+Value = TypeVar("Value")
+Interpolation = Literal["bicubic", "bilinear"]
+StoredDtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Everything that decides the values of a feature cache, apart from the images.
+
+    Attributes:
+        name: Short lower-case name; also the name of the cache folder.
+        backbone: The model.
+        tap: Where in the model the features are read, in the words of the adapter; recorded in the
+            cache.
+        short_side: Length in pixels that the shorter image side is resized to.
+        interpolation: How images are resized, always with antialiasing.
+        background: RGB colour in [0, 1] behind images with an alpha channel.
+        dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
+    """
+
+    name: str
+    backbone: BackboneRef
+    tap: str
+    short_side: int
+    interpolation: Interpolation = "bicubic"
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    dtype: StoredDtype = "float16"
+
+    def __post_init__(self) -> None:
+        if not _SLUG.fullmatch(self.name):
+            msg = (
+                "FeatureSpec: name must be lower-case letters, digits, '.', '_' or '-', got "
+                f"{self.name!r}. Rename it."
+            )
+            raise FeatureTypeError(msg)
+        if self.short_side < 1:
+            msg = (
+                f"FeatureSpec: short_side must be at least 1 pixel, got {self.short_side}. Ask for "
+                "more."
+            )
+            raise FeatureTypeError(msg)
+
+    def settings(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> dict[str, Any]:
+        """Returns what the values depend on; weights count by what they are, not by where.
+
+        Args:
+            weights_identity: What :func:`f3rm.backbones.registry.weights_identity` says of
+                :attr:`backbone`.
+            algorithm: Version of the preparation.
+        """
+        return {
+            "algorithm": algorithm,
+            "adapter": self.backbone.adapter,
+            "model": self.backbone.model,
+            "weights": weights_identity,
+            "tap": self.tap,
+            "short_side": self.short_side,
+            "interpolation": self.interpolation,
+            "background": [float(value) for value in self.background],
+            "dtype": self.dtype,
+        }
+
+    def key(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> str:
+        """Returns a hash of :meth:`settings`: equal keys and images make equal features."""
+        canonical = json.dumps(
+            self.settings(weights_identity, algorithm), sort_keys=True, separators=(",", ":")
+        )
+        return xxhash.xxh3_128(canonical.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain strings, numbers, lists and dicts for JSON."""
+        return {**asdict(self), "background": list(self.background)}
+
+
+PRESETS: Mapping[str, FeatureSpec] = {
+    "CLIP": FeatureSpec(
+        name="clip",
+        backbone=BackboneRef("clip", "ViT-L-14-336-quickgelu", "openai"),
+        tap="-1|dense(maskclip)",
+        short_side=1024,
+    ),
+    "DINO": FeatureSpec(
+        name="dino",
+        backbone=BackboneRef("dino", "facebook/dino-vits8", "facebook/dino-vits8"),
+        tap="final",
+        short_side=448,
+    ),
+    "DINOV2": FeatureSpec(
+        name="dinov2",
+        backbone=BackboneRef("dinov2", "facebook/dinov2-large", "facebook/dinov2-large"),
+        tap="final",
+        short_side=518,
+    ),
+}
+"""The feature types that ship with the project, by upper-case name."""
+
+ALIASES: Mapping[str, str] = {"DINOCLIP": "DINO+CLIP"}
+"""Names for combinations."""
+
+
+def resolve_feature_type(
+    text: str,
+    *,
+    weights: Mapping[str, str] | Sequence[str] = (),
+    short_side: Mapping[str, int] | None = None,
+) -> tuple[FeatureSpec, ...]:
+    """Looks up a feature type by name; upper and lower case are the same.
+
+    Args:
+        text: A type, an alias, or several joined by ``+``, e.g. ``"DINO+CLIP"``.
+        weights: Weights other than the default, by type: a mapping, or entries like
+            ``"CLIP=PATH"``.
+        short_side: Resizing other than the default, by type, in pixels.
+
+    Returns:
+        One specification per part, in the order of ``text``.
+
+    Raises:
+        FeatureTypeError: If a name is unknown or used twice, or an override names a type that is
+            not used.
+    """
+    names = [part.strip().upper() for part in ALIASES.get(text.strip().upper(), text).split("+")]
+    parts = [part for name in names for part in ALIASES.get(name, name).split("+")]
+    repeated = sorted({part for part in parts if parts.count(part) > 1})
+    if repeated:
+        msg = (
+            f"resolve_feature_type: a type must be named once, got {text!r} with {repeated[0]} "
+            "twice. Drop one."
+        )
+        raise FeatureTypeError(msg)
+    chosen_weights = _by_type("weights", _parse_weights(weights), parts)
+    chosen_sides = _by_type("short_side", short_side or {}, parts)
+    specs: list[FeatureSpec] = []
+    for part in parts:
+        spec = _lookup(part)
+        if part in chosen_weights:
+            ref = replace(spec.backbone, weights=_absolute_if_local(chosen_weights[part]))
+            spec = replace(spec, backbone=ref)
+        specs.append(replace(spec, short_side=chosen_sides.get(part, spec.short_side)))
+    return tuple(specs)
+
+
+def _lookup(name: str) -> FeatureSpec:
+    if name in PRESETS:
+        return PRESETS[name]
+    adapters = {point.name.upper(): point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name in adapters:
+        return _third_party(adapters[name])
+    known = [*PRESETS, *ALIASES, *adapters]
+    msg = (
+        f"resolve_feature_type: feature type must be one of {', '.join(known)} or several joined "
+        f"by '+', got {name!r}."
+    )
+    raise FeatureTypeError(f"{msg} {_suggestion(name, known)}")
+
+
+def _third_party(point: EntryPoint) -> FeatureSpec:
+    try:
+        adapter = point.load()
+        ref = BackboneRef(point.name, adapter.default_model, adapter.default_weights)
+        return FeatureSpec(point.name.lower(), ref, adapter.default_tap, adapter.default_short_side)
+    except (ImportError, AttributeError) as error:
+        msg = (
+            f"resolve_feature_type: the adapter {point.name!r} ({point.value}) must be importable "
+            "and have default_model, default_weights, default_tap and default_short_side, got: "
+            f"{error}. Update the package that brings it."
+        )
+        raise FeatureTypeError(msg) from error
+
+
+def _parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
+    if isinstance(weights, Mapping):
+        return weights
+    parsed: dict[str, str] = {}
+    for entry in weights:
+        name, separator, value = entry.partition("=")
+        if not (name and separator and value):
+            msg = (
+                f"resolve_feature_type: weights must look like CLIP=PATH, got {entry!r}. Name the "
+                "type they are for."
+            )
+            raise FeatureTypeError(msg)
+        parsed[name] = value
+    return parsed
+
+
+def _by_type(argument: str, values: Mapping[str, Value], parts: Sequence[str]) -> dict[str, Value]:
+    chosen = {name.strip().upper(): value for name, value in values.items()}
+    for name in chosen:
+        if name not in parts:
+            msg = (
+                f"resolve_feature_type: {argument} must name one of the types in use, "
+                f"{', '.join(parts)}, got {name!r}. {_suggestion(name, list(parts))}"
+            )
+            raise FeatureTypeError(msg)
+    return chosen
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"Did you mean {' or '.join(near)}?" if near else "Choose one of these."
+
+
+def _absolute_if_local(weights: str) -> str:
+    path = Path(weights).expanduser()
+    return str(path.absolute()) if path.exists() else weights

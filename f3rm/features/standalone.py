@@ -1,0 +1,135 @@
+"""Whole datasets in one call, and the names of f3rm's earlier standalone extractor.
+
+:func:`extract_features_for_dataset` is the work behind ``f3rm extract``. :class:`LazyFeatures`,
+:func:`feature_saver` and :func:`feature_loader` are thin names over
+:class:`~f3rm.features.store.FeatureStore` and :func:`~f3rm.features.extraction.extract_features`;
+new code uses these directly.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from f3rm._types import CacheError
+from f3rm.backbones.registry import load_backbone
+from f3rm.features.cache import feature_folder
+from f3rm.features.extraction import LoadBackbone, extract_features
+from f3rm.features.items import read_items
+from f3rm.features.spec import resolve_feature_type
+from f3rm.features.store import FeatureStore
+
+Indices = int | Int[Tensor, "..."]
+
+
+class LazyFeatures:
+    """Feature maps addressed as ``features[image, row, col]``, read from disk when asked for."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        """Wraps an open cache."""
+        self.store = store
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.store)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Images, rows, columns, channels.
+
+        Raises:
+            CacheError: If the images have maps of different sizes.
+        """
+        sizes = {self.store.grid_size(index) for index in range(len(self))}
+        if len(sizes) > 1:
+            msg = (
+                f"LazyFeatures.shape: all maps must have one size, got {sorted(sizes)}. Use "
+                "FeatureStore.grid_size."
+            )
+            raise CacheError(msg)
+        rows, cols = sizes.pop()
+        return len(self), rows, cols, self.store.channels
+
+    def __getitem__(
+        self, where: tuple[Indices, Indices, Indices]
+    ) -> Float[Tensor, "*shape channels"]:
+        """Returns the features of cells.
+
+        Args:
+            where: Image, row and column of the feature map: numbers, or integer tensors that
+                broadcast together.
+
+        Raises:
+            IndexError: If an index is out of range.
+        """
+        images, rows, cols = torch.broadcast_tensors(*(torch.as_tensor(part) for part in where))
+        found = self.store.cells(images.flatten(), rows.flatten(), cols.flatten())
+        return found.reshape(*images.shape, self.store.channels)
+
+
+def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices, by keyword
+    data: Path,
+    feature_type: str = "CLIP",
+    *,
+    shard_size: int = 64,
+    device: str = "auto",
+    force: bool = False,
+    cache_dir: Path | None = None,
+    weights: Mapping[str, str] | Sequence[str] = (),
+    batch_size: int | None = None,
+    progress: bool = True,
+    load: LoadBackbone = load_backbone,
+) -> dict[str, FeatureStore]:
+    """Extracts every part of a feature type for a dataset, or opens what is there already.
+
+    Args:
+        data: A folder with ``transforms.json``, or such a ``.json`` file.
+        feature_type: E.g. ``"CLIP"``, ``"DINOCLIP"`` or ``"DINO+CLIP"``.
+        shard_size: Images per chunk file.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        force: Whether to extract anew even if the cache is valid.
+        cache_dir: Where caches go instead of the dataset folder.
+        weights: Weights other than the default, by type, e.g. ``{"CLIP": "/path"}`` or
+            ``["CLIP=/path"]``.
+        batch_size: Images per network call; None chooses by image size.
+        progress: Whether to show progress bars.
+        load: Loads the backbones.
+
+    Returns:
+        The caches by name, e.g. ``{"dino": ..., "clip": ...}``, in the order of ``feature_type``.
+
+    Raises:
+        F3rmError: If something is wrong with the dataset, the names, the device, the model or the
+            disk; the message says what to do.
+    """
+    specs = resolve_feature_type(feature_type, weights=weights)
+    items = read_items(data)
+    stores: dict[str, FeatureStore] = {}
+    for spec in specs:
+        stores[spec.name] = extract_features(
+            items,
+            spec,
+            folder=feature_folder(data, spec, cache_dir, items=items),
+            device=device,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            force=force,
+            progress=progress,
+            load=load,
+        )
+    return stores
+
+
+feature_saver = extract_features
+"""Extracts into a folder: the older name of :func:`~f3rm.features.extraction.extract_features`."""
+
+
+def feature_loader(folder: Path) -> LazyFeatures:
+    """Opens the finished cache in a folder, e.g. ``<dataset>/features/clip``.
+
+    Raises:
+        CacheError: If there is none, or it is damaged.
+    """
+    return LazyFeatures(FeatureStore.open(folder))

@@ -1,0 +1,330 @@
+"""The model: Nerfacto, and beside it a feature field that distils 2D features.
+
+Nerfacto's behaviour is inherited, not copied: a hook on one of its renderers sees the weights and
+samples of every ray, from which the feature field is composited. With ``feat_geometry_grad: none``
+colours and density train as plain Nerfacto's do, bit by bit on the CPU.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from f3rm._types import HeadSpec
+from f3rm.camera_render import (
+    CameraOutputs,
+    FeatureTargets,
+    RenderRequest,
+    SampleTap,
+    current_request,
+)
+from f3rm.compat import lazy_lpips
+from f3rm.feature_field import (
+    FeatureField,
+    FeatureFieldConfig,
+    FeatureHead,
+    FeatureStats,
+)
+from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
+from f3rm.renderer import FeatureRenderer
+from f3rm.semantics.pca import fit_pca, pca_colours, pca_colours_from_hidden
+from f3rm.semantics.similarity import similarity_from_hidden, to_hidden
+from f3rm.viewer.controls import FeatureControls
+from f3rm.viewer.text_query import QueryText
+
+_HIDDEN = "feature_hidden"
+_METRIC_PIXELS = 1 << 14
+_PCA_PIXELS = 1 << 15
+
+
+@dataclass
+class FeatureFieldModelConfig(NerfactoModelConfig):
+    """Nerfacto's configuration, and the feature field's."""
+
+    _target: type = field(default_factory=lambda: FeatureFieldModel)
+    implementation: ImplementationChoice = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """tiny-cuda-nn, torch, or the first where it can run. The choice is saved with the run."""
+    feat_loss_weight: float = 1e-3
+    """Weight of each head's mean squared error."""
+    feat_geometry_grad: Literal["none", "full"] = "none"
+    """Whether the feature loss moves density and cameras; ``none`` leaves Nerfacto as it is."""
+    feat_use_pe: bool = True
+    """Whether a positional encoding stands beside the feature hash grid."""
+    feat_pe_n_freq: int = 6
+    """Octaves of that positional encoding."""
+    feat_num_levels: int = 12
+    """Levels of the feature hash grid."""
+    feat_log2_hashmap_size: int = 19
+    """Largest table of a level, as a power of two."""
+    feat_start_res: int = 16
+    """Cells per axis of the coarsest level."""
+    feat_max_res: int = 128
+    """Cells per axis of the finest level: features vary slowly, colours do not."""
+    feat_features_per_level: int = 8
+    """Features per level."""
+    feat_hidden_dim: int = 64
+    """Width of the hidden vector that is composited along a ray."""
+    feat_num_layers: int = 2
+    """Hidden layers of the feature trunk."""
+    positives: str = ""
+    """Comma-separated phrases to look for, rendered as ``similarity`` also without a viewer."""
+    negatives: str = "object, things, stuff, texture"
+    """Comma-separated phrases that these are told from; empty shows the plain cosine."""
+    softmax_temp: float = 0.1
+    """Temperature of the pairwise soft-max between positives and negatives."""
+
+
+class FeatureFieldModel(NerfactoModel):
+    """Nerfacto with a feature field.
+
+    ``metadata["feature_heads"]`` (a sequence of :class:`HeadSpec`) and
+    ``metadata["feature_stats"]`` (:class:`FeatureStats` by head name) come from the data manager;
+    without them the heads come from the checkpoint.
+    """
+
+    config: FeatureFieldModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def populate_modules(self) -> None:
+        """Builds Nerfacto, then the feature field under a forked random state."""
+        device = self.kwargs.get("device", "cpu")
+        implementation = resolve_implementation(self.config.implementation, device)
+        self.config.implementation = implementation
+        with lazy_lpips():
+            super().populate_modules()
+        self._samples = SampleTap()
+        self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
+        metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
+        heads: Sequence[HeadSpec] = metadata.get("feature_heads", ())
+        stats: Mapping[str, FeatureStats] = metadata.get("feature_stats", {})
+        devices = [device] if torch.device(device).type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self.feature_field = FeatureField(
+                FeatureFieldConfig(self._network_config(), implementation),
+                heads,
+                scene_box=self.scene_box,
+                spatial_distortion=self.field.spatial_distortion,
+            )
+        for name, measured in stats.items():
+            self.feature_field.head(name).set_stats(measured)
+        self.renderer_feature = FeatureRenderer()
+        self.controls = FeatureControls(
+            QueryText(self.config.positives, self.config.negatives, self.config.softmax_temp)
+        )
+
+    def _network_config(self) -> NetworkConfig:
+        config = self.config
+        return NetworkConfig(
+            num_levels=config.feat_num_levels,
+            features_per_level=config.feat_features_per_level,
+            log2_hashmap_size=config.feat_log2_hashmap_size,
+            start_res=config.feat_start_res,
+            max_res=config.feat_max_res,
+            use_pe=config.feat_use_pe,
+            pe_num_frequencies=config.feat_pe_n_freq,
+            hidden_dim=config.feat_hidden_dim,
+            num_layers=config.feat_num_layers,
+        )
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """Adds the feature field as a group of its own."""
+        groups = super().get_param_groups()
+        groups["feature_field"] = list(self.feature_field.parameters())
+        return groups
+
+    def key(self, output: str, head: str) -> str:
+        """Names an output of a head: ``feature`` with one head, ``feature_clip`` with several."""
+        return output if len(self.feature_field.heads) == 1 else f"{output}_{head}"
+
+    @property
+    def heads(self) -> dict[str, FeatureHead]:
+        """The heads by name, in order."""
+        return {name: self.feature_field.head(name) for name in self.feature_field.heads}
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
+        """Renders Nerfacto's outputs and the feature field's for a batch of rays.
+
+        Returns:
+            Nerfacto's outputs; for a batch of rays ``feature`` (rays, channels) of every head, for
+            a camera render what its :class:`RenderRequest` asks for.
+        """
+        outputs = super().get_outputs(ray_bundle)
+        samples, weights = self._samples.take()
+        request = current_request.get()
+        if not self.heads or (request is not None and not request.anything):
+            return outputs
+        hidden = self._render_hidden(samples, weights)
+        if request is None:
+            outputs.update(self._features(hidden))
+        else:
+            outputs.update(self._images(hidden, request))
+        return outputs
+
+    def _render_hidden(
+        self, samples: RaySamples, weights: Float[Tensor, "rays samples 1"]
+    ) -> Float[Tensor, "rays hidden"]:
+        positions = samples.frustums.get_positions()
+        if self.config.feat_geometry_grad == "none":
+            weights, positions = weights.detach(), positions.detach()
+        hidden = self.feature_field.hidden(positions)  # (rays, samples, hidden)
+        return self.renderer_feature(features=hidden, weights=weights)
+
+    def _features(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
+        return {self.key("feature", name): head(hidden) for name, head in self.heads.items()}
+
+    def _images(
+        self, hidden: Float[Tensor, "*batch hidden"], request: RenderRequest
+    ) -> dict[str, Tensor]:
+        images: dict[str, Tensor] = {}
+        if request.hidden:
+            images[_HIDDEN] = hidden
+        if request.features:
+            images.update(self._features(hidden))
+        if request.pca:
+            images.update(self._pca_images(hidden))
+        if request.similarity:
+            images.update(self._similarity_image(hidden))
+        return images
+
+    def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
+        images: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            basis = self.controls.pca_override.get(name, head.pca)
+            colours = pca_colours_from_hidden(hidden, head.weight, basis)
+            images.setdefault("feature_pca", colours)  # the first head, whatever its name
+            if len(self.heads) > 1:
+                images[f"feature_pca_{name}"] = colours
+        return images
+
+    def _similarity_image(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
+        self.controls.set_heads(self.feature_field.specs)
+        query = self.controls.query()
+        if query is None or self.controls.head is None:
+            return {}
+        head = self.feature_field.head(self.controls.head.name)
+        scores = similarity_from_hidden(hidden, to_hidden(query, head.weight))
+        return {"similarity": scores[..., None]}
+
+    @torch.no_grad()
+    def get_outputs_for_camera(
+        self,
+        camera: Cameras,
+        obb_box: OrientedBox | None = None,
+        request: RenderRequest | None = None,
+    ) -> CameraOutputs:
+        """Renders a camera.
+
+        Args:
+            camera: One camera.
+            obb_box: Crop box, or None.
+            request: What to add to Nerfacto's outputs; None for the default, ``RGB_ONLY`` skips the
+                feature field.
+        """
+        bundle = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        return self.get_outputs_for_camera_ray_bundle(bundle, request=request)
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(
+        self, camera_ray_bundle: RayBundle, request: RenderRequest | None = None
+    ) -> CameraOutputs:
+        """Renders rays in image order, in chunks; see :meth:`get_outputs_for_camera`."""
+        token = current_request.set(request or RenderRequest())
+        try:
+            outputs = CameraOutputs(super().get_outputs_for_camera_ray_bundle(camera_ray_bundle))
+        finally:
+            current_request.reset(token)
+        outputs.hidden = outputs.pop(_HIDDEN, None)
+        if outputs.hidden is not None and self.controls.take_pca_refresh():
+            self._refresh_pca(outputs, outputs.hidden)
+        return outputs
+
+    def _refresh_pca(
+        self, outputs: CameraOutputs, hidden: Float[Tensor, "height width hidden"]
+    ) -> None:
+        flat = hidden.flatten(0, 1).to(self.device)
+        sample = flat[:: max(1, len(flat) // _PCA_PIXELS)]
+        for name, head in self.heads.items():
+            self.controls.pca_override[name] = fit_pca(head(sample))
+        images = self._pca_images(flat)
+        outputs.update({k: v.view(*hidden.shape[:2], 3).to(hidden) for k, v in images.items()})
+
+    def get_loss_dict(
+        self,
+        outputs: dict[str, Any],
+        batch: dict[str, Any],
+        metrics_dict: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Adds one mean squared error per head.
+
+        With several heads each is divided by its target's variance, so that none drowns another.
+        """
+        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        for name, head in self.heads.items():
+            key = self.key("feature", name)
+            if key in batch:
+                error = functional.mse_loss(outputs[key], batch[key].to(self.device))
+                scale = head.variance if len(self.heads) > 1 else 1.0
+                losses[f"{key}_loss"] = self.config.feat_loss_weight * error / scale
+        return losses
+
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Adds each head's mean cosine between rendered and extracted features."""
+        metrics = super().get_metrics_dict(outputs, batch)
+        for name in self.heads:
+            key = self.key("feature", name)
+            if key in batch:
+                target = batch[key].to(self.device)
+                cosine = functional.cosine_similarity(outputs[key].detach(), target, dim=-1)
+                metrics[self.key("feature_cosine", name)] = cosine.mean()
+        return metrics
+
+    @torch.no_grad()
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Adds feature metrics, and extracted beside rendered PCA pictures, of a whole image.
+
+        The C channels exist for a few rows at a time only. Without target features in the batch the
+        feature metrics are left out, as is LPIPS where its weights cannot be had.
+        """
+        metrics, images = super().get_image_metrics_and_images(outputs, batch)
+        if math.isnan(metrics.get("lpips", 0.0)):
+            del metrics["lpips"]
+        targets: FeatureTargets | None = batch.get("feature_targets")
+        hidden = outputs.hidden if isinstance(outputs, CameraOutputs) else None
+        if targets is not None and hidden is not None:
+            for name in self.heads:
+                measured, picture = self._compare(name, hidden, targets)
+                metrics.update(measured)
+                images[self.key("feature_pca", name)] = picture
+        return metrics, images
+
+    def _compare(
+        self, name: str, hidden: Float[Tensor, "height width hidden"], targets: FeatureTargets
+    ) -> tuple[dict[str, float], Float[Tensor, "height double_width 3"]]:
+        head = self.feature_field.head(name)
+        height, width = hidden.shape[:2]
+        step = max(1, _METRIC_PIXELS // width)
+        cosine, error, pictures = 0.0, 0.0, []
+        for start in range(0, height, step):
+            stop = min(start + step, height)
+            rendered = head(hidden[start:stop].to(self.device))  # (rows, width, channels)
+            target = targets.rows(name, start, stop).to(self.device)
+            cosine += float(functional.cosine_similarity(rendered, target, dim=-1).sum())
+            error += float((rendered - target).square().mean(-1).sum())
+            both = torch.cat((target, rendered), dim=1)
+            pictures.append(pca_colours(both, head.pca))
+        pixels = height * width
+        metrics = {
+            self.key("feature_cosine", name): cosine / pixels,
+            self.key("feature_mse", name): error / pixels,
+        }
+        return metrics, torch.cat(pictures)

@@ -1,0 +1,1 @@
+"""The commands: thin, they parse arguments, call the library and print."""

@@ -1,0 +1,121 @@
+"""The ``f3rm`` command: a table of subcommands, each loaded only when it is called.
+
+A subcommand is a dataclass whose fields are its arguments and whose ``run`` does the work; it is
+added by one line in :data:`COMMANDS`.
+"""
+
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import rich
+import tyro
+from rich.logging import RichHandler
+
+from f3rm import __version__
+from f3rm._types import F3rmError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
+class Command(Protocol):
+    """What a subcommand's dataclass offers."""
+
+    when_interrupted: ClassVar[str]
+
+    def run(self) -> None:
+        """Does the work and prints the result."""
+        ...
+
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "extract": (
+        "f3rm.scripts.extract:Extract",
+        "Compute the features of a dataset's images and keep them beside it.",
+    ),
+}
+"""Name -> (dataclass as ``module:Class``, one line of help)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``f3rm <command> ...`` and returns the exit code.
+
+    Args:
+        arguments: The words after ``f3rm``; None takes them from the command line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"f3rm {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "f3rm --help lists the commands."
+        print(f"f3rm: there is no command {words[0]!r}. {hint}", file=sys.stderr)
+        return 2
+    module, _, name = COMMANDS[words[0]][0].partition(":")
+    command = getattr(importlib.import_module(module), name)
+    return run_command(command, words[1:], prog=f"f3rm {words[0]}")
+
+
+def run_command(
+    command: type[Command], arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> int:
+    """Parses a command's arguments and runs it.
+
+    Args:
+        command: The dataclass of the command.
+        arguments: Its words; None takes them from the command line.
+        prog: How the command is called in help texts.
+
+    Returns:
+        0; or 1 after an error of f3rm's own, which is printed without a traceback; or 130 after
+        Ctrl-C.
+    """
+    parsed = tyro.cli(command, args=arguments, prog=prog)
+    _log_to_console()
+    try:
+        parsed.run()
+    except F3rmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{parsed.when_interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _log_to_console() -> None:
+    """Sends messages and progress bars to standard error; other packages only warn."""
+    rich.reconfigure(stderr=True)
+    handler = RichHandler(show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("f3rm").setLevel(logging.INFO)
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: f3rm COMMAND [ARGUMENTS]",
+            "",
+            "Feature fields: 3D scenes you can ask questions.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "f3rm COMMAND --help explains a command.",
+            "Training and viewing are Nerfstudio's: ns-train f3rm --help.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""PCA colours of features: one basis and one range, fitted once, so that frames do not flicker."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_OVERSAMPLING = 8
+_ITERATIONS = 4
+
+
+@dataclass(frozen=True)
+class PcaBasis:
+    """An affine map from C channels to RGB.
+
+    Attributes:
+        mean: Mean feature, shape (channels,).
+        components: Principal directions as columns, shape (channels, 3).
+        low: Projection that becomes 0, per component, shape (3,).
+        high: Projection that becomes 1, per component, shape (3,).
+    """
+
+    mean: Float[Tensor, " channels"]
+    components: Float[Tensor, "channels 3"]
+    low: Float[Tensor, " 3"]
+    high: Float[Tensor, " 3"]
+
+
+def fit_pca(
+    features: Float[Tensor, "samples channels"],
+    *,
+    quantiles: tuple[float, float] = (0.01, 0.99),
+) -> PcaBasis:
+    """Fits three principal components and the range that becomes [0, 1].
+
+    Deterministic: the randomised solver runs under its own seed, the caller's random state is left
+    alone, and each component's largest entry is positive.
+
+    Args:
+        features: A sample of feature vectors; at least three.
+        quantiles: The share of the sample below 0 and below 1 of each colour, which keeps outliers
+            from washing out the rest.
+
+    Raises:
+        ValueError: If there are fewer than three samples or channels.
+    """
+    if min(features.shape) < 3:
+        got = tuple(features.shape)
+        msg = f"fit_pca: features must have at least 3 rows and channels, got {got}."
+        raise ValueError(msg)
+    features = features.float()
+    mean = features.mean(0)
+    rank = min(3 + _OVERSAMPLING, *features.shape)
+    devices = [features.device] if features.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        _, _, directions = torch.pca_lowrank(
+            features - mean, q=rank, center=False, niter=_ITERATIONS
+        )
+    components = directions[:, :3]  # (channels, 3)
+    largest = components.abs().argmax(0)
+    components = components * components[largest, torch.arange(3)].sign()
+    projected = (features - mean) @ components  # (samples, 3)
+    bounds = torch.quantile(projected, projected.new_tensor(quantiles), dim=0)
+    return PcaBasis(mean=mean, components=components, low=bounds[0], high=bounds[1])
+
+
+def _to_range(projected: Tensor, basis: PcaBasis) -> Tensor:
+    span = (basis.high - basis.low).clamp_min(1e-6)
+    return ((projected - basis.low) / span).clamp(0, 1)
+
+
+def pca_colours(
+    features: Float[Tensor, "*batch channels"], basis: PcaBasis
+) -> Float[Tensor, "*batch 3"]:
+    """Colours features with a fitted basis, in [0, 1]."""
+    return _to_range((features - basis.mean) @ basis.components, basis)
+
+
+def pca_colours_from_hidden(
+    hidden: Float[Tensor, "*batch hidden"],
+    head_weight: Float[Tensor, "channels hidden"],
+    basis: PcaBasis,
+) -> Float[Tensor, "*batch 3"]:
+    """Colours composited hidden vectors: :func:`pca_colours` of ``W H`` without building it."""
+    projection = head_weight.T @ basis.components  # (hidden, 3)
+    return _to_range(hidden @ projection - basis.mean @ basis.components, basis)

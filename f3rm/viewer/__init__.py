@@ -1,0 +1,1 @@
+"""Controls of the viewer and their state; the only room that knows viewer elements."""
