@@ -81,24 +81,25 @@ class LazyLpips:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._arguments = (args, kwargs)
         self._metric: Any = None
-        self._unavailable = False
+        self._tried = False
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Returns the distance of two image batches of shape (batch, 3, height, width)."""
-        if self._metric is None and not self._unavailable:
-            self._build()
-        if self._unavailable:
+        if not self._tried:
+            self._tried = True
+            self._metric = self._build()
+        if self._metric is None:
             return torch.full((), float("nan"))
         return self._metric.to(predicted.device)(predicted, target)
 
-    def _build(self) -> None:
+    def _build(self) -> Any:
         args, kwargs = self._arguments
         module, _, name = _LPIPS.rpartition(".")
         try:
-            self._metric = getattr(importlib.import_module(module), name)(*args, **kwargs)
+            return getattr(importlib.import_module(module), name)(*args, **kwargs)
         except OSError as error:  # URLError is one
-            self._unavailable = True
-            logger.warning("LPIPS weights cannot be fetched (%s); lpips is reported as NaN.", error)
+            logger.warning("LPIPS weights cannot be fetched (%s); lpips is left out.", error)
+            return None
 
 
 @contextlib.contextmanager

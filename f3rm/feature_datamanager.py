@@ -6,7 +6,9 @@ are keyed by image, so how a dataparser splits, orders or downscales the images 
 
 import contextlib
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,8 +171,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         stores: dict[str, FeatureStore] = {}
         cache_dir = config.feature_cache_dir
         if training and not config.enable_cache:
-            self._temporary = tempfile.TemporaryDirectory(prefix="f3rm-features-")
-            cache_dir = Path(self._temporary.name)
+            cache_dir = Path(tempfile.mkdtemp(prefix="f3rm-features-"))
+            weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
         for spec in self.specs:
             folder = feature_folder(data, spec, cache_dir)
             if training:

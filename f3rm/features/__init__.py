@@ -11,7 +11,8 @@ The modules are the interface; nothing is imported here, so that each part costs
 - :mod:`~f3rm.features.extraction`: the whole run: preflight, lock, chunks, commit.
 - :mod:`~f3rm.features.writer` and :mod:`~f3rm.features.journal`: atomic files, resuming,
   committing.
-- :mod:`~f3rm.features.manifest`: what a finished cache says about itself.
+- :mod:`~f3rm.features.manifest` and :mod:`~f3rm.features.records`: what a
+  finished cache says about itself.
 - :mod:`~f3rm.features.cache`: where a cache lies and whether it is valid.
 - :mod:`~f3rm.features.store`: reading a cache: maps, rows at pixels, random cells.
 - :mod:`~f3rm.features.device`: the device a name such as ``auto`` means on this machine.

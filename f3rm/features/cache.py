@@ -12,7 +12,8 @@ from f3rm.backbones.registry import weights_identity
 from f3rm.features.folders import is_writable
 from f3rm.features.images import content_hash
 from f3rm.features.items import ImageItem, dataset_root
-from f3rm.features.manifest import MANIFEST, ImageRecord, Manifest, read_manifest
+from f3rm.features.manifest import MANIFEST, Manifest, read_manifest
+from f3rm.features.records import ImageRecord
 from f3rm.features.spec import FeatureSpec
 from f3rm.features.store import FeatureStore
 

@@ -30,9 +30,10 @@ from f3rm.features.folders import (
 from f3rm.features.geometry import PixelAffine, ValidRect
 from f3rm.features.images import ImageInfo, inspect_images
 from f3rm.features.items import ImageItem
-from f3rm.features.manifest import MANIFEST, ChunkRecord, ImageRecord, Manifest
+from f3rm.features.manifest import MANIFEST, Manifest
 from f3rm.features.plan import ChunkPlan, plan_chunks
 from f3rm.features.progress import progress_bar
+from f3rm.features.records import ChunkRecord, ImageRecord
 from f3rm.features.spec import ALGORITHM_VERSION, FeatureSpec
 from f3rm.features.store import FeatureStore
 from f3rm.features.writer import CacheWriter

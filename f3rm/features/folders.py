@@ -86,7 +86,7 @@ def finish_swap(folder: Path) -> None:
     building = _sibling(folder, "building")
     if (building / MANIFEST).exists() and not (building / JOURNAL).exists():
         swap_in(building, folder)
-    remove_cache(_sibling(folder, "old"))
+    remove_cache(_sibling(folder, "old"), heir=folder)
 
 
 def swap_in(building: Path, folder: Path) -> None:
@@ -104,7 +104,8 @@ def swap_in(building: Path, folder: Path) -> None:
     if building == folder:
         return
     ours = (folder / MANIFEST).exists()
-    aside = _sibling(folder, "old") if ours else _free_name(folder)
+    old = _sibling(folder, "old")
+    aside = old if ours and not old.exists() else _free_name(folder)
     try:
         if folder.exists():
             folder.rename(aside)
@@ -117,22 +118,23 @@ def swap_in(building: Path, folder: Path) -> None:
         )
         raise CacheError(msg) from error
     if ours:
-        remove_cache(aside)
+        remove_cache(aside, heir=folder)
     elif aside.exists():
         log.warning("%s held features of another program; they are kept as %s.", folder, aside)
 
 
-def remove_cache(folder: Path) -> None:
-    """Removes a cache's files, and the folder if nothing else is in it."""
+def remove_cache(folder: Path, *, heir: Path) -> None:
+    """Removes a cache that was replaced by ``heir``, which inherits files that are not f3rm's."""
     if not folder.is_dir():
         return
     (folder / MANIFEST).unlink(missing_ok=True)
     remove_leftovers(folder, keep=())
     for name in (META, JOURNAL):
         (folder / name).unlink(missing_ok=True)
-    if any(folder.iterdir()):
-        log.warning("%s holds files that are not f3rm's; it is left there.", folder)
-    else:
+    for path in folder.iterdir():
+        if heir.is_dir() and not (heir / path.name).exists():
+            path.rename(heir / path.name)
+    if not any(folder.iterdir()):
         folder.rmdir()
 
 

@@ -10,7 +10,7 @@ import logging
 import shlex
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def read_image(
 
 def prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 2 * _THREADS
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields ``function(item)`` in order while a few threads work ahead.
 
     Args:

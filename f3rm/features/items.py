@@ -117,7 +117,7 @@ def _check_present(items: list[ImageItem], source: Path) -> None:
     missing = [item.name for item in items if not item.path.is_file()]
     if not missing:
         return
-    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    shown = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else "")
     msg = (
         f"read_items: every frame's image must exist, but {len(missing)} of {len(items)} named in "
         f"{str(source)!r} are missing: {shown}. Put the files there, or take these frames out."

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from f3rm._types import CacheError
-from f3rm.features.manifest import SCHEMA_VERSION, ChunkRecord, chunk_from_dict
+from f3rm.features.manifest import SCHEMA_VERSION, chunk_from_dict
+from f3rm.features.records import ChunkRecord
 
 JOURNAL = "progress.jsonl"
 

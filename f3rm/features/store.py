@@ -17,7 +17,8 @@ from torch import Tensor
 from f3rm._types import CacheMismatchError
 from f3rm.features.chunks import map_chunk
 from f3rm.features.geometry import Size
-from f3rm.features.manifest import ImageRecord, Manifest, read_manifest
+from f3rm.features.manifest import Manifest, read_manifest
+from f3rm.features.records import ImageRecord
 
 GatherMode = Literal["nearest", "bilinear"]
 _Index = Int[np.ndarray, " rays"]
@@ -42,6 +43,7 @@ class FeatureStore:
         self._index = {name: number for number, name in enumerate(self.names)}
         maps = [map_chunk(folder, chunk) for chunk in manifest.chunks]
         self._flat = [chunk.reshape(-1, self.channels) for chunk in maps]
+        self._dtype = np.result_type(*(flat.dtype for flat in self._flat))
         self._first_rows = np.cumsum([0, *(len(flat) for flat in self._flat)])
         self._set_tables(manifest.images)
 
@@ -102,7 +104,7 @@ class FeatureStore:
         rows, cols = self.grid_size(index)
         start = int(self._starts[index]) - int(self._first_rows[self._chunks[index]])
         flat = self._flat[int(self._chunks[index])][start : start + rows * cols]
-        return torch.from_numpy(flat.astype(np.float32)).reshape(rows, cols, self.channels)
+        return torch.from_numpy(flat.copy()).float().reshape(rows, cols, self.channels)
 
     def gather(
         self,
@@ -131,8 +133,8 @@ class FeatureStore:
         v = np.clip(y * self._scale_y[numbers] + self._offset_y[numbers], *self._rows[:, numbers])
         if mode == "nearest":
             rows, cols = np.floor(v + 0.5).astype(np.int64), np.floor(u + 0.5).astype(np.int64)
-            return torch.from_numpy(self._take(numbers, rows, cols))
-        return torch.from_numpy(self._bilinear(numbers, u, v))
+            return self._take(numbers, rows, cols).float()
+        return self._bilinear(numbers, u, v)
 
     def cells(
         self,
@@ -153,7 +155,7 @@ class FeatureStore:
                 "FeatureStore.cells: rows and cols must lie inside the feature map. See grid_size."
             )
             raise IndexError(msg)
-        return torch.from_numpy(self._take(numbers, row, col))
+        return self._take(numbers, row, col).float()
 
     def sample(self, num: int, seed: int) -> Float[Tensor, "num channels"]:
         """Draws distinct valid cells at random over all images, reading only these.
@@ -173,7 +175,7 @@ class FeatureStore:
         local = picked - (ends - rows_per_image * cols_per_image)[images]
         rows = self._rows[0][images] + local // cols_per_image[images]
         cols = self._cols[0][images] + local % cols_per_image[images]
-        return torch.from_numpy(self._take(images, rows, cols))
+        return self._take(images, rows, cols).float()
 
     def _set_tables(self, images: Sequence[ImageRecord]) -> None:
         """Lays the per-image numbers out as arrays over images."""
@@ -200,37 +202,43 @@ class FeatureStore:
             raise IndexError(msg)
         return numbers
 
-    def _take(
-        self, images: _Index, rows: _Index, cols: _Index
-    ) -> Float[np.ndarray, "rays channels"]:
-        """Reads cells sorted by their place on disk, with one call per chunk, in fp32."""
+    def _take(self, images: _Index, rows: _Index, cols: _Index) -> Float[Tensor, "rays channels"]:
+        """Reads cells sorted by place on disk, with one call per chunk, in the stored type."""
         places = self._starts[images] + rows * self._grids[1][images] + cols
         order = np.argsort(places)
         places = places[order]
         ends = np.searchsorted(places, self._first_rows[1:])
-        taken = np.empty((len(places), self.channels), dtype=np.float32)
+        taken = np.empty((len(places), self.channels), dtype=self._dtype)
         start = 0
         for chunk, end in enumerate(ends.tolist()):
             if end > start:
                 local = places[start:end] - self._first_rows[chunk]
-                taken[order[start:end]] = np.take(self._flat[chunk], local, axis=0)
+                taken[start:end] = self._flat[chunk].take(local, axis=0)
             start = end
-        return taken
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return torch.from_numpy(taken).index_select(0, torch.from_numpy(back))
 
     def _bilinear(
         self, images: _Index, u: Float[np.ndarray, " rays"], v: Float[np.ndarray, " rays"]
-    ) -> Float[np.ndarray, "rays channels"]:
+    ) -> Float[Tensor, "rays channels"]:
         """Blends the four cells around feature coordinates, which are clipped already."""
         left, top = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
         right = np.minimum(left + 1, self._cols[1][images])
         bottom = np.minimum(top + 1, self._rows[1][images])
-        across, down = (u - left).astype(np.float32), (v - top).astype(np.float32)
         rows, cols = np.concatenate([top, top, bottom, bottom]), np.concatenate([left, right] * 2)
-        corners = self._take(np.tile(images, 4), rows, cols)
-        weights = np.stack(
-            [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across]
-        )  # (4, rays)
-        return np.einsum("krc,kr->rc", corners.reshape(4, len(u), self.channels), weights)
+        corners = self._take(np.tile(images, 4), rows, cols).reshape(4, len(u), self.channels)
+        across, down = torch.from_numpy(u - left).float(), torch.from_numpy(v - top).float()
+        weights = [
+            (1 - down) * (1 - across),
+            (1 - down) * across,
+            down * (1 - across),
+            down * across,
+        ]
+        blended = torch.zeros(len(u), self.channels)
+        for corner, weight in zip(corners, weights, strict=True):
+            blended.addcmul_(corner.float(), weight[:, None])
+        return blended
 
 
 def gather_reference(

@@ -14,8 +14,9 @@ from f3rm._types import CacheError
 from f3rm.features.chunks import Rows, check_chunk, verify_chunk, write_atomically, write_chunk
 from f3rm.features.folders import META, remove_leftovers
 from f3rm.features.journal import JOURNAL, Journal
-from f3rm.features.manifest import MANIFEST, ChunkRecord, Manifest, read_manifest
+from f3rm.features.manifest import MANIFEST, Manifest, read_manifest
 from f3rm.features.plan import ChunkPlan, recorded_inputs
+from f3rm.features.records import ChunkRecord
 from f3rm.features.spec import StoredDtype
 
 

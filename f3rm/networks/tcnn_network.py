@@ -1,6 +1,6 @@
 """The trunk in tiny-cuda-nn: the only module that imports tinycudann, loaded when asked for."""
 
-import tinycudann as tcnn
+import tinycudann as tcnn  # pyright: ignore[reportMissingImports]
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -6,37 +6,18 @@ added by one line in :data:`COMMANDS`.
 
 import difflib
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
-
-import rich
-import tyro
-from rich.logging import RichHandler
 
 from f3rm import __version__
-from f3rm._types import F3rmError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it."""
-
-
-class Command(Protocol):
-    """What a subcommand's dataclass offers."""
-
-    when_interrupted: ClassVar[str]
-
-    def run(self) -> None:
-        """Does the work and prints the result."""
-        ...
-
+from f3rm.scripts.command import run_command
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "extract": (
         "f3rm.scripts.extract:Extract",
         "Compute the features of a dataset's images and keep them beside it.",
     ),
+    "make-scene": ("f3rm.scripts.make_scene:MakeScene", "Render a generated scene as a dataset."),
 }
 """Name -> (dataclass as ``module:Class``, one line of help)."""
 
@@ -62,41 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, name = COMMANDS[words[0]][0].partition(":")
     command = getattr(importlib.import_module(module), name)
     return run_command(command, words[1:], prog=f"f3rm {words[0]}")
-
-
-def run_command(
-    command: type[Command], arguments: Sequence[str] | None = None, *, prog: str | None = None
-) -> int:
-    """Parses a command's arguments and runs it.
-
-    Args:
-        command: The dataclass of the command.
-        arguments: Its words; None takes them from the command line.
-        prog: How the command is called in help texts.
-
-    Returns:
-        0; or 1 after an error of f3rm's own, which is printed without a traceback; or 130 after
-        Ctrl-C.
-    """
-    parsed = tyro.cli(command, args=arguments, prog=prog)
-    _log_to_console()
-    try:
-        parsed.run()
-    except F3rmError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{parsed.when_interrupted}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-def _log_to_console() -> None:
-    """Sends messages and progress bars to standard error; other packages only warn."""
-    rich.reconfigure(stderr=True)
-    handler = RichHandler(show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("f3rm").setLevel(logging.INFO)
 
 
 def _overview() -> str:

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from f3rm.features.standalone import extract_features_for_dataset
 from f3rm.features.store import FeatureStore
+from f3rm.scripts.command import Command
 
 
 @dataclass
-class Extract:
+class Extract(Command):
     """Compute dense features of a dataset's images and keep them on disk, ready for ns-train f3rm.
 
     What is there already and still fits is used as it is; an interrupted run goes on where it

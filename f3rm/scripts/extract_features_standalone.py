@@ -12,7 +12,7 @@ from f3rm.features.standalone import (
     feature_loader,
     feature_saver,
 )
-from f3rm.scripts.cli import run_command
+from f3rm.scripts.command import run_command
 from f3rm.scripts.extract import Extract
 
 __all__ = ["LazyFeatures", "extract_features_for_dataset", "feature_loader", "feature_saver"]

@@ -1,0 +1,146 @@
+"""Triangle meshes and rays: the one door to Open3D, whose ray caster (Embree) the scenes use.
+
+Open3D comes with Nerfstudio. It is imported when a scene is first built, not before: it takes a
+second, and on Linux it needs a system library (libusb) that small containers lack.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from f3rm._types import F3rmError
+
+Shape = Literal["box", "ball", "cylinder", "cone", "ring"]
+
+_SPHERE_RESOLUTION = 48
+_ROUND_RESOLUTION = 96
+_RING_TUBE = 0.36
+"""Radius of a ring's tube, where its middle circle has radius 1."""
+
+
+class RaycastError(F3rmError):
+    """Open3D, which casts the rays, cannot be used on this machine."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles in space.
+
+    Attributes:
+        vertices: Positions.
+        triangles: Three vertex indices per triangle.
+    """
+
+    vertices: Float32[np.ndarray, "vertices 3"]
+    triangles: Int[np.ndarray, "triangles 3"]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where rays first meet a surface.
+
+    Attributes:
+        mesh: Index of the mesh that is hit, -1 where none is.
+        distance: In lengths of the ray's direction; infinite where nothing is hit.
+        normals: Unit normals of the triangles, turned towards the ray's origin.
+    """
+
+    mesh: Int[np.ndarray, " rays"]
+    distance: Float32[np.ndarray, " rays"]
+    normals: Float32[np.ndarray, "rays 3"]
+
+
+class Raycaster:
+    """Finds what rays hit among some meshes.
+
+    Args:
+        meshes: The surfaces; both sides of a triangle count.
+
+    Raises:
+        RaycastError: If Open3D cannot be imported.
+    """
+
+    def __init__(self, meshes: Sequence[Mesh]) -> None:
+        open3d = _open3d()
+        self._tensor = open3d.core.Tensor
+        self._scene = open3d.t.geometry.RaycastingScene()
+        for mesh in meshes:
+            self._scene.add_triangles(
+                self._tensor(np.ascontiguousarray(mesh.vertices)),
+                self._tensor(np.ascontiguousarray(mesh.triangles, dtype=np.uint32)),
+            )
+        self._nothing = int(self._scene.INVALID_ID)
+
+    def cast(
+        self, origins: Float32[np.ndarray, "rays 3"], directions: Float32[np.ndarray, "rays 3"]
+    ) -> Hits:
+        """Returns each ray's first hit.
+
+        Args:
+            origins: Where the rays start.
+            directions: Where they go, of any length.
+        """
+        found = self._scene.cast_rays(self._rays(origins, directions))
+        mesh = found["geometry_ids"].numpy().astype(np.int64)
+        normals = found["primitive_normals"].numpy()
+        away = np.sum(normals * directions, axis=-1, keepdims=True) > 0
+        return Hits(
+            mesh=np.where(mesh == self._nothing, -1, mesh),
+            distance=found["t_hit"].numpy(),
+            normals=np.where(away, -normals, normals),
+        )
+
+    def blocked(
+        self, origins: Float32[np.ndarray, "rays 3"], directions: Float32[np.ndarray, "rays 3"]
+    ) -> Bool[np.ndarray, " rays"]:
+        """Returns whether something stands between each origin and ``origin + direction``."""
+        rays = self._rays(origins, directions)
+        return self._scene.test_occlusions(rays, tnear=0.0, tfar=1.0).numpy()
+
+    def _rays(
+        self, origins: Float32[np.ndarray, "rays 3"], directions: Float32[np.ndarray, "rays 3"]
+    ) -> Any:
+        return self._tensor(np.concatenate((origins, directions), axis=-1))
+
+
+def unit_mesh(shape: Shape) -> Mesh:
+    """Returns a shape that fills the cube [-1, 1]^3 between its opposite faces, z upwards.
+
+    Raises:
+        RaycastError: If Open3D cannot be imported.
+    """
+    create = _open3d().t.geometry.TriangleMesh
+    if shape == "box":
+        mesh = create.create_box()
+    elif shape == "ball":
+        mesh = create.create_sphere(resolution=_SPHERE_RESOLUTION)
+    elif shape == "cylinder":
+        mesh = create.create_cylinder(resolution=_ROUND_RESOLUTION)
+    elif shape == "cone":
+        mesh = create.create_cone(resolution=_ROUND_RESOLUTION)
+    else:
+        mesh = create.create_torus(
+            tube_radius=_RING_TUBE,
+            radial_resolution=_ROUND_RESOLUTION,
+            tubular_resolution=_SPHERE_RESOLUTION,
+        )
+    vertices = mesh.vertex.positions.numpy().copy()
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    vertices = (2 * vertices - (low + high)) / (high - low)
+    return Mesh(vertices, mesh.triangle.indices.numpy().copy())
+
+
+def _open3d() -> Any:
+    try:
+        return importlib.import_module("open3d")
+    except ImportError as error:
+        msg = (
+            f"Raycaster: Open3D, which renders the scene, must be importable, got: {error}. If a "
+            "system library is missing, install it (Debian and Ubuntu: apt-get install "
+            "libusb-1.0-0 libgl1 libgomp1); if Open3D is, pip install open3d."
+        )
+        raise RaycastError(msg) from error

@@ -1,0 +1,69 @@
+"""What every command shares: arguments from a dataclass, one way to log, one way to fail."""
+
+import logging
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import rich
+import tyro
+from rich.logging import RichHandler
+
+from f3rm._types import F3rmError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
+class Command(ABC):
+    """A command: a dataclass whose fields are its arguments.
+
+    Attributes:
+        when_interrupted: What is said after Ctrl-C.
+    """
+
+    when_interrupted: ClassVar[str] = "Stopped."
+
+    @abstractmethod
+    def run(self) -> None:
+        """Does the work and prints the result.
+
+        Raises:
+            F3rmError: If it cannot be done; the message says what to do.
+        """
+
+
+def run_command(
+    command: type[Command], arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> int:
+    """Parses a command's arguments and runs it.
+
+    Args:
+        command: The dataclass of the command.
+        arguments: Its words; None takes them from the command line.
+        prog: How the command is called in help texts.
+
+    Returns:
+        0; or 1 after an error of f3rm's own, which is printed without a traceback; or 130 after
+        Ctrl-C.
+    """
+    parsed = tyro.cli(command, args=arguments, prog=prog)
+    _log_to_console()
+    try:
+        parsed.run()
+    except F3rmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{parsed.when_interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _log_to_console() -> None:
+    """Sends messages and progress bars to standard error; other packages only warn."""
+    rich.reconfigure(stderr=True)
+    handler = RichHandler(show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("f3rm").setLevel(logging.INFO)

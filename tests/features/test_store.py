@@ -1,0 +1,181 @@
+import copy
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from f3rm._types import CacheMismatchError
+from f3rm.features.extraction import extract_features
+from f3rm.features.geometry import ValidRect
+from f3rm.features.manifest import Manifest
+from f3rm.features.store import FeatureStore, gather_reference
+from tests.features.toy import ToyBackbone, items_of, toy_spec, write_dataset
+
+SIZES = [(24, 33), (33, 24), (24, 33), (10, 90), (33, 24), (24, 33), (8, 8)]
+
+
+def extract(root: Path, shard_size: int = 2, **changes) -> FeatureStore:
+    return extract_features(
+        items_of(root),
+        toy_spec(**changes),
+        folder=root / f"cache-{shard_size}",
+        shard_size=shard_size,
+        load=ToyBackbone.load,
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> FeatureStore:
+    """Images of several sizes in chunks of two."""
+    return extract(write_dataset(tmp_path_factory.mktemp("mixed") / "scene", SIZES))
+
+
+def rays(count: int, num_images: int, seed: int, *, reach: float = 1.2):
+    """Rays on all images, some of them outside."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(num_images, (count,), generator=generator)
+    xy = (torch.rand(count, 2, generator=generator) - 0.1) * 90 * reach
+    return images, xy
+
+
+def test_attributes(mixed):
+    assert len(mixed) == 7
+    assert mixed.channels == 3
+    assert mixed.names == tuple(f"images/{i}.png" for i in range(7))
+    assert [mixed.image_size(i) for i in range(7)] == SIZES
+    assert mixed.grid_size(3) == (8, 72)
+    assert mixed.index("images/4.png") == 4
+    with pytest.raises(CacheMismatchError, match=r"got 'nope\.png'"):
+        mixed.index("nope.png")
+
+
+def test_feature_maps_are_the_means_of_patches(mixed):
+    """The image of 8 x 8 pixels is enlarged four times: each pixel is about one cell."""
+    pixels = np.random.default_rng(6).integers(0, 200, (8, 8, 3), dtype=np.uint8) / 255
+    found = mixed.feature_map(6)
+    assert found.shape == (8, 8, 3)
+    assert found.dtype == torch.float32
+    assert np.corrcoef(found.numpy().ravel(), pixels.ravel())[0, 1] > 0.97
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.integers(0, 60),
+    st.sampled_from(["float16", "float32"]),
+)
+def test_gather_equals_the_reference(sizes, shard_size, count, dtype):
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_dataset(Path(folder) / "scene", sizes)
+        store = extract(root, shard_size, dtype=dtype, short_side=12)
+        images, xy = rays(count, len(sizes), seed=count)
+        nearest = store.gather(images, xy)
+        assert torch.equal(nearest, gather_reference(store, images, xy))
+        bilinear = store.gather(images, xy, mode="bilinear")
+        expected = gather_reference(store, images, xy, mode="bilinear")
+        torch.testing.assert_close(bilinear, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gather_does_not_depend_on_chunks(mixed):
+    root = mixed.folder.parent
+    images, xy = rays(500, 7, seed=1)
+    for shard_size in (1, 3, 100):
+        other = extract(root, shard_size)
+        assert torch.equal(other.gather(images, xy), mixed.gather(images, xy))
+        assert torch.equal(other.sample(20, seed=5), mixed.sample(20, seed=5))
+
+
+def test_bilinear_at_cell_centres_is_the_cell(mixed):
+    for index in range(7):
+        (height, width), (rows, cols) = mixed.image_size(index), mixed.grid_size(index)
+        v, u = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+        x, y = (u + 0.5) * width / cols - 0.5, (v + 0.5) * height / rows - 0.5
+        xy = torch.stack([x, y], dim=-1).reshape(-1, 2).float()
+        images = torch.full((rows * cols,), index)
+        expected = mixed.feature_map(index).reshape(-1, 3)
+        torch.testing.assert_close(
+            mixed.gather(images, xy, mode="bilinear"), expected, atol=1e-4, rtol=0
+        )
+        assert torch.equal(mixed.gather(images, xy), expected)
+
+
+def test_outside_the_image_counts_as_its_border(mixed):
+    far = torch.tensor([[-50.0, -50.0], [500.0, -50.0], [-50.0, 500.0], [500.0, 500.0]])
+    features = mixed.feature_map(0)
+    corners = torch.stack([features[0, 0], features[0, -1], features[-1, 0], features[-1, -1]])
+    for mode in ("nearest", "bilinear"):
+        assert torch.equal(mixed.gather(torch.zeros(4).long(), far, mode=mode), corners)
+
+
+def test_padding_is_never_looked_up(mixed):
+    """With a smaller valid rectangle, neither look-ups nor samples touch the cells outside it."""
+    plain = mixed.manifest
+    image = copy.copy(plain.images[0])
+    object.__setattr__(image, "valid", ValidRect(0.6, -0.5, 7.5, 5.4))
+    changed = Manifest(**{**vars(plain), "images": (image, *plain.images[1:])})
+    store = FeatureStore(mixed.folder, changed)
+    inside = {tuple(row) for row in store.feature_map(0)[:6, 1:8].reshape(-1, 3).tolist()}
+    images, xy = rays(200, 1, seed=2)
+    assert {tuple(row) for row in store.gather(images, xy).tolist()} <= inside
+    expected = gather_reference(store, images, xy, mode="bilinear")
+    torch.testing.assert_close(store.gather(images, xy, mode="bilinear"), expected)
+    assert len(store.sample(10**9, seed=0)) == len(mixed.sample(10**9, seed=0)) - 8 * 11 + 6 * 7
+
+
+def test_sampling_is_distinct_seeded_and_complete(mixed):
+    every = torch.cat([mixed.feature_map(i).reshape(-1, 3) for i in range(7)])
+    drawn = mixed.sample(10**6, seed=0)
+    assert torch.equal(drawn.sort(dim=0).values, every.sort(dim=0).values)
+    assert torch.equal(mixed.sample(50, seed=1), mixed.sample(50, seed=1))
+    assert not torch.equal(mixed.sample(50, seed=1), mixed.sample(50, seed=2))
+    assert mixed.sample(0, seed=0).shape == (0, 3)
+    rows = {tuple(row) for row in every.tolist()}
+    assert {tuple(row) for row in mixed.sample(50, seed=3).tolist()} <= rows
+
+
+def test_indices_out_of_range_are_refused(mixed):
+    one = torch.zeros(1, 2)
+    for wrong in (-1, 7):
+        with pytest.raises(IndexError, match=f"indices from 0 to 6, got {wrong}"):
+            mixed.gather(torch.tensor([wrong]), one)
+    with pytest.raises(IndexError, match="must lie inside the feature map"):
+        mixed.cells(torch.tensor([0]), torch.tensor([8]), torch.tensor([0]))
+    assert mixed.gather(torch.zeros(0).long(), torch.zeros(0, 2)).shape == (0, 3)
+
+
+def test_a_store_travels_to_another_process_by_its_folder(mixed):
+    sent = pickle.dumps(mixed)
+    assert len(sent) < 1000
+    received = pickle.loads(sent)  # noqa: S301 - made one line above
+    assert torch.equal(received.feature_map(2), mixed.feature_map(2))
+
+
+@pytest.mark.parametrize("fault", ["cut", "longer", "gone", "folder", "link", "shape", "dtype"])
+def test_a_damaged_chunk_is_found_at_opening(tmp_path, fault):
+    root = write_dataset(tmp_path / "scene", [(24, 33)] * 3)
+    chunk = extract(root).folder / "chunk_0000.npy"
+    content, stored = chunk.read_bytes(), np.load(chunk)
+    chunk.unlink()
+    if fault == "cut":
+        chunk.write_bytes(content[:-1])
+    elif fault == "longer":
+        chunk.write_bytes(content + b"x")
+    elif fault == "folder":
+        chunk.mkdir()
+    elif fault == "link":
+        chunk.symlink_to(tmp_path / "nowhere")
+    elif fault == "shape":
+        chunk.write_bytes(content.replace(b"(2, 8, 11, 3)", b"(2, 11, 8, 3)"))
+    elif fault == "dtype":
+        chunk.write_bytes(content.replace(b"<f2", b"<i2"))
+    with pytest.raises(CacheMismatchError, match=r"chunk_0000\.npy' must be the chunk .*, but it"):
+        FeatureStore.open(chunk.parent)
+    repaired = extract(root)
+    assert np.array_equal(np.load(chunk), stored)
+    assert len(repaired) == 3

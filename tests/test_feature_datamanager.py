@@ -1,0 +1,242 @@
+import random
+
+import pytest
+import torch
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+from f3rm._types import DatasetError, FeatureTypeError
+from f3rm.backbones import dino
+from f3rm.feature_datamanager import FeatureDataManagerConfig, match_items
+from f3rm.features.items import ImageItem
+from tests.scene_fixtures import write_colmap, write_dataset, write_image
+
+UNIFORM = {f"{role}_{i}.png": (45, 60) for role, n in (("train", 4), ("eval", 2)) for i in range(n)}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "dino"
+    return dino.write_random_checkpoint(folder, width=16, layers=2)
+
+
+@pytest.fixture
+def make(checkpoint):
+    def build(data, *, test_mode="val", dataparser=None, **settings):
+        parser = dataparser or NerfstudioDataParserConfig(eval_mode="filename", downscale_factor=1)
+        config = FeatureDataManagerConfig(
+            data=data,
+            dataparser=parser,
+            train_num_rays_per_batch=64,
+            eval_num_rays_per_batch=64,
+            **{"feature_type": "DINO", "weights": (f"DINO={checkpoint}",), **settings},
+        )
+        return config.setup(device="cpu", test_mode=test_mode)
+
+    return build
+
+
+def _expected(manager, dataset, indices, name="dino"):
+    """Features of rays, one by one, through fractions of the image."""
+    store = manager.stores[name]
+    features = []
+    for image, y, x in indices.tolist():
+        camera = dataset.cameras[image]
+        height, width = int(camera.height), int(camera.width)
+        item = match_items([dataset.image_filenames[image]], manager.items)[0]
+        grid = store.feature_map(store.index(item))
+        row = int((y + 0.5) / height * grid.shape[0])
+        col = int((x + 0.5) / width * grid.shape[1])
+        features.append(grid[row, col])
+    return torch.stack(features)
+
+
+def _check(manager, split):
+    bundle, batch = manager.next_train(0) if split == "train" else manager.next_eval(0)
+    dataset = manager.train_dataset if split == "train" else manager.eval_dataset
+    torch.testing.assert_close(batch["feature"], _expected(manager, dataset, batch["indices"]))
+    assert batch["feature"].dtype == torch.float32
+    assert len(bundle) == len(batch["feature"])
+    return batch
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_every_ray_has_the_feature_of_its_pixel(tmp_path, make, split):
+    manager = make(write_dataset(tmp_path, UNIFORM))
+    _check(manager, split)
+    assert (tmp_path / "features" / "dino" / "manifest.json").is_file()
+
+
+def test_rays_and_pixels_are_those_of_nerfstudio(tmp_path, make):
+    data = write_dataset(tmp_path, UNIFORM)
+    parser = NerfstudioDataParserConfig(eval_mode="filename", downscale_factor=1)
+    ours = make(data)
+    torch.manual_seed(0)
+    random.seed(0)
+    ours.setup_train()
+    plain_config = VanillaDataManagerConfig(
+        data=data, dataparser=parser, train_num_rays_per_batch=64, eval_num_rays_per_batch=64
+    )
+    plain = plain_config.setup(device="cpu", test_mode="val")
+    random.seed(0)
+    plain.setup_train()
+    torch.manual_seed(7)
+    _, expected = plain.next_train(0)
+    torch.manual_seed(7)
+    _, actual = ours.next_train(0)
+    assert torch.equal(expected["indices"], actual["indices"])
+    assert torch.equal(expected["image"], actual["image"])
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_downscaled_training_reads_features_of_the_full_files(tmp_path, make, split):
+    sizes = dict.fromkeys(UNIFORM, (90, 120))
+    data = write_dataset(tmp_path, sizes, downscaled=2)
+    parser = NerfstudioDataParserConfig(eval_mode="filename", downscale_factor=2)
+    manager = make(data, dataparser=parser)
+    assert int(manager.train_dataset.cameras[0].height) == 45
+    assert manager.stores["dino"].image_size(0) == (90, 120)
+    assert manager.stores["dino"].names[0] == "images/train_0.png"
+    _check(manager, split)
+
+
+def test_camera_resolution_scale_is_mapped_too(tmp_path, make):
+    manager = make(write_dataset(tmp_path, UNIFORM), camera_res_scale_factor=0.5)
+    batch = _check(manager, "train")
+    assert batch["indices"][:, 1].max() < 22 + 1
+
+
+def test_uniform_training_with_one_portrait_evaluation_image(tmp_path, make):
+    sizes = {**UNIFORM, "eval_portrait.png": (60, 45)}
+    manager = make(write_dataset(tmp_path, sizes))
+    _check(manager, "train")
+    _check(manager, "eval")
+    shapes = {tuple(batch["image"].shape[:2]) for _, batch in manager.fixed_indices_eval_dataloader}
+    assert shapes == {(45, 60), (60, 45)}
+
+
+def test_training_images_of_different_sizes(tmp_path, make):
+    sizes = {**UNIFORM, "train_portrait.png": (60, 45), "train_tiny.png": (31, 37)}
+    manager = make(write_dataset(tmp_path, sizes))
+    _check(manager, "train")
+    _check(manager, "eval")
+
+
+def test_masked_pixels_are_never_sampled(tmp_path, make):
+    manager = make(write_dataset(tmp_path, UNIFORM, masks=True))
+    batch = _check(manager, "train")
+    assert (batch["indices"][:, 2] < 30).all()
+
+
+def test_colmap_datasets_are_keyed_by_their_files(tmp_path, make):
+    data = write_colmap(tmp_path, 6, 45, 60)
+    parser = ColmapDataParserConfig(eval_mode="interval", eval_interval=3, downscale_factor=1)
+    manager = make(data, dataparser=parser)
+    assert manager.stores["dino"].names[0].startswith("images/frame_")
+    assert len(manager.stores["dino"]) == 6
+    _check(manager, "train")
+    _check(manager, "eval")
+
+
+def test_bilinear_reading_blends_between_cells(tmp_path, make):
+    data = write_dataset(tmp_path, UNIFORM)
+    nearest, bilinear = make(data), make(data, feature_sampling="bilinear")
+    indices = torch.tensor([[0, 20, 31]])
+    store = nearest.stores["dino"]
+    xy = torch.tensor([[31.0, 20.0]])
+    row = torch.tensor([store.index("images/train_0.png")])
+    blended = bilinear._lookups["train"].features("dino", indices)
+    torch.testing.assert_close(blended, store.gather(row, xy, mode="bilinear"))
+    assert not torch.allclose(blended, nearest._lookups["train"].features("dino", indices))
+
+
+def test_evaluation_images_bring_their_targets_row_by_row(tmp_path, make):
+    manager = make(write_dataset(tmp_path, UNIFORM))
+    camera, batch = next(iter(manager.fixed_indices_eval_dataloader))
+    height, width = int(camera.height), int(camera.width)
+    rows = batch["feature_targets"].rows("dino", 10, 13)
+    assert rows.shape == (3, width, 16)
+    assert height == 45
+    index = batch["image_idx"]
+    indices = torch.tensor([[index, y, x] for y in range(10, 13) for x in range(width)])
+    expected = _expected(manager, manager.eval_dataset, indices)
+    torch.testing.assert_close(rows.reshape(-1, 16), expected)
+    _, batch = manager.next_eval_image(0)
+    assert "feature_targets" in batch
+
+
+def test_several_types_have_a_key_each(tmp_path, make, checkpoint):
+    weights = (f"DINO={checkpoint}", f"DINOV2={_dinov2(tmp_path)}")
+    manager = make(
+        write_dataset(tmp_path / "d", UNIFORM), feature_type="DINO+DINOV2", weights=weights
+    )
+    _, batch = manager.next_train(0)
+    assert batch["feature_dino"].shape == (64, 16)
+    assert batch["feature_dinov2"].shape == (64, 24)
+    heads = manager.train_dataset.metadata["feature_heads"]
+    assert [(head.name, head.channels, head.has_text) for head in heads] == [
+        ("dino", 16, False),
+        ("dinov2", 24, False),
+    ]
+    assert set(manager.train_dataset.metadata["feature_stats"]) == {"dino", "dinov2"}
+
+
+def _dinov2(tmp_path):
+    folder = tmp_path / "weights2"
+    return dino.write_random_checkpoint(folder, family="dinov2", width=24, layers=2, patch_size=14)
+
+
+def test_a_valid_cache_is_used_without_loading_the_model(tmp_path, make, monkeypatch):
+    data = write_dataset(tmp_path, UNIFORM)
+    make(data)
+    monkeypatch.setattr(
+        "f3rm.backbones.dino.DinoBackbone.load", lambda *_, **__: pytest.fail("model was loaded")
+    )
+    _check(make(data), "train")
+
+
+def test_a_run_that_is_only_looked_at_never_extracts(tmp_path, make, caplog):
+    data = write_dataset(tmp_path, UNIFORM)
+    manager = make(data, test_mode="test")
+    assert "No feature metrics" in caplog.text
+    assert not (data / "features").exists()
+    _, batch = next(iter(manager.fixed_indices_eval_dataloader))
+    assert "feature_targets" not in batch
+    assert "feature_heads" not in manager.train_dataset.metadata
+
+
+def test_inference_opens_no_image_and_no_cache(tmp_path, make):
+    data = write_dataset(tmp_path, UNIFORM)
+    for path in (data / "images").iterdir():
+        path.unlink()
+    manager = make(data, test_mode="inference")
+    assert not manager.stores
+
+
+def test_without_cache_nothing_is_written_to_the_dataset(tmp_path, make):
+    data = write_dataset(tmp_path, UNIFORM)
+    _check(make(data, enable_cache=False), "train")
+    assert not (data / "features").exists()
+
+
+def test_bad_input_is_named_before_anything_is_written(tmp_path, make):
+    data = write_dataset(tmp_path, UNIFORM)
+    (data / "images" / "train_1.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"train_1\.png"):
+        make(data)
+    with pytest.raises(FeatureTypeError, match="DINO"):
+        make(data, feature_type="DINOO", weights=())
+    with pytest.raises(DatasetError, match=r"transforms\.json"):
+        make(tmp_path / "nowhere")
+    assert not (data / "features").exists()
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart_or_refused(tmp_path):
+    items = [ImageItem(f"{side}/x.png", tmp_path / side / "x.png") for side in ("left", "right")]
+    assert match_items([items[1].path], items) == ["right/x.png"]
+    with pytest.raises(DatasetError, match="2 images share its name"):
+        match_items([tmp_path / "images_2" / "x.png"], items)
+    write_image(tmp_path / "left" / "x.png", 4, 4)
+    with pytest.raises(DatasetError, match="none matches"):
+        match_items([tmp_path / "left" / "y.png"], items)
