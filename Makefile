@@ -15,10 +15,13 @@ help:  ## show this help
 setup: $(VENV)/.ready  ## make .venv with f3rm and all that development needs
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("f3rm needs Python 3.11 to 3.13; name one with make PYTHON=...") if not (3, 11) <= sys.version_info[:2] < (3, 14) else 0'
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 14) else "f3rm needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	@echo "Installing f3rm and what it needs: about 3 GB to download, a few minutes."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@# Open3D and ns-render need libusb and ffmpeg: taken from wheels where the system has none.
+	@$(BIN)/python -c 'import open3d' 2>/dev/null || ln -sf "$$($(BIN)/python -c 'import libusb_package; print(libusb_package.get_library_path())')" "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libusb-1.0.so.0"
 	@command -v ffmpeg >/dev/null || ln -sf "$$($(BIN)/python -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')" $(BIN)/ffmpeg
 	@touch $@
 

@@ -38,7 +38,7 @@ from f3rm.feature_field import FeatureStats
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.extraction import extract_features
 from f3rm.features.items import ImageItem, dataset_root, items_from_paths, read_items
-from f3rm.features.spec import resolve_feature_type
+from f3rm.features.spec import Background, resolve_feature_type
 from f3rm.features.store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,9 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Weights other than the default, by type: ``CLIP=PATH DINO=PATH``."""
     feature_sampling: Literal["nearest", "bilinear"] = "nearest"
     """How a pixel reads the feature map: the cell it lies in, or four cells blended."""
-    feature_background: Literal["black", "white"] = "black"
-    """What images with alpha are composited over; black is what Nerfacto's default trains on."""
+    feature_background: Background = "black"
+    """What images with alpha are composited over: ``black`` is what Nerfacto's default trains on;
+    give ``white`` together with ``--pipeline.model.background-color white``."""
     shard_size: int = 64
     """Images per file of the feature cache."""
     feature_device: str = "auto"
@@ -149,9 +150,9 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        specs = resolve_feature_type(config.feature_type, weights=config.weights)
-        colour = (0.0,) * 3 if config.feature_background == "black" else (1.0,) * 3
-        self.specs = tuple(replace(spec, background=colour) for spec in specs)
+        self.specs = resolve_feature_type(
+            config.feature_type, weights=config.weights, background=config.feature_background
+        )
         data = Path(config.data if config.data is not None else config.dataparser.data)
         self.items: list[ImageItem] = []
         self.stores: dict[str, FeatureStore] = {}
@@ -198,7 +199,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             HeadSpec(
                 name=spec.name,
                 channels=self.stores[spec.name].channels,
-                has_text=getattr(self.stores[spec.name].manifest, 'has_text', spec.backbone.adapter == 'clip'),
+                has_text=self.stores[spec.name].manifest.has_text,
                 backbone=spec.backbone,
             )
             for spec in self.specs

@@ -1,6 +1,7 @@
 """Small datasets on disk, in the formats that Nerfstudio reads."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def pose(number: int, total: int) -> list[list[float]]:
 
 
 def write_dataset(
-    root: Path, sizes: dict[str, tuple[int, int]], *, downscaled: int = 1, masks: bool = False
+    root: Path, sizes: Mapping[str, tuple[int, int]], *, downscaled: int = 1, masks: bool = False
 ) -> Path:
     """Writes images and transforms.json.
 

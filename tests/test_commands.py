@@ -129,8 +129,8 @@ def test_eval_reports_a_cosine_per_head_and_saves_pictures(run):
     for name in ("psnr", "feature_cosine_dino", "feature_cosine_clip", "feature_mse_clip"):
         assert np.isfinite(metrics[name])
     assert -1 <= metrics["feature_cosine_dino"] <= 1
-    picture = Image.open(run / "pictures" / "eval_feature_pca_clip_0000.png")
-    assert picture.size == (96, 36)
+    with Image.open(run / "pictures" / "eval_feature_pca_clip_0000.png") as picture:
+        assert picture.size == (96, 36)
 
 
 def test_render_of_a_path_and_of_the_dataset(run):
@@ -148,7 +148,8 @@ def test_render_of_a_path_and_of_the_dataset(run):
     _ns("ns-render", "dataset", *base, "feature_pca", *output, cwd=run.parents[3])
     frames = sorted((run / "frames" / "test" / "feature_pca").iterdir())
     assert len(frames) == 2
-    assert np.asarray(Image.open(frames[0])).std() > 0
+    with Image.open(frames[0]) as frame:
+        assert np.asarray(frame).std() > 0
 
 
 def test_export_of_a_point_cloud_in_pca_colours(run):

@@ -108,6 +108,7 @@ def test_without_a_viewer_the_configured_query_is_encoded_once(monkeypatch):
     built = FeatureControls(QueryText("mug", "", 0.1))
     built.set_heads((head("clip"),))
     assert built.query() is built.query()
+    assert isinstance(built._encoder, _Encoder)
     assert len(built._encoder.asked) == 1
 
 
@@ -153,6 +154,8 @@ def test_the_text_tower_is_loaded_once_and_remembers(monkeypatch):
     assert not made  # nothing asked, nothing loaded
     first = encoder.query(QueryText("mug, cup", "object", 0.1))
     again = encoder.query(QueryText("mug, cup", "object", 0.2))
+    assert first is not None
+    assert again is not None
     assert torch.equal(first.positive, again.positive)
     assert len(made) == 1
     assert made[0].texts == [["mug", "cup", "object"]]

@@ -131,7 +131,8 @@ def unit_mesh(shape: Shape) -> Mesh:
     vertices = mesh.vertex.positions.numpy().copy()
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     vertices = (2 * vertices - (low + high)) / (high - low)
-    return Mesh(vertices, mesh.triangle.indices.numpy().copy())
+    # Open3D has C's long long, which NumPy names apart from int64 of the same size.
+    return Mesh(vertices, mesh.triangle.indices.numpy().astype(np.int64))
 
 
 def _open3d() -> Any:

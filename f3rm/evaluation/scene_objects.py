@@ -205,7 +205,7 @@ def _surroundings() -> tuple[Part, ...]:
     walls = Texture("waves", (0.30, 0.38, 0.46), (0.86, 0.80, 0.72), period=1.9)
     wood = Texture("waves", (0.44, 0.33, 0.23), (0.68, 0.54, 0.41), period=0.5)
     return (
-        Part(ROOM, "box", (0, 0, _ROOM_HALF[2] - 0.8), _ROOM_HALF, walls),
-        Part("table", "box", (0, 0, -0.03), (TABLE_HALF, TABLE_HALF, 0.03), wood),
-        Part("table", "cylinder", (0, 0, -0.43), (0.12, 0.12, 0.37), wood),
+        Part(ROOM, "box", (0.0, 0.0, _ROOM_HALF[2] - 0.8), _ROOM_HALF, walls),
+        Part("table", "box", (0.0, 0.0, -0.03), (TABLE_HALF, TABLE_HALF, 0.03), wood),
+        Part("table", "cylinder", (0.0, 0.0, -0.43), (0.12, 0.12, 0.37), wood),
     )

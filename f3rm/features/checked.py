@@ -74,6 +74,19 @@ def one_of(plain: Plain, key: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def boolean(plain: Plain, key: str) -> bool:
+    """Returns the truth value under ``key``.
+
+    Raises:
+        InvalidFieldError: If there is none.
+    """
+    value = plain.get(key)
+    if not isinstance(value, bool):
+        msg = f"{key} is {value!r}, not true or false"
+        raise InvalidFieldError(msg)
+    return value
+
+
 def integer(plain: Plain, key: str) -> int:
     """Returns the whole number under ``key``, at least 0.
 

@@ -160,6 +160,7 @@ def _build(job: _Job, load: LoadBackbone) -> None:
         algorithm=ALGORITHM_VERSION,
         key=key,
         channels=backbone.channels,
+        has_text=backbone.has_text,
         provenance=dict(backbone.provenance()),
         versions=_versions(),
         chunks=tuple(records),

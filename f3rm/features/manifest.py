@@ -38,6 +38,7 @@ class Manifest:
         algorithm: Version of the preparation.
         key: Hash of the specification, the weights and the algorithm.
         channels: Feature channels C.
+        has_text: Whether the backbone has a text tower.
         provenance: What the backbone says about itself.
         versions: Versions of the software that made the cache.
         chunks: The files.
@@ -49,6 +50,7 @@ class Manifest:
     algorithm: int
     key: str
     channels: int
+    has_text: bool
     provenance: dict[str, str]
     versions: dict[str, str]
     chunks: tuple[ChunkRecord, ...]
@@ -63,6 +65,7 @@ class Manifest:
             "feature_type": self.spec.name,
             "tap": self.spec.tap,
             "channels": self.channels,
+            "has_text": self.has_text,
             "dtype": "float32" if "float32" in dtypes else "float16",
             "codec": {"name": "none", "error": codec_error},
             "spec": self.spec.to_dict(),
@@ -133,6 +136,7 @@ def _manifest(plain: object) -> Manifest:
         algorithm=checked.integer(record, "algorithm"),
         key=checked.text(record, "key"),
         channels=checked.integer(record, "channels"),
+        has_text=checked.boolean(record, "has_text"),
         provenance=checked.texts(record, "provenance"),
         versions=checked.texts(record, "versions"),
         chunks=chunks,

@@ -27,6 +27,7 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 Value = TypeVar("Value")
 Interpolation = Literal["bicubic", "bilinear"]
+Background = Literal["black", "white"]
 StoredDtype = Literal["float16", "float32"]
 
 
@@ -50,7 +51,7 @@ class FeatureSpec:
     tap: str
     short_side: int
     interpolation: Interpolation = "bicubic"
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     dtype: StoredDtype = "float16"
 
     def __post_init__(self) -> None:
@@ -121,6 +122,12 @@ PRESETS: Mapping[str, FeatureSpec] = {
 }
 """The feature types that ship with the project, by upper-case name."""
 
+BACKGROUNDS: Mapping[Background, tuple[float, float, float]] = {
+    "black": (0.0, 0.0, 0.0),
+    "white": (1.0, 1.0, 1.0),
+}
+"""Colours behind images with an alpha channel."""
+
 ALIASES: Mapping[str, str] = {"DINOCLIP": "DINO+CLIP"}
 """Names for combinations."""
 
@@ -130,6 +137,7 @@ def resolve_feature_type(
     *,
     weights: Mapping[str, str] | Sequence[str] = (),
     short_side: Mapping[str, int] | None = None,
+    background: Background = "black",
 ) -> tuple[FeatureSpec, ...]:
     """Looks up a feature type by name; upper and lower case are the same.
 
@@ -138,6 +146,8 @@ def resolve_feature_type(
         weights: Weights other than the default, by type: a mapping, or entries like
             ``"CLIP=PATH"``.
         short_side: Resizing other than the default, by type, in pixels.
+        background: What shows through where an image has alpha; black is what Nerfacto's default
+            background trains such images on.
 
     Returns:
         One specification per part, in the order of ``text``.
@@ -155,11 +165,12 @@ def resolve_feature_type(
             "twice. Drop one."
         )
         raise FeatureTypeError(msg)
+    found = {part: _lookup(part) for part in parts}
     chosen_weights = _by_type("weights", _parse_weights(weights), parts)
     chosen_sides = _by_type("short_side", short_side or {}, parts)
     specs: list[FeatureSpec] = []
-    for part in parts:
-        spec = _lookup(part)
+    for part, spec in found.items():
+        spec = replace(spec, background=BACKGROUNDS[background])
         if part in chosen_weights:
             ref = replace(spec.backbone, weights=_absolute_if_local(chosen_weights[part]))
             spec = replace(spec, backbone=ref)

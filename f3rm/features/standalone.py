@@ -18,7 +18,7 @@ from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder
 from f3rm.features.extraction import LoadBackbone, extract_features
 from f3rm.features.items import read_items
-from f3rm.features.spec import resolve_feature_type
+from f3rm.features.spec import Background, resolve_feature_type
 from f3rm.features.store import FeatureStore
 
 Indices = int | Int[Tensor, "..."]
@@ -78,6 +78,7 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
     force: bool = False,
     cache_dir: Path | None = None,
     weights: Mapping[str, str] | Sequence[str] = (),
+    background: Background = "black",
     batch_size: int | None = None,
     progress: bool = True,
     load: LoadBackbone = load_backbone,
@@ -93,6 +94,7 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
         cache_dir: Where caches go instead of the dataset folder.
         weights: Weights other than the default, by type, e.g. ``{"CLIP": "/path"}`` or
             ``["CLIP=/path"]``.
+        background: What shows through where an image has alpha.
         batch_size: Images per network call; None chooses by image size.
         progress: Whether to show progress bars.
         load: Loads the backbones.
@@ -104,7 +106,7 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
         F3rmError: If something is wrong with the dataset, the names, the device, the model or the
             disk; the message says what to do.
     """
-    specs = resolve_feature_type(feature_type, weights=weights)
+    specs = resolve_feature_type(feature_type, weights=weights, background=background)
     items = read_items(data)
     stores: dict[str, FeatureStore] = {}
     for spec in specs:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from f3rm.features.spec import Background
 from f3rm.features.standalone import extract_features_for_dataset
 from f3rm.features.store import FeatureStore
 from f3rm.scripts.command import Command
@@ -35,6 +36,8 @@ class Extract(Command):
     """Folder for the features, instead of DATA/features."""
     weights: tuple[str, ...] = ()
     """Weights other than the default, by type: CLIP=PATH DINO=PATH."""
+    background: Background = "black"
+    """Behind images with alpha; match --pipeline.model.background-color (its default is black)."""
     batch_size: int | None = None
     """Images per network call; chosen by image size if not given. Smaller needs less memory."""
 
@@ -52,6 +55,7 @@ class Extract(Command):
             force=self.force,
             cache_dir=self.cache_dir,
             weights=self.weights,
+            background=self.background,
             batch_size=self.batch_size,
         )
         for name, store in stores.items():

@@ -132,7 +132,7 @@ def test_changed_images_invalidate_their_chunk_only(dataset, events, caplog, cha
     [
         ({"short_side": 24}, "other settings: short_side 32 -> 24"),
         ({"tap": "penultimate", "dtype": "float32"}, "tap final -> penultimate, dtype float16 ->"),
-        ({"background": (0.0, 0.0, 0.0)}, r"background [1.0, 1.0, 1.0] -> [0.0, 0.0, 0.0]"),
+        ({"background": (1.0, 1.0, 1.0)}, r"background [0.0, 0.0, 0.0] -> [1.0, 1.0, 1.0]"),
     ],
 )
 def test_changed_settings_are_named_and_the_old_cache_serves_meanwhile(

@@ -87,7 +87,7 @@ def test_key_depends_on_every_setting_but_not_on_name_or_place():
         {"tap": "other"},
         {"short_side": 33},
         {"interpolation": "bilinear"},
-        {"background": (0.0, 0.0, 0.0)},
+        {"background": (1.0, 1.0, 1.0)},
         {"dtype": "float32"},
         {"backbone": BackboneRef("toy", "other", "toy")},
         {"backbone": BackboneRef("other", "mean", "toy")},
