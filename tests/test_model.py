@@ -113,6 +113,19 @@ def test_one_head_has_plain_names_and_the_seed_loss():
     torch.testing.assert_close(losses["feature_loss"], expected)
 
 
+def test_mixed_precision_trains_with_finite_losses_in_full_precision():
+    model = feature_model(head()).train()
+    batch = _batch(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(rays())
+        metrics = model.get_metrics_dict(outputs, batch)
+        losses = model.get_loss_dict(outputs, batch, metrics)
+    assert losses["feature_loss"].dtype == torch.float32
+    losses["feature_loss"].backward()
+    gradients = [parameter.grad for parameter in model.feature_field.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
 def test_several_heads_are_weighed_by_their_targets_variance():
     model = feature_model(head("dino", 6, has_text=False), head("clip", 12)).train()
     batch = _batch(model)

@@ -1,0 +1,68 @@
+"""The documentation tells the truth: its examples run, its options and links exist."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import f3rm
+from f3rm.backbones import dino
+from f3rm.feature_datamanager import FeatureDataManagerConfig
+from f3rm.model import FeatureFieldModelConfig
+from f3rm.scripts.extract import Extract
+from tests.scene_fixtures import write_dataset
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def _names(config):
+    return {field.name.replace("_", "-") for field in dataclasses.fields(config)}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    root = tmp_path_factory.mktemp("docs")
+    write_dataset(root / "datasets" / "scene", {f"{i}.png": (45, 60) for i in range(3)})
+    dino.write_random_checkpoint(root / "checkpoints" / "dino", width=16, layers=2)
+    return root
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_examples_run(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for number, code in enumerate(PYTHON.findall(page.read_text())):
+        exec(compile(code, f"{page.name}[{number}]", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_options_exist(page):
+    groups = {
+        "datamanager": _names(FeatureDataManagerConfig),
+        "model": _names(FeatureFieldModelConfig),
+    }
+    text = page.read_text()
+    for group, option in re.findall(r"--pipeline\.(\w+)\.([a-z-]+[a-z])", text):
+        known = groups[group]
+        assert option in known or any(name.startswith(option) for name in known), option
+    for line in re.findall(r"^(?:f3rm extract .*|\| `--[a-z].*)$", text, re.MULTILINE):
+        for option in re.findall(r"--([a-z-]+)(?= |`)", line):
+            assert option in _names(Extract), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_changelog_starts_with_this_version():
+    heading = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert heading[1] == f3rm.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == f3rm.__version__
