@@ -18,6 +18,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 from torch.nn import Parameter, functional
+from typing_extensions import override
 
 from f3rm._types import HeadSpec
 from f3rm.camera_render import (
@@ -119,6 +120,24 @@ class FeatureFieldModel(NerfactoModel):
         self.controls = FeatureControls(
             QueryText(self.config.positives, self.config.negatives, self.config.softmax_temp)
         )
+
+    @override
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads a checkpoint, also one that was trained in torch where tiny-cuda-nn would run now.
+
+        Raises:
+            ImplementationError: If the checkpoint needs tiny-cuda-nn and this model runs in torch.
+            F3rmError: If training goes on with other heads than the checkpoint's.
+        """
+        saved = state_dict.get("feature_field._extra_state", {}).get("implementation")
+        if saved == "torch" and self.config.implementation == "tcnn" and not self.training:
+            device = self.device
+            self.config.implementation = saved
+            self.populate_modules()
+            self.to(device).eval()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _network_config(self) -> NetworkConfig:
         config = self.config

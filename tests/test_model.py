@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.viewer.utils import parse_object
+from nerfstudio.viewer.viewer_elements import ViewerElement
 from torch.nn import functional
 
 from f3rm._types import BackboneUnavailableError
@@ -262,3 +264,28 @@ def test_checkpoint_opens_without_metadata_and_holds_no_lpips():
     assert opened.get_outputs_for_camera(camera()).keys() == (
         model.get_outputs_for_camera(camera()).keys()
     )
+
+
+def test_a_run_of_the_torch_implementation_opens_where_tiny_cuda_nn_was_chosen():
+    state = feature_model(head()).eval().state_dict()
+    chosen_tcnn = feature_model(seed=9).eval()
+    chosen_tcnn.config.implementation = chosen_tcnn.feature_field.config.implementation = "tcnn"
+    chosen_tcnn.load_state_dict(state)
+    assert chosen_tcnn.feature_field.config.implementation == "torch"
+    assert torch.equal(
+        chosen_tcnn.heads["clip"].weight, state["feature_field.heads.clip.linear.weight"]
+    )
+    assert not chosen_tcnn.field.training
+
+
+@pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning")
+def test_the_viewer_finds_the_controls_once_each():
+    elements = parse_object(feature_model(head()), ViewerElement, "Custom Elements")
+    names = [element.name for _, element in elements]
+    assert names == [
+        "Positives",
+        "Negatives",
+        "Temperature",
+        "Refresh PCA from this view",
+        "Status",
+    ]

@@ -25,6 +25,10 @@ TRANSFORMS_FILE = "transforms.json"
 GENERATOR_VERSION = 1
 """Raised when the same settings give other pictures, so that no older dataset is mistaken."""
 
+NEAR_PLANE, FAR_PLANE = 0.3, 4.0
+"""Between these, in the units that Nerfstudio scales the cameras to, lies everything that a camera
+of the tabletop sees (0.54 to 3.4). Told so, f3rm-lite grows no floaters before the cameras."""
+
 _DISTANCE = 1.75
 _ELEVATIONS = (22.0, 40.0, 30.0, 54.0)
 _FOCAL_PER_WIDTH = 0.87  # a field of view of about 60 degrees
@@ -142,6 +146,19 @@ def write_scene(
     return True
 
 
+def model_options(folder: Path) -> list[str]:
+    """Returns options of ns-train that a generated dataset is best trained with; none for others.
+
+    Args:
+        folder: Any dataset's folder.
+    """
+    description = _read_description(folder / SCENE_FILE)
+    if not isinstance(description, dict) or "near_plane" not in description:
+        return []
+    near, far = description["near_plane"], description["far_plane"]
+    return ["--pipeline.model.near-plane", str(near), "--pipeline.model.far-plane", str(far)]
+
+
 def _holds(folder: Path, description: dict[str, Any]) -> bool:
     """Returns whether a folder has the scene (True) or is free for it (False).
 
@@ -227,6 +244,8 @@ def _description(spec: SceneSpec, views: Sequence[View]) -> dict[str, Any]:
         "views": len(views),
         "height": views[0].height,
         "width": views[0].width,
+        "near_plane": NEAR_PLANE,
+        "far_plane": FAR_PLANE,
         "objects": objects,
     }
     return json.loads(json.dumps(content))

@@ -19,7 +19,7 @@ import torch
 
 from f3rm._types import F3rmError
 from f3rm.backbones import clip, dino
-from f3rm.evaluation.scenes import make_tabletop
+from f3rm.evaluation.scenes import make_tabletop, model_options
 from f3rm.features.spec import FeatureSpec, resolve_feature_type
 from f3rm.scripts.command import Command, run_command
 from f3rm.scripts.demo_report import (
@@ -33,6 +33,8 @@ from f3rm.scripts.demo_report import (
 
 METHOD = "f3rm-lite"
 TABLETOP = Path("datasets/tabletop")
+
+_FEW_CORES = 4
 
 _RANDOM_WRITERS: Mapping[str, Callable[[Path], Path]] = {
     "clip": clip.write_random_checkpoint,
@@ -50,7 +52,8 @@ class Demo(Command):
     """
 
     when_interrupted: ClassVar[str] = (
-        "Stopped. The scene and the features that are finished are kept; run the same command again."
+        "Stopped. The scene and the features that are finished are kept: run the same command "
+        "again to go on from there."
     )
 
     data: Path | None = None
@@ -86,8 +89,10 @@ class Demo(Command):
         heads = [spec.name for spec in resolve_feature_type(self.feature_type, weights=weights)]
         run = RunFiles(out / data.name / METHOD / "run")
         command = train_command(self, data=data, out=out, weights=weights, device=device)
-        self._train(run, command, device)
-        self._evaluate(run, device)
+        environment = child_environment(device, small_networks=self.random)
+        self._train(run, command, environment)
+        if not run.metrics.is_file():
+            call(eval_command(run), environment)
         numbers = read_numbers(run, heads)
         picture = out / "demo.png"
         assemble_picture(run, heads, picture)
@@ -124,19 +129,15 @@ class Demo(Command):
         print(f"{RANDOM_WEIGHTS}\n", flush=True)
         return write_random_weights(resolve_feature_type(self.feature_type), folder)
 
-    def _train(self, run: RunFiles, command: Sequence[str], device: str) -> None:
+    def _train(self, run: RunFiles, command: Sequence[str], environment: Mapping[str, str]) -> None:
         wanted = json.dumps({"command": list(command[1:])}, indent=2)
         if not self.force and _is_trained(run, wanted):
             print(f"Using the finished run in {shown(run.folder)}; --force trains anew.")
             return
         # What an interrupted run, or one with other settings, left would be mistaken for ours.
         shutil.rmtree(run.folder, ignore_errors=True)
-        call(command, device)
+        call(command, environment)
         run.record.write_text(wanted, encoding="utf-8")
-
-    def _evaluate(self, run: RunFiles, device: str) -> None:
-        if not run.metrics.is_file():
-            call(eval_command(run), device)
 
 
 def write_random_weights(specs: Sequence[FeatureSpec], folder: Path) -> tuple[str, ...]:
@@ -191,6 +192,7 @@ def train_command(
     if demo.random:
         # Beside the run: features of random weights must not replace real ones in the dataset.
         words += [f"{pipeline}.feature-cache-dir", str(out / "features")]
+    words += model_options(data)
     words += ["--max-num-iterations", str(demo.steps), "--output-dir", str(out)]
     words += ["--experiment-name", data.name, "--timestamp", "run"]
     options = dataparser_words(demo)
@@ -225,18 +227,18 @@ def eval_command(run: RunFiles) -> list[str]:
     return words
 
 
-def call(command: Sequence[str], device: str) -> None:
+def call(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Runs a command of Nerfstudio's and lets its output through.
 
     Args:
         command: Its words.
-        device: ``cpu`` or ``cuda``.
+        environment: All of its environment variables.
 
     Raises:
         F3rmError: If it fails.
     """
     print(f"\n$ {shlex.join(['python', *command[1:]])}\n", flush=True)
-    code = subprocess.run(command, env=child_environment(device), check=False).returncode
+    code = subprocess.run(command, env=environment, check=False).returncode
     if code != 0:
         how = f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}"
         msg = (
@@ -246,11 +248,23 @@ def call(command: Sequence[str], device: str) -> None:
         raise F3rmError(msg)
 
 
-def child_environment(device: str) -> dict[str, str]:
-    """Returns the environment of Nerfstudio's commands, with few threads on a small CPU."""
-    environment = dict(os.environ)
+def child_environment(device: str, *, small_networks: bool) -> dict[str, str]:
+    """Returns the environment of Nerfstudio's commands; what the user has set stays.
+
+    Their many warnings about coming versions of other packages are left out. On the CPU they see no
+    GPU and have one thread: f3rm-lite's operations are so small that threads wait for each other
+    (on two busy cores a step took 6 s with two threads, 0.3 s with one). Only the extraction of
+    real features, on more than a few cores, is better off with all.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        small_networks: Whether the features come from the small random networks.
+    """
+    environment = {"PYTHONWARNINGS": "ignore", **os.environ}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+        if small_networks or (os.cpu_count() or 1) <= _FEW_CORES:
+            environment.setdefault("OMP_NUM_THREADS", "1")
     return environment
 
 

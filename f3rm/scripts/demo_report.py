@@ -137,6 +137,7 @@ def closing_words(
     config = shown(run.config)
     output = head_key("feature_pca", heads[0], heads)
     video = shown(picture.parent / "pca.mp4")
+    render = f"ns-render interpolate --load-config {config} --pose-source train"
     measured = [f"  {key.ljust(22)} {value:.3f}" for key, value in numbers.items()]
     return "\n".join(
         [
@@ -149,8 +150,7 @@ def closing_words(
             "Open it in the viewer:",
             f"  ns-viewer --load-config {config}",
             "Render a video of its features (needs ffmpeg):",
-            f"  ns-render interpolate --load-config {config} --pose-source train "
-            f"--rendered-output-names {output} --output-path {video}",
+            f"  {render} --rendered-output-names {output} --output-path {video}",
             "Do the same with your own photographs (ns-process-data needs COLMAP):",
             "  ns-process-data images --data PHOTOS --output-dir datasets/mine",
             "  python -m f3rm.scripts.demo --data datasets/mine --pretrained",

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import tyro
 
-from f3rm.evaluation.scenes import SceneSettings, make_tabletop
+from f3rm.evaluation.scenes import SceneSettings, make_tabletop, model_options
 from f3rm.scripts.command import Command
 
 
@@ -44,5 +44,6 @@ class MakeScene(Command):
         written = make_tabletop(self.out, settings, show_progress=True)
         state = "Wrote" if written else "Already there:"
         print(f"{state} {self.views} views of {self.height} x {self.width} in {self.out}")
-        print(f"Train on it: ns-train f3rm --data {self.out}")
-        print(f"Without a GPU: ns-train f3rm-lite --machine.device-type cpu --data {self.out}")
+        options = " ".join(["--data", str(self.out), *model_options(self.out)])
+        print(f"Train on it: ns-train f3rm {options}")
+        print(f"Without a GPU: ns-train f3rm-lite --machine.device-type cpu {options}")
