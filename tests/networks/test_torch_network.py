@@ -68,6 +68,15 @@ def test_grid_equals_the_reference_with_all_gradients(points):
     torch.testing.assert_close(points_fast, points_slow, atol=1e-10, rtol=0)
 
 
+def test_gradients_do_not_depend_on_how_many_bags_are_added_at_once(monkeypatch):
+    grid = _grid()
+    points = torch.rand(50, 3, dtype=torch.float64)
+    (whole,) = torch.autograd.grad(grid(points).square().sum(), grid.table)
+    monkeypatch.setattr("f3rm.networks.torch_network._BAGS_AT_ONCE", 7)
+    (parts,) = torch.autograd.grad(grid(points).square().sum(), grid.table)
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)
+
+
 def test_corner_weights_are_a_partition_of_unity_and_rows_stay_in_their_level():
     grid = _grid()
     rows, weights = grid.corners(torch.rand(200, 3, dtype=torch.float64))

@@ -263,12 +263,15 @@ def test_numbers_are_those_of_each_head(tmp_path):
 def test_the_last_words_name_the_commands(tmp_path, monkeypatch, random):
     monkeypatch.chdir(tmp_path)
     run = RunFiles(tmp_path / "out" / "run")
-    words = closing_words(run, ["dino", "clip"], METRICS, tmp_path / "out" / "a.png", random=random)
+    device = "cpu" if random else "cuda"
+    picture = tmp_path / "out" / "a.png"
+    words = closing_words(run, ["dino", "clip"], METRICS, picture, random=random, device=device)
     assert "ns-viewer --load-config out/run/config.yml" in words
     assert "--rendered-output-names feature_pca_dino --output-path out/pca.mp4" in words
     assert "psnr                   25.500" in words
     assert "ns-process-data images" in words
     assert ("RANDOM weights" in words) == random
+    assert ("--interpolation-steps 3 --downscale-factor 2" in words) == (device == "cpu")
     assert shown(Path("/elsewhere/x")) == "/elsewhere/x"
 
 
