@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from f3rm._types import BackboneRef, HeadSpec
 from f3rm.compat import lazy_lpips
+from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModelConfig
 from f3rm.renderer import FeatureRenderer, render_per_sample
 
@@ -62,19 +63,25 @@ def _model(channels: int | None, device: torch.device) -> NerfactoModel:
 def training_step(channels: int | None, num_rays: int, device: torch.device) -> Step:
     """Builds one whole training step; None for plain Nerfacto."""
     model = _model(channels, device)
-    parameters = [p for group in model.get_param_groups().values() for p in group]
-    optimiser = torch.optim.Adam(parameters, lr=1e-2, eps=1e-15)
+    configured = f3rm_method.config.optimizers  # Nerfacto's own, and the feature field's
+    optimisers = [
+        configured[name]["optimizer"].setup(parameters)
+        for name, parameters in model.get_param_groups().items()
+        if parameters
+    ]
     batch = {"image": torch.rand(num_rays, 3, device=device)}
     if channels is not None:
         batch["feature"] = torch.randn(num_rays, channels, device=device)
 
     def step() -> None:
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
         outputs = model(_rays(num_rays, device))
         metrics = model.get_metrics_dict(outputs, batch)
         losses = model.get_loss_dict(outputs, batch, metrics)
         torch.stack([loss.sum() for loss in losses.values()]).sum().backward()
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
 
     return step
 

@@ -14,7 +14,11 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from f3rm.compat import FloatExponentialDecaySchedulerConfig, allow_nerfstudio_checkpoints
+from f3rm.compat import (
+    FloatExponentialDecaySchedulerConfig,
+    FusedAdamOptimizerConfig,
+    allow_nerfstudio_checkpoints,
+)
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
 
@@ -43,7 +47,10 @@ def _optimizers(steps: int) -> dict[str, Any]:
         "proposal_networks": _adam(1e-2, 1e-4, steps),
         "fields": _adam(1e-2, 1e-4, steps),
         "camera_opt": _adam(1e-3, 1e-4, min(steps, 5000)),
-        "feature_field": _adam(5e-3, 1e-4, steps),
+        "feature_field": {
+            **_adam(5e-3, 1e-4, steps),
+            "optimizer": FusedAdamOptimizerConfig(lr=5e-3, eps=1e-15),
+        },
     }
 
 
