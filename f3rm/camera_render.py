@@ -30,6 +30,8 @@ class RenderRequest:
 
 
 RGB_ONLY = RenderRequest(pca=False, similarity=False, features=False, hidden=False)
+RAY_BATCH = RenderRequest(pca=False, similarity=False, features=True, hidden=False)
+EVALUATED_RAY_BATCH = RenderRequest(features=True, hidden=False)
 
 
 class CameraOutputs(dict[str, Tensor]):

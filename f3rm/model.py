@@ -22,6 +22,8 @@ from typing_extensions import override
 
 from f3rm._types import HeadSpec
 from f3rm.camera_render import (
+    EVALUATED_RAY_BATCH,
+    RAY_BATCH,
     CameraOutputs,
     FeatureTargets,
     RenderRequest,
@@ -172,8 +174,9 @@ class FeatureFieldModel(NerfactoModel):
         """Renders Nerfacto's outputs and the feature field's for a batch of rays.
 
         Returns:
-            Nerfacto's outputs; for a batch of rays ``feature`` (rays, channels) of every head, for
-            a camera render what its :class:`RenderRequest` asks for.
+            Nerfacto's outputs; for a batch of rays ``feature`` (rays, channels) of every head and,
+            in evaluation, what a picture would have (``ns-export`` colours points with it); for a
+            camera render what its :class:`RenderRequest` asks for.
         """
         outputs = super().get_outputs(ray_bundle)
         samples, weights = self._samples.take()
@@ -182,9 +185,8 @@ class FeatureFieldModel(NerfactoModel):
             return outputs
         hidden = self._render_hidden(samples, weights)
         if request is None:
-            outputs.update(self._features(hidden))
-        else:
-            outputs.update(self._images(hidden, request))
+            request = RAY_BATCH if self.training else EVALUATED_RAY_BATCH
+        outputs.update(self._images(hidden, request))
         return outputs
 
     def _render_hidden(

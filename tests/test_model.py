@@ -148,6 +148,15 @@ def test_a_batch_without_features_trains_without_feature_losses():
     assert not [name for name in losses if "feature" in name]
 
 
+def test_an_evaluated_batch_of_rays_has_features_and_colours():
+    model = feature_model(head()).eval()
+    outputs = model(rays())
+    assert outputs["feature"].shape == (32, 12)
+    expected = pca_colours(outputs["feature"], model.heads["clip"].pca)
+    torch.testing.assert_close(outputs["feature_pca"], expected, atol=1e-5, rtol=0)
+    assert "feature_pca" not in model.train()(rays())
+
+
 def test_a_camera_render_holds_pictures_only():
     model = feature_model(head("dino", 6, has_text=False), head("clip", 12)).eval()
     outputs = model.get_outputs_for_camera(camera())
