@@ -175,7 +175,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             cache_dir = Path(tempfile.mkdtemp(prefix="f3rm-features-"))
             weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
         for spec in self.specs:
-            folder = feature_folder(data, spec, cache_dir)
+            folder = feature_folder(data, spec, cache_dir, items=self.items)
             if training:
                 stores[spec.name] = extract_features(
                     self.items,

@@ -5,6 +5,7 @@ The numbers that tiny-cuda-nn computes are checked by the test marked ``gpu``.
 
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -42,28 +43,28 @@ def stand_in(monkeypatch):
 @pytest.mark.parametrize("use_pe", [True, False])
 def test_both_layers_have_relu_and_the_sizes_of_the_torch_trunk(stand_in, use_pe):
     config = NetworkConfig(**{**vars(SMALL), "use_pe": use_pe})
-    network = build_network(config, "tcnn")
+    network: Any = build_network(config, "tcnn")
     assert network(torch.rand(5, 3)).shape == (5, 32)
-    layers = network.mlp.config  # pyright: ignore[reportAttributeAccessIssue]
+    layers = network.mlp.config
     assert (layers["activation"], layers["output_activation"]) == ("ReLU", "ReLU")
     assert (layers["otype"], layers["n_neurons"], layers["n_hidden_layers"]) == (
         "FullyFusedMLP",
         32,
         1,  # tiny-cuda-nn counts without the output layer
     )
-    grid = network.grid.config  # pyright: ignore[reportAttributeAccessIssue]
+    grid = network.grid.config
     assert grid["base_resolution"] * grid["per_level_scale"] ** 2 == pytest.approx(128)
 
 
 def test_widths_that_are_not_fused_take_the_other_network(stand_in):
-    network = build_network(NetworkConfig(**{**vars(SMALL), "hidden_dim": 48}), "tcnn")
-    assert network.mlp.config["otype"] == "CutlassMLP"  # pyright: ignore[reportAttributeAccessIssue]
+    network: Any = build_network(NetworkConfig(**{**vars(SMALL), "hidden_dim": 48}), "tcnn")
+    assert network.mlp.config["otype"] == "CutlassMLP"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not tcnn_installed(), reason="tiny-cuda-nn is not installed")
 def test_tiny_cuda_nn_gives_non_negative_hidden_vectors_with_gradients():
-    network = build_network(SMALL, "tcnn").cuda()
+    network: Any = build_network(SMALL, "tcnn").cuda()
     hidden = network(torch.rand(256, 3, device="cuda"))
     assert hidden.shape == (256, 32)
     assert hidden.min() >= 0
