@@ -15,7 +15,7 @@ help:  ## show this help
 setup: $(VENV)/.ready  ## make .venv with f3rm and all that development needs
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 14) else "f3rm needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] in ((3, 11), (3, 12)) else "constraints.txt is for Python 3.11 and 3.12: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	@echo "Installing f3rm and what it needs: about 3 GB to download, a few minutes."

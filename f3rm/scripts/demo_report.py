@@ -1,6 +1,8 @@
 """What the demo shows at its end: one picture, the measured numbers, and what to do next."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +158,7 @@ def closing_words(
             "On the evaluation views (psnr in dB; cosine of rendered and extracted features):",
             *measured,
             "",
+            *activation(),
             "Open it in the viewer:",
             f"  ns-viewer --load-config {config}",
             "Render a video of its features (needs ffmpeg):",
@@ -175,6 +178,14 @@ RANDOM_WEIGHTS = (
     "(from the hub) or --weights CLIP=PATH DINO=PATH they are the real ones, and queries work."
 )
 """What is said whenever random weights are used."""
+
+
+def activation() -> list[str]:
+    """Returns how to put the commands on the path, where the shell has not done so."""
+    if os.environ.get("VIRTUAL_ENV") or sys.prefix == sys.base_prefix:
+        return []
+    script = shown(Path(sys.prefix) / "bin" / "activate")
+    return ["Once in this shell, so that it finds the commands below:", f"  source {script}"]
 
 
 def shown(path: Path) -> str:

@@ -27,6 +27,7 @@ from f3rm.scripts.demo import (
 )
 from f3rm.scripts.demo_report import (
     RunFiles,
+    activation,
     assemble_picture,
     closing_words,
     head_key,
@@ -372,3 +373,11 @@ def test_the_whole_demo_on_a_tiny_scene(tmp_path):
     assert second.returncode == 0
     assert "Using the finished run" in second.stdout
     assert run.config.stat().st_mtime_ns == written
+
+
+def test_the_way_to_activate_is_told_only_where_it_is_needed(monkeypatch):
+    monkeypatch.setattr("sys.prefix", "/somewhere/.venv")
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert "source /somewhere/.venv/bin/activate" in "\n".join(activation())
+    monkeypatch.setenv("VIRTUAL_ENV", "/somewhere/.venv")
+    assert activation() == []
