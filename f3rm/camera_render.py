@@ -9,6 +9,8 @@ from jaxtyping import Float
 from nerfstudio.cameras.rays import RaySamples
 from torch import Tensor
 
+from f3rm.semantics.similarity import HiddenQuery
+
 
 @dataclass(frozen=True)
 class RenderRequest:
@@ -53,8 +55,22 @@ class FeatureTargets(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What holds for every ray of one render, however many chunks it takes.
+
+    The query is taken once: a text that is typed while a frame renders must not give some of its
+    chunks an output that the others lack.
+    """
+
+    request: RenderRequest
+    """What is asked for."""
+    query: HiddenQuery | None = None
+    """The query of ``similarity`` in its head's hidden space, or None where nothing is asked."""
+
+
 # The camera render that this thread is in; None for a batch of rays.
-current_request: ContextVar[RenderRequest | None] = ContextVar("f3rm_render_request", default=None)
+current_frame: ContextVar[Frame | None] = ContextVar("f3rm_frame", default=None)
 
 
 class SampleTap:

@@ -26,9 +26,10 @@ from f3rm.camera_render import (
     RAY_BATCH,
     CameraOutputs,
     FeatureTargets,
+    Frame,
     RenderRequest,
     SampleTap,
-    current_request,
+    current_frame,
 )
 from f3rm.compat import lazy_lpips
 from f3rm.feature_field import (
@@ -180,14 +181,21 @@ class FeatureFieldModel(NerfactoModel):
         """
         outputs = super().get_outputs(ray_bundle)
         samples, weights = self._samples.take()
-        request = current_request.get()
-        if not self.heads or (request is not None and not request.anything):
-            return outputs
-        hidden = self._render_hidden(samples, weights)
-        if request is None:
-            request = RAY_BATCH if self.training else EVALUATED_RAY_BATCH
-        outputs.update(self._images(hidden, request))
+        frame = current_frame.get()
+        if frame is None:
+            frame = self._frame(RAY_BATCH if self.training else EVALUATED_RAY_BATCH)
+        if self.heads and frame.request.anything:
+            outputs.update(self._images(self._render_hidden(samples, weights), frame))
         return outputs
+
+    def _frame(self, request: RenderRequest) -> Frame:
+        if not request.similarity:
+            return Frame(request)
+        self.controls.set_heads(self.feature_field.specs)
+        query, spec = self.controls.query(), self.controls.head
+        if query is None or spec is None:
+            return Frame(request)
+        return Frame(request, to_hidden(query, self.feature_field.head(spec.name).weight))
 
     def _render_hidden(
         self, samples: RaySamples, weights: Float[Tensor, "rays samples 1"]
@@ -201,18 +209,17 @@ class FeatureFieldModel(NerfactoModel):
     def _features(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
         return {self.key("feature", name): head(hidden) for name, head in self.heads.items()}
 
-    def _images(
-        self, hidden: Float[Tensor, "*batch hidden"], request: RenderRequest
-    ) -> dict[str, Tensor]:
+    def _images(self, hidden: Float[Tensor, "*batch hidden"], frame: Frame) -> dict[str, Tensor]:
         images: dict[str, Tensor] = {}
+        request = frame.request
         if request.hidden:
             images[_HIDDEN] = hidden
         if request.features:
             images.update(self._features(hidden))
         if request.pca:
             images.update(self._pca_images(hidden))
-        if request.similarity:
-            images.update(self._similarity_image(hidden))
+        if frame.query is not None:
+            images["similarity"] = similarity_from_hidden(hidden, frame.query)[..., None]
         return images
 
     def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
@@ -224,15 +231,6 @@ class FeatureFieldModel(NerfactoModel):
             if len(self.heads) > 1:
                 images[f"feature_pca_{name}"] = colours
         return images
-
-    def _similarity_image(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
-        self.controls.set_heads(self.feature_field.specs)
-        query = self.controls.query()
-        if query is None or self.controls.head is None:
-            return {}
-        head = self.feature_field.head(self.controls.head.name)
-        scores = similarity_from_hidden(hidden, to_hidden(query, head.weight))
-        return {"similarity": scores[..., None]}
 
     @torch.no_grad()
     def get_outputs_for_camera(
@@ -257,11 +255,11 @@ class FeatureFieldModel(NerfactoModel):
         self, camera_ray_bundle: RayBundle, request: RenderRequest | None = None
     ) -> CameraOutputs:
         """Renders rays in image order, in chunks; see :meth:`get_outputs_for_camera`."""
-        token = current_request.set(request or RenderRequest())
+        token = current_frame.set(self._frame(request or RenderRequest()))
         try:
             outputs = CameraOutputs(super().get_outputs_for_camera_ray_bundle(camera_ray_bundle))
         finally:
-            current_request.reset(token)
+            current_frame.reset(token)
         outputs.hidden = outputs.pop(_HIDDEN, None)
         if outputs.hidden is not None and self.controls.take_pca_refresh():
             self._refresh_pca(outputs, outputs.hidden)

@@ -205,6 +205,15 @@ def test_a_configured_query_renders_the_similarity_of_the_full_channels(monkeypa
     torch.testing.assert_close(outputs["similarity"][..., 0], expected, atol=1e-5, rtol=0)
 
 
+def test_a_query_typed_while_a_frame_renders_waits_for_the_next_frame(monkeypatch):
+    model = feature_model(head()).eval()  # 117 pixels in chunks of 50
+    answers = [None, make_query(torch.eye(12)[:1]), make_query(torch.eye(12)[:1])]
+    monkeypatch.setattr(model.controls, "query", lambda: answers.pop(0))
+    model.controls.set_heads(model.feature_field.specs)
+    assert "similarity" not in model.get_outputs_for_camera(camera())
+    assert model.get_outputs_for_camera(camera())["similarity"].shape == (9, 13, 1)
+
+
 def test_a_missing_text_encoder_leaves_the_other_outputs(monkeypatch, caplog):
     def unavailable(ref, **_):
         msg = "no text tower here"
