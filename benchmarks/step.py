@@ -155,7 +155,14 @@ def main() -> None:
     parser.add_argument("--rays", type=int, default=1024, help="rays per step")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each kind")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads; with more than one, whatever else runs on the machine decides the ratio",
+    )
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     result = measure(arguments.rays, arguments.repeats, torch.device(arguments.device))
     if arguments.json:
         print(json.dumps(result))
