@@ -33,7 +33,7 @@ from nerfstudio.data.utils.dataloaders import (
 )
 from torch import Tensor
 
-from f3rm._types import DatasetError, HeadSpec
+from f3rm._types import BackboneUnavailableError, DatasetError, HeadSpec
 from f3rm.feature_field import FeatureStats
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.extraction import extract_features
@@ -96,8 +96,8 @@ class FeatureLookup:
     """Finds the features of a dataset's pixels.
 
     Args:
-        stores: The feature stores by head name.
-        rows: Each dataset image's index in the stores.
+        stores: The feature stores by head name; each keeps its own order of images.
+        names: Each dataset image's name in the stores.
         sizes: Each dataset image's (height, width) as trained on.
         mode: How the feature map is read.
     """
@@ -105,16 +105,19 @@ class FeatureLookup:
     def __init__(
         self,
         stores: dict[str, FeatureStore],
-        rows: Int[Tensor, " images"],
+        names: Sequence[str],
         sizes: Int[Tensor, "images 2"],
         mode: Literal["nearest", "bilinear"],
     ) -> None:
         self.stores = stores
         self.sizes = sizes
-        self._rows = rows
+        self._rows = {
+            name: torch.tensor([store.index(image) for image in names])
+            for name, store in stores.items()
+        }
         self._mode: Literal["nearest", "bilinear"] = mode
-        store = next(iter(stores.values()))
-        files = torch.tensor([store.image_size(int(row)) for row in rows])
+        name, store = next(iter(stores.items()))
+        files = torch.tensor([store.image_size(int(row)) for row in self._rows[name]])
         self._scale = files / sizes  # file pixels per trained pixel, (y, x)
 
     def features(self, name: str, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays channels"]:
@@ -127,7 +130,8 @@ class FeatureLookup:
         indices = indices.cpu()
         image, yx = indices[:, 0], indices[:, 1:]
         file_yx = (yx + 0.5) * self._scale[image] - 0.5
-        return self.stores[name].gather(self._rows[image], file_yx.flip(-1), mode=self._mode)
+        rows = self._rows[name][image]
+        return self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode)
 
 
 class FeatureDataManager(VanillaDataManager[InputDataset]):
@@ -162,7 +166,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
         if self.stores:
-            self._publish()
+            if test_mode == "val":  # else the checkpoint brings heads and statistics
+                self._publish()
             self._lookups["train"] = self._make_lookup(self.train_dataset)
             self._lookups["eval"] = self._make_lookup(self.eval_dataset)
 
@@ -185,7 +190,10 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                     shard_size=config.shard_size,
                 )
                 continue
-            store, reason = find_cache(self.items, spec, folder)
+            try:
+                store, reason = find_cache(self.items, spec, folder)
+            except BackboneUnavailableError as error:  # weights that were given by path are gone
+                store, reason = None, str(error)
             if store is None:
                 logger.warning("No feature metrics: %s", reason)
                 return {}
@@ -210,12 +218,10 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         }
 
     def _make_lookup(self, dataset: InputDataset) -> FeatureLookup:
-        names = match_items(dataset.image_filenames, self.items)
-        store = next(iter(self.stores.values()))
         cameras = dataset.cameras
         return FeatureLookup(
             self.stores,
-            rows=torch.tensor([store.index(name) for name in names]),
+            names=match_items(dataset.image_filenames, self.items),
             sizes=torch.cat((cameras.height, cameras.width), dim=-1).cpu(),
             mode=self.config.feature_sampling,
         )

@@ -1,4 +1,6 @@
+import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -180,6 +182,35 @@ def test_several_types_have_a_key_each(tmp_path, make, checkpoint):
         ("dinov2", 24, False),
     ]
     assert set(manager.train_dataset.metadata["feature_stats"]) == {"dino", "dinov2"}
+
+
+def test_stores_that_were_made_in_different_orders_are_each_read_in_their_own(
+    tmp_path, make, checkpoint
+):
+    data = write_dataset(tmp_path / "d", UNIFORM)
+    make(data)  # DINO in the order of the file
+    transforms = data / "transforms.json"
+    content = json.loads(transforms.read_text())
+    content["frames"].reverse()
+    transforms.write_text(json.dumps(content))
+    weights = (f"DINO={checkpoint}", f"DINOV2={_dinov2(tmp_path)}")
+    manager = make(data, feature_type="DINO+DINOV2", weights=weights)
+    assert manager.stores["dino"].names == manager.stores["dinov2"].names[::-1]
+    _, batch = manager.next_train(0)
+    for name in ("dino", "dinov2"):
+        expected = _expected(manager, manager.train_dataset, batch["indices"], name)
+        torch.testing.assert_close(batch[f"feature_{name}"], expected)
+
+
+def test_a_run_opens_after_its_weights_are_gone(tmp_path, make, checkpoint, caplog):
+    data = write_dataset(tmp_path / "d", UNIFORM)
+    moved = shutil.copytree(checkpoint, tmp_path / "weights")
+    make(data, weights=(f"DINO={moved}",))
+    shutil.rmtree(moved)
+    manager = make(data, weights=(f"DINO={moved}",), test_mode="test")
+    assert not manager.stores
+    assert "No feature metrics" in caplog.text
+    assert str(moved) in caplog.text
 
 
 def _dinov2(tmp_path):
