@@ -5,7 +5,35 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from f3rm.evaluation.raycast import Raycaster, RaycastError
+from f3rm.evaluation.scene_layouts import SceneKind
+from f3rm.evaluation.scenes import SceneSettings, make_scene
+
+
+def need_raycaster() -> None:
+    """Skips tests, saying why, where Open3D's system libraries are missing."""
+    try:
+        Raycaster([])
+    except RaycastError as error:
+        pytest.skip(str(error))
+
+
+def write_scene(folder: Path, kind: SceneKind = "tabletop", *, seed: int = 0, **sizes: int) -> Path:
+    """Writes a small generated dataset with truth.
+
+    Args:
+        folder: Where to.
+        kind: What sort of scene.
+        seed: Draws it.
+        sizes: ``views``, ``height`` and ``width``, if others than 4, 48 and 64.
+    """
+    need_raycaster()
+    settings = SceneSettings(seed=seed, **{"views": 4, "height": 48, "width": 64, **sizes})
+    make_scene(folder, kind, settings)
+    return folder
 
 
 def write_image(path: Path, height: int, width: int, seed: int = 0) -> None:

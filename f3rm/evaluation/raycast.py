@@ -1,4 +1,4 @@
-"""Triangle meshes and rays: the one door to Open3D, whose ray caster (Embree) the scenes use.
+"""Rays against triangle meshes: the one door to Open3D, whose ray caster (Embree) the scenes use.
 
 Open3D comes with Nerfstudio. It is imported when a scene is first built, not before: it takes a
 second, and on Linux it needs a system library (libusb) that small containers lack.
@@ -7,36 +7,17 @@ second, and on Linux it needs a system library (libusb) that small containers la
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from f3rm._types import F3rmError
-
-Shape = Literal["box", "ball", "cylinder", "cone", "ring"]
-
-_SPHERE_RESOLUTION = 48
-_ROUND_RESOLUTION = 96
-_RING_TUBE = 0.36
-"""Radius of a ring's tube, where its middle circle has radius 1."""
+from f3rm.evaluation.scene_meshes import Mesh
 
 
 class RaycastError(F3rmError):
     """Open3D, which casts the rays, cannot be used on this machine."""
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """Triangles in space.
-
-    Attributes:
-        vertices: Positions.
-        triangles: Three vertex indices per triangle.
-    """
-
-    vertices: Float32[np.ndarray, "vertices 3"]
-    triangles: Int[np.ndarray, "triangles 3"]
 
 
 @dataclass(frozen=True)
@@ -105,34 +86,6 @@ class Raycaster:
         self, origins: Float32[np.ndarray, "rays 3"], directions: Float32[np.ndarray, "rays 3"]
     ) -> Any:
         return self._tensor(np.concatenate((origins, directions), axis=-1))
-
-
-def unit_mesh(shape: Shape) -> Mesh:
-    """Returns a shape that fills the cube [-1, 1]^3 between its opposite faces, z upwards.
-
-    Raises:
-        RaycastError: If Open3D cannot be imported.
-    """
-    create = _open3d().t.geometry.TriangleMesh
-    if shape == "box":
-        mesh = create.create_box()
-    elif shape == "ball":
-        mesh = create.create_sphere(resolution=_SPHERE_RESOLUTION)
-    elif shape == "cylinder":
-        mesh = create.create_cylinder(resolution=_ROUND_RESOLUTION)
-    elif shape == "cone":
-        mesh = create.create_cone(resolution=_ROUND_RESOLUTION)
-    else:
-        mesh = create.create_torus(
-            tube_radius=_RING_TUBE,
-            radial_resolution=_ROUND_RESOLUTION,
-            tubular_resolution=_SPHERE_RESOLUTION,
-        )
-    vertices = mesh.vertex.positions.numpy().copy()
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    vertices = (2 * vertices - (low + high)) / (high - low)
-    # Open3D has C's long long, which NumPy names apart from int64 of the same size.
-    return Mesh(vertices, mesh.triangle.indices.numpy().astype(np.int64))
 
 
 def _open3d() -> Any:

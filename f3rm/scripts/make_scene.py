@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import tyro
 
-from f3rm.evaluation.scenes import SceneSettings, make_tabletop, model_options
+from f3rm.evaluation.scene_layouts import SceneKind
+from f3rm.evaluation.scene_preview import write_preview
+from f3rm.evaluation.scenes import SceneSettings, make_scene, model_options
+from f3rm.evaluation.truth import SceneTruth
 from f3rm.scripts.command import Command
 
 
@@ -19,18 +22,21 @@ class MakeScene(Command):
 
     when_interrupted: ClassVar[str] = "Stopped. Nothing was written."
 
-    scene: tyro.conf.Positional[Literal["tabletop"]]
-    """Which scene: tabletop is a table with coloured objects in a room."""
+    scene: tyro.conf.Positional[SceneKind]
+    """Which scene: things on a table, things along the walls of a room seen from inside, or the
+    tabletop again with a distorting lens or with mixed sizes of photographs."""
     out: Path
     """Folder of the dataset, new or empty."""
     seed: int = 0
     """Draws the objects, their colours and their places."""
-    views: int = 40
+    views: int = 48
     """Number of photographs."""
-    height: int = 180
+    height: int = 360
     """Rows of a photograph."""
-    width: int = 240
+    width: int = 480
     """Columns of a photograph."""
+    preview: bool = False
+    """Also draw preview.png: a few photographs with the objects' names, masks and depths."""
 
     def run(self) -> None:
         """Writes the dataset, then prints how to train on it.
@@ -41,9 +47,15 @@ class MakeScene(Command):
         settings = SceneSettings(
             seed=self.seed, views=self.views, height=self.height, width=self.width
         )
-        written = make_tabletop(self.out, settings, show_progress=True)
+        written = make_scene(self.out, self.scene, settings, show_progress=True)
         state = "Wrote" if written else "Already there:"
         print(f"{state} {self.views} views of {self.height} x {self.width} in {self.out}")
+        truth = SceneTruth.read(self.out)
+        names = [f"{len(query.ids)} x {query.text}" for query in truth.queries]
+        print(f"What is in it: {', '.join(names)}")
+        if self.preview:
+            print(f"See {write_preview(self.out)}")
         options = " ".join(["--data", str(self.out), *model_options(self.out)])
         print(f"Train on it: ns-train f3rm {options}")
         print(f"Without a GPU: ns-train f3rm-lite --machine.device-type cpu {options}")
+        print("Then measure it against the scene's truth: f3rm eval CONFIG, the run's config.yml")
