@@ -1,4 +1,4 @@
-"""CLIP through open_clip: dense features by MaskCLIP's value path, texts in the same space."""
+"""CLIP through open_clip: dense features in the space of its texts."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -7,34 +7,37 @@ from pathlib import Path
 import open_clip
 import torch
 from jaxtyping import Float
-from open_clip.transformer import VisionTransformer
+from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones.base import Backbone, Tower
-from f3rm.backbones.clip_dense import dense_features
+from f3rm.backbones.clip_dense import maskclip_features, projected_tokens, resnet_features
 from f3rm.backbones.clip_source import CONFIG_NAME, WEIGHT_NAMES, ClipSource, find_source
 from f3rm.backbones.clip_towers import (
+    ImageTower,
     TextTower,
     has_supported_text,
+    is_averaged,
     load_image_tower,
     load_text_tower,
+    patch_size,
     require_supported_image,
 )
 from f3rm.backbones.weights import unavailable, weights_identity
 
 
 class ClipBackbone(Backbone):
-    """A CLIP model of open_clip with a class-token vision transformer."""
+    """A CLIP model of open_clip with a vision transformer or one of CLIP's ResNets."""
 
     def __init__(
         self,
         ref: BackboneRef,
         source: ClipSource,
         *,
-        visual: VisionTransformer | None = None,
+        visual: ImageTower | None = None,
         text: TextTower | None = None,
     ) -> None:
         """Puts together the towers at hand; :meth:`load` makes them.
@@ -47,7 +50,7 @@ class ClipBackbone(Backbone):
         """
         self.ref = ref
         self.channels = source.config["embed_dim"]
-        self.patch_size = source.config["vision_cfg"].get("patch_size", 16)
+        self.patch_size = patch_size(source.config)
         self.mean = source.mean
         self.std = source.std
         self.has_text = has_supported_text(source.config)
@@ -94,7 +97,10 @@ class ClipBackbone(Backbone):
     def encode_image(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch rows cols channels"]:
-        """Computes MaskCLIP features; see :meth:`f3rm.backbones.base.Backbone.encode_image`.
+        """Computes dense features; see :meth:`f3rm.backbones.base.Backbone.encode_image`.
+
+        By MaskCLIP's value path where the tower is pooled by its class token or by attention, as
+        projected final tokens where it is pooled by averaging.
 
         Raises:
             ValueError: If a size is no multiple of the patch.
@@ -102,7 +108,14 @@ class ClipBackbone(Backbone):
         """
         if self.visual is None:
             raise self._not_loaded("image")
-        return dense_features(self.visual, images, self.feature_grid(images))
+        grid = self.feature_grid(images)
+        if isinstance(self.visual, ModifiedResNet):
+            features = resnet_features(self.visual, images)
+        elif is_averaged(self.visual):
+            features = projected_tokens(self.visual, images)
+        else:
+            features = maskclip_features(self.visual, images)
+        return features.unflatten(1, grid)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:

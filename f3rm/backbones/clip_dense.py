@@ -1,6 +1,7 @@
-"""Dense CLIP features by MaskCLIP's value path, at any resolution.
+"""Dense CLIP features at any resolution, by the rule that fits how the tower is pooled.
 
-The pooled output of CLIP's image tower is in the space of its texts; single patches are not.
+The pooled output of CLIP's image tower is in the space of its texts. Where it is an average of
+projected patches, each patch is in that space too. Where it is the class token's, patches are not:
 MaskCLIP reads the last block's values instead of its attention: each patch is passed alone through
 the value and output projections, which puts it into the text space without mixing in its
 neighbours.
@@ -15,32 +16,94 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 
-def dense_features(
-    visual: VisionTransformer,
-    images: Float[Tensor, "batch 3 height width"],
-    grid: tuple[int, int],
-) -> Float[Tensor, "batch rows cols channels"]:
-    """Computes one vector per patch in the space of the text embeddings, not normalised.
+def maskclip_features(
+    visual: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch patches channels"]:
+    """Computes MaskCLIP's vector per patch, for towers that are pooled by their class token.
 
     Args:
         visual: A class-token image tower in evaluation mode.
         images: Normalised RGB, a whole number of patches high and wide.
-        grid: That number, (rows, cols).
 
     Returns:
-        Features in the tower's dtype.
+        Features in the space of the text embeddings, not normalised, in the tower's dtype; patches
+        row by row.
     """
-    *blocks, last_block = cast("Sequence[ResidualAttentionBlock]", visual.transformer.resblocks)
+    *blocks, last_block = _blocks(visual)
     tokens = embed_patches(visual, images)
     for block in blocks:
         tokens = run_block(block, tokens)
-    values = value_path(last_block, tokens)[:, 1:]  # (batch, rows * cols, hidden)
-    return (visual.ln_post(values) @ visual.proj).unflatten(1, grid)
+    values = value_path(last_block, tokens)[:, 1:]  # (batch, patches, hidden)
+    return visual.ln_post(values) @ visual.proj
+
+
+def projected_tokens(
+    visual: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch patches channels"]:
+    """Computes the projected final token per patch, for towers that are pooled by averaging.
+
+    Their mean is the image embedding that training compared with texts, so each patch's own token
+    is in that space already.
+
+    Args:
+        visual: An image tower whose patches are averaged after its last norm.
+        images: Normalised RGB, a whole number of patches high and wide.
+
+    Returns:
+        Features in the space of the text embeddings, not normalised, in the tower's dtype; patches
+        row by row.
+    """
+    tokens = embed_patches(visual, images)
+    for block in _blocks(visual):
+        tokens = run_block(block, tokens)
+    return visual.ln_post(tokens[:, 1:]) @ visual.proj
+
+
+def resnet_features(
+    visual: ModifiedResNet, images: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch patches channels"]:
+    """Computes MaskCLIP's vector per cell of the last feature map, for CLIP's ResNets.
+
+    Args:
+        visual: A ResNet in evaluation mode.
+        images: Normalised RGB, a whole number of 32-pixel cells high and wide.
+
+    Returns:
+        Features in the space of the text embeddings, not normalised, in the tower's dtype; cells
+        row by row.
+    """
+    return project_cells(visual, resnet_maps(visual, images))
+
+
+def resnet_maps(
+    visual: ModifiedResNet, images: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch hidden rows cols"]:
+    """Computes a ResNet's last feature map, which its attention pooling takes."""
+    maps = visual.stem(images.to(visual.conv1.weight.dtype))
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        maps = layer(maps)
+    return maps
+
+
+def project_cells(
+    visual: ModifiedResNet, maps: Float[Tensor, "batch hidden rows cols"]
+) -> Float[Tensor, "batch patches channels"]:
+    """Passes each cell alone through the value and output projections of the attention pooling.
+
+    The pooling takes the place of a transformer's last block (Zhou et al., section 3.2).
+    """
+    pool = visual.attnpool
+    return pool.c_proj(pool.v_proj(maps.flatten(2).transpose(1, 2)))
+
+
+def _blocks(visual: VisionTransformer) -> list[ResidualAttentionBlock]:
+    return list(cast("Sequence[ResidualAttentionBlock]", visual.transformer.resblocks))
 
 
 def embed_patches(

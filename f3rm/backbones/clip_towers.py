@@ -2,8 +2,8 @@
 
 open_clip builds both towers at once, so the tower that is not wanted is built one token small and
 dropped, and only the wanted tower's weights are read. Supported are image towers that open_clip's
-own ``VisionTransformer`` builds with a class token, and text towers of open_clip's own transformer
-with CLIP's byte-pair vocabulary.
+own ``VisionTransformer`` (pooled by class token or by averaging patches) and ``ModifiedResNet``
+build, and text towers of open_clip's own transformer with CLIP's byte-pair vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -20,8 +21,12 @@ from f3rm.backbones.checkpoint import read_state_dict
 from f3rm.backbones.clip_source import ClipSource
 from f3rm.backbones.weights import unavailable
 
+ImageTower = VisionTransformer | ModifiedResNet
+"""What reads images."""
+
 _SMALLEST_VISION = {"layers": 1, "width": 64, "patch_size": 1, "image_size": 1}
 _SMALLEST_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+_RESNET_STRIDE = 32
 _VISUAL_PREFIX = "visual."
 _TEXT_PREFIX = "text."
 _SHARED_NAMES = ("logit_scale", "logit_bias")
@@ -47,33 +52,50 @@ def has_supported_text(config: Mapping[str, Any]) -> bool:
     return not (text.get("hf_model_name") or text.get("hf_tokenizer_name"))
 
 
+def patch_size(config: Mapping[str, Any]) -> int:
+    """Returns pixels per feature cell: of a ViT its patch, of a ResNet its stride.
+
+    Args:
+        config: open_clip's ``model_cfg``.
+    """
+    vision = config["vision_cfg"]
+    if isinstance(vision.get("layers", 12), int):
+        return vision.get("patch_size", 16)
+    return _RESNET_STRIDE
+
+
+def is_averaged(visual: VisionTransformer) -> bool:
+    """Returns whether a tower is pooled by averaging its patches, not by its class token."""
+    return visual.pool_type == "avg"
+
+
 def require_supported_image(ref: BackboneRef, config: Mapping[str, Any]) -> None:
-    """Checks that the image tower is a class-token ViT of open_clip itself.
+    """Checks that the image tower is one of open_clip itself whose patches can be read out.
 
     Args:
         ref: What was asked, for the message.
         config: open_clip's ``model_cfg``.
 
     Raises:
-        BackboneUnavailableError: For timm towers, ResNets, and ViTs pooled by attention or
+        BackboneUnavailableError: For timm towers, and ViTs pooled by attention or normed after
             averaging.
     """
     vision = config["vision_cfg"]
     if vision.get("timm_model_name"):
         found = f"the timm model {vision['timm_model_name']!r}"
-    elif not isinstance(vision.get("layers", 12), int):
-        found = "a ResNet"
-    elif vision.get("attentional_pool") or vision.get("pool_type", "tok") != "tok":
-        found = "a vision transformer that is not pooled by its class token"
+    elif vision.get("attentional_pool") or vision.get("pool_type", "tok") not in ("tok", "avg"):
+        found = "a vision transformer that is pooled neither by its class token nor by averaging"
+    elif vision.get("pool_type") == "avg" and vision.get("final_ln_after_pool"):
+        found = "a vision transformer that is normed after averaging"
     elif not isinstance(vision.get("patch_size", 16), int):
         found = f"a vision transformer with patches of {vision['patch_size']}"
     else:
         return
-    supported = "supported are open_clip's class-token vision transformers such as ViT-L-14-336"
+    supported = "supported are open_clip's own towers such as ViT-L-14-336 and RN50"
     raise unavailable(ref, f"its image tower is {found}; {supported}")
 
 
-def load_image_tower(ref: BackboneRef, source: ClipSource) -> VisionTransformer:
+def load_image_tower(ref: BackboneRef, source: ClipSource) -> ImageTower:
     """Builds the image tower in fp32 and fills it.
 
     Raises:
@@ -81,7 +103,7 @@ def load_image_tower(ref: BackboneRef, source: ClipSource) -> VisionTransformer:
     """
     require_supported_image(ref, source.config)
     model = _build(ref, {**source.config, "text_cfg": _SMALLEST_TEXT})
-    visual = cast("VisionTransformer", model.visual)
+    visual = cast("ImageTower", model.visual)
     state = read_state_dict(source.checkpoint, keep=_is_visual)
     _fill(ref, visual, {name.removeprefix(_VISUAL_PREFIX): state[name] for name in state})
     return visual.eval().requires_grad_(requires_grad=False)

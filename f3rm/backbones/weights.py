@@ -2,10 +2,11 @@
 
 A ``weights`` string is read by one rule:
 
-1. A file or folder that exists is local, whatever its name.
-2. Otherwise it is a *missing path*, hence an error, if it is absolute, starts with ``.`` or ``~``,
+1. ``builtin:NAME`` is the model of that name that ships with f3rm (``builtin:tinyclip``).
+2. A file or folder that exists is local, whatever its name.
+3. Otherwise it is a *missing path*, hence an error, if it is absolute, starts with ``.`` or ``~``,
    holds a backslash or more than one slash, or ends in the suffix of a weight file.
-3. Anything else is a tag or a hub name (``openai``, ``org/name``, ``hf-hub:org/name``), which has
+4. Anything else is a tag or a hub name (``openai``, ``org/name``, ``hf-hub:org/name``), which has
    at most one slash.
 """
 
@@ -19,6 +20,8 @@ from f3rm._types import BackboneRef, BackboneUnavailableError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _CHUNK_BYTES = 1 << 22
+_BUILTIN_PREFIX = "builtin:"
+_BUILTIN_FOLDERS = {"tinyclip": Path(__file__).parent / "tinyclip"}
 
 
 def local_weights(ref: BackboneRef) -> Path | None:
@@ -34,6 +37,8 @@ def local_weights(ref: BackboneRef) -> Path | None:
         BackboneUnavailableError: If the weights read like a path that does not exist.
     """
     weights = ref.weights or ref.model
+    if weights.startswith(_BUILTIN_PREFIX):
+        return _builtin_folder(ref, weights.removeprefix(_BUILTIN_PREFIX))
     path = Path(weights).expanduser()
     if path.exists():
         return path
@@ -98,6 +103,16 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known are {', '.join(words) or 'none'}"
+
+
+def _builtin_folder(ref: BackboneRef, name: str) -> Path:
+    if name not in _BUILTIN_FOLDERS:
+        known = near_matches(name, _BUILTIN_FOLDERS)
+        raise unavailable(ref, f"no model of that name ships with f3rm; {known}")
+    folder = _BUILTIN_FOLDERS[name]
+    if not folder.is_dir():
+        raise unavailable(ref, "this installation of f3rm lacks it; install f3rm again")
+    return folder
 
 
 def _reads_like_path(weights: str) -> bool:

@@ -225,12 +225,12 @@ def test_unknown_names_and_missing_paths(model, weights, message):
     ("vision", "message"),
     [
         ({"timm_model_name": "vit_base"}, "the timm model 'vit_base'"),
-        ({"layers": [3, 4, 6, 3]}, "a ResNet"),
-        ({"pool_type": "avg"}, "not pooled by its class token"),
-        ({"attentional_pool": True}, "not pooled by its class token"),
+        ({"pool_type": "none"}, "neither by its class token nor by averaging"),
+        ({"attentional_pool": True}, "neither by its class token nor by averaging"),
+        ({"pool_type": "avg", "final_ln_after_pool": True}, "normed after averaging"),
         ({"patch_size": [14, 16]}, r"patches of \[14, 16\]"),
     ],
-    ids=["timm", "resnet", "average", "attention", "oblong"],
+    ids=["timm", "none", "attention", "norm", "oblong"],
 )
 def test_other_image_towers_are_refused(clip_folder, tmp_path, vision, message):
     published = json.loads((clip_folder / "open_clip_config.json").read_text())["model_cfg"]
