@@ -1,0 +1,170 @@
+"""The held-out views of a run, one after the other: each is rendered once and then scored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from f3rm.camera_render import CameraOutputs
+from f3rm.evaluation.language import Language
+from f3rm.evaluation.predictions import (
+    FeatureCosines,
+    feature_cosines,
+    field_scores,
+    hidden_of,
+    mean_training_feature,
+    psnr,
+    render_view,
+    teacher_scores,
+)
+from f3rm.evaluation.query_scores import Answers, QueryScores
+from f3rm.evaluation.run_loading import LoadedRun
+from f3rm.feature_datamanager import ImageTargets
+from f3rm.features.geometry import Size
+from f3rm.features.progress import track
+from f3rm.model import FeatureFieldModel
+
+
+@dataclass(frozen=True)
+class ScoredView:
+    """One held-out view with everything that was asked of it, at the file's pixels.
+
+    Attributes:
+        name: Its ``file_path``.
+        photograph: The photograph.
+        render: The field's colours.
+        ids: Which object each pixel shows.
+        field: Relevancy of every text by the field.
+        teacher: The same by the 2D teacher; None without a cache.
+    """
+
+    name: str
+    photograph: UInt8[np.ndarray, "height width 3"]
+    render: UInt8[np.ndarray, "height width 3"]
+    ids: Int[np.ndarray, "height width"]
+    field: Float32[np.ndarray, "texts height width"]
+    teacher: Float32[np.ndarray, "texts height width"] | None
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """What the held-out views gave.
+
+    Attributes:
+        psnr: Of each view, in dB.
+        cosines: Of each view, by head; empty without a cache.
+        field: Answers of the field; None where nothing could be asked.
+        teacher: Answers of the 2D teacher; None where nothing could be asked.
+    """
+
+    psnr: list[float]
+    cosines: dict[str, list[FeatureCosines]]
+    field: Answers | None
+    teacher: Answers | None
+
+
+def score_views(
+    run: LoadedRun,
+    model: FeatureFieldModel,
+    *,
+    language: Language | None,
+    seed: int,
+    show_progress: bool = False,
+    see: Callable[[ScoredView], None] | None = None,
+) -> HeldOutScores:
+    """Renders and scores every held-out view.
+
+    Args:
+        run: The run.
+        model: Its model.
+        language: The phrases, or None where nothing can be asked.
+        seed: Seed of the draw for the mean training feature.
+        show_progress: Whether a bar counts the views.
+        see: Called with every view that was asked something, e.g. to draw it.
+    """
+    field = QueryScores(language.vocabulary) if language else None
+    teacher = QueryScores(language.vocabulary) if language and run.stores else None
+    decibels: list[float] = []
+    cosines: dict[str, list[FeatureCosines]] = {}
+    means = _mean_features(run, seed)
+    views = range(len(run.held_out.names))
+    for index in track(views, total=len(views), label="held-out views", show=show_progress):
+        camera, batch = run.picture(index)
+        outputs = render_view(model, camera)
+        decibels.append(psnr(model, outputs, batch["image"]))
+        for name, measured in _cosines(run, model, index, outputs, means).items():
+            cosines.setdefault(name, []).append(measured)
+        if language is None or field is None:
+            continue
+        view = _ask(run, index, outputs, batch["image"], language)
+        field.add(view.name, view.ids, view.field)
+        if teacher is not None and view.teacher is not None:
+            teacher.add(view.name, view.ids, view.teacher)
+        if see is not None:
+            see(view)
+    return HeldOutScores(
+        decibels,
+        cosines,
+        field=field.answers() if field else None,
+        teacher=teacher.answers() if teacher else None,
+    )
+
+
+def _mean_features(run: LoadedRun, seed: int) -> dict[str, Tensor]:
+    lookup = run.train.lookup
+    if lookup is None:
+        return {}
+    return {name: mean_training_feature(lookup, name, seed) for name in run.stores}
+
+
+def _cosines(
+    run: LoadedRun,
+    model: FeatureFieldModel,
+    index: int,
+    outputs: CameraOutputs,
+    means: dict[str, Tensor],
+) -> dict[str, FeatureCosines]:
+    lookup = run.held_out.lookup
+    if lookup is None:
+        return {}
+    targets = ImageTargets(lookup, index)
+    heads = [head for name, head in model.heads.items() if name in means]
+    hidden = hidden_of(outputs)
+    return {
+        head.spec.name: feature_cosines(head, hidden, targets, means[head.spec.name])
+        for head in heads
+    }
+
+
+def _ask(
+    run: LoadedRun, index: int, outputs: CameraOutputs, image: Tensor, language: Language
+) -> ScoredView:
+    name = run.held_out.names[index]
+    truth = language.truth.view(name)
+    height, width = truth.ids.shape
+    store = run.stores.get(language.head)
+    teacher = None
+    if store is not None:
+        teacher = teacher_scores(store, store.index(name), language.scorer)
+    return ScoredView(
+        name=name,
+        photograph=to_picture(image, (height, width)),
+        render=to_picture(outputs["rgb"], (height, width)),
+        ids=truth.ids,
+        field=field_scores(hidden_of(outputs), language.scorer, (height, width)),
+        teacher=teacher,
+    )
+
+
+def to_picture(
+    image: Float[Tensor, "rows cols channels"], size: Size
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Turns colours in [0, 1] into bytes, at another size if need be; alpha is dropped."""
+    colours = image[..., :3].float().cpu().permute(2, 0, 1)[None]
+    if colours.shape[2:] != torch.Size(size):
+        colours = functional.interpolate(colours, size=size, mode="bilinear", align_corners=False)
+    return (colours[0].permute(1, 2, 0).clamp(0, 1) * 255 + 0.5).byte().numpy()

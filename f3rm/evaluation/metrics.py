@@ -1,0 +1,158 @@
+"""Numbers that compare a score map with a truth mask; pure functions on arrays.
+
+A score map has one number per pixel, higher where the phrase fits better; a mask is true where the
+truth says so. Which pairs of views and queries are scored, and how means are taken, is decided in
+:mod:`f3rm.evaluation.query_scores`. The definitions stand in ``docs/evaluation.md``.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+ScoreMap = Float[np.ndarray, "height width"]
+Mask = Bool[np.ndarray, "height width"]
+
+RELEVANCY_THRESHOLD = 0.5
+"""Above it a phrase beats all four canonical phrases: the fixed rule of a predicted mask."""
+
+_MINMAX_THRESHOLD = 0.7
+_BOX = 30
+_MAJORITY = 3  # pixels to each side: a window of 7 x 7
+
+
+def iou(predicted: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float:
+    """Intersection over union of two masks.
+
+    Where both are empty it is 0, as in OpenGaussian; evaluation never asks this, because a pair is
+    scored only where the truth has pixels.
+    """
+    union = int((predicted | truth).sum())
+    return int((predicted & truth).sum()) / union if union else 0.0
+
+
+def is_localised(scores: ScoreMap, region: Mask) -> bool:
+    """Whether the highest score lies in a region; where several pixels share it, all must.
+
+    *Source:* LERF (Kerr et al. 2023) section 4.2 asks the same of a box around the object; there,
+    one of several equal pixels is enough, so that a constant map would always be right.
+    """
+    return bool(region[scores == scores.max()].all())
+
+
+def box_region(ids: Int[np.ndarray, "height width"], wanted: tuple[int, ...]) -> Mask:
+    """Fills the bounding box of each wanted object, borders included.
+
+    Args:
+        ids: The object at each pixel.
+        wanted: Ids of the objects; each has a box of its own.
+    """
+    region = np.zeros(ids.shape, dtype=bool)
+    for number in wanted:
+        rows, cols = np.nonzero(ids == number)
+        if len(rows):
+            region[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1] = True
+    return region
+
+
+def fixed_mask(scores: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+    """The mask of the fixed rule: relevancy above :data:`RELEVANCY_THRESHOLD`."""
+    return scores > RELEVANCY_THRESHOLD
+
+
+def minmax_mask(scores: ScoreMap) -> Mask:
+    """LangSplat's mask of a relevancy map.
+
+    The map is averaged with its mean over 30 x 30 pixels (reflected at the border, the window
+    reaching 15 pixels up and left, 14 down and right), stretched to [0, 1], thresholded at 0.7, and
+    cleaned by the majority in 7 x 7 pixels. A map of one value gives an empty mask.
+
+    *Source:* LangSplat (Qin et al. 2024) ``eval/evaluate_iou_loc.py``: there the stretched map is
+    stretched again to [-1, 1], clipped and thresholded at 0.4, which is the same.
+    """
+    blended = 0.5 * (_box_mean(scores) + scores)
+    low, high = blended.min(), blended.max()
+    stretched = (blended - low) / max(high - low, 1e-9)
+    return majority(stretched > _MINMAX_THRESHOLD)
+
+
+def _box_mean(scores: ScoreMap) -> Float[np.ndarray, "height width"]:
+    before = _BOX // 2
+    padded = np.pad(scores.astype(np.float64), (before, _BOX - 1 - before), mode="reflect")
+    starts = [np.arange(side) for side in scores.shape]
+    return _window_sums(padded, starts, [start + _BOX for start in starts]) / _BOX**2
+
+
+def majority(mask: Mask) -> Mask:
+    """Sets each pixel to what most of the 7 x 7 pixels around it are; a tie is false.
+
+    *Source:* LangSplat ``eval/utils.py:smooth``, whose windows leave out the last row and column of
+    the picture; that is kept, for comparability.
+    """
+    sides = [np.arange(side) for side in mask.shape]
+    starts = [np.maximum(side - _MAJORITY, 0) for side in sides]
+    ends = [np.minimum(side + _MAJORITY + 1, len(side) - 1) for side in sides]
+    lengths = [np.maximum(end - start, 0) for start, end in zip(starts, ends, strict=True)]
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+    return 2 * _window_sums(mask, starts, ends) > np.outer(*lengths)
+
+
+def _window_sums(
+    values: Shaped[np.ndarray, "rows cols"],
+    starts: list[np.ndarray],
+    ends: list[np.ndarray],
+) -> Shaped[np.ndarray, "height width"]:
+    """Sums ``values`` over a window per output pixel, given where each begins and ends."""
+    sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    top, left = starts[0][:, None], starts[1]
+    bottom, right = ends[0][:, None], ends[1]
+    return sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+
+
+def exclusive_mask(
+    scores: Float[np.ndarray, "texts ..."], wanted: int, rivals: list[int]
+) -> Bool[np.ndarray, "..."]:
+    """The mask of a phrase that must also beat other phrases.
+
+    Args:
+        scores: Relevancy of each text. That the best text beats the canonical phrases too is the
+            fixed rule, since these are in every relevancy.
+        wanted: Index of the text.
+        rivals: Indices of the texts that it must beat.
+    """
+    mask = fixed_mask(scores[wanted])
+    for rival in rivals:
+        mask = mask & (scores[wanted] > scores[rival])
+    return mask
+
+
+def average_precision(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
+    """Area under the precision-recall steps, over every threshold; 0 where nothing is true.
+
+    It is ``sum_k (R_k - R_{k-1}) P_k`` over the distinct scores from high to low, without
+    interpolation.
+
+    *Source:* the definition of scikit-learn's ``average_precision_score``, which it equals.
+    """
+    positives = int(truth.sum())
+    if positives == 0:
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)  # the last pixel of each distinct score
+    found = np.cumsum(truth[order])[last]
+    taken = np.arange(1, len(scores) + 1)[last]
+    steps = np.diff(found, prepend=0) / positives
+    return float((steps * (found / taken)).sum())
+
+
+def auroc(positive: Float[np.ndarray, " p"], negative: Float[np.ndarray, " n"]) -> float | None:
+    """Probability that a positive score is above a negative one, a tie counting half.
+
+    Returns:
+        A number in [0, 1]; None where there are no scores on one of the sides.
+    """
+    if not (len(positive) and len(negative)):
+        return None
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left")
+    not_above = np.searchsorted(ordered, positive, side="right")
+    return float((below + not_above).mean() / (2 * len(negative)))

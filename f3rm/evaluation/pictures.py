@@ -1,0 +1,181 @@
+"""Pictures of an evaluation: what was asked, what field and teacher answered, what is true.
+
+A panel stands for one view and query: photograph, the field's scores over its render, the field's
+mask against the truth, and the same two of the 2D teacher.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw
+
+from f3rm._types import F3rmError
+from f3rm.evaluation.held_out import ScoredView
+from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD, fixed_mask, iou
+from f3rm.evaluation.query_scores import MIN_PIXELS
+from f3rm.evaluation.vocabulary import Vocabulary
+
+Picture = UInt8[np.ndarray, "height width 3"]
+Mask = Bool[np.ndarray, "height width"]
+Scores = Float[np.ndarray, "height width"]
+
+TRUE_POSITIVE = (40, 200, 80)
+FALSE_POSITIVE = (230, 60, 50)
+FALSE_NEGATIVE = (60, 110, 250)
+
+_HEAT = np.array(
+    [(20, 10, 60), (90, 20, 120), (190, 50, 90), (245, 130, 40), (252, 240, 120)], np.float64
+)
+"""Colours of scores 0, 0.25, 0.5, 0.75 and 1."""
+_HEAT_SHARE = 0.65
+_HEADER = 18
+_LEGEND = 10
+_GAP = 2
+_OVERVIEW_WIDTH = 1400
+
+
+def heat_picture(base: Picture, scores: Scores) -> Picture:
+    """Lays scores in [0, 1] as colours over a picture."""
+    colours = (1 - _HEAT_SHARE) * base + _HEAT_SHARE * _heat(scores)
+    return (colours + 0.5).astype(np.uint8)
+
+
+def legend(width: int) -> UInt8[np.ndarray, "rows {width} 3"]:
+    """Returns the scale of colours from 0 to 1; the white line is where the fixed rule cuts."""
+    scale = _heat(np.tile(np.linspace(0, 1, width), (_LEGEND, 1))).astype(np.uint8)
+    scale[:, round(RELEVANCY_THRESHOLD * (width - 1))] = 255
+    return scale
+
+
+def mask_picture(base: Picture, predicted: Mask, truth: Mask) -> Picture:
+    """Colours hits green, false alarms red and misses blue over a darkened picture."""
+    picture = (base * 0.5).astype(np.uint8)
+    for mask, colour in (
+        (predicted & truth, TRUE_POSITIVE),
+        (predicted & ~truth, FALSE_POSITIVE),
+        (truth & ~predicted, FALSE_NEGATIVE),
+    ):
+        picture[mask] = (0.5 * picture[mask] + 0.5 * np.array(colour)).astype(np.uint8)
+    return picture
+
+
+def query_panel(
+    view: ScoredView, vocabulary: Vocabulary, query: int
+) -> UInt8[np.ndarray, "panel_height panel_width 3"]:
+    """Draws one view and query: see the module.
+
+    Args:
+        view: The view with its scores.
+        vocabulary: The phrases that the scores are of.
+        query: Index of the query.
+    """
+    label = vocabulary.queries[query]
+    truth = np.isin(view.ids, label.ids)
+    tiles = [_tile(view.photograph, f"{Path(view.name).name}: {label.text}")]
+    for who, base, answers in (
+        ("field", view.render, view.field),
+        ("2D teacher", view.photograph, view.teacher),
+    ):
+        if answers is None:
+            continue
+        scores = answers[query]
+        predicted = fixed_mask(scores)
+        tiles.append(_tile(heat_picture(base, scores), f"{who}: relevancy", scale=True))
+        title = f"{who}: > {RELEVANCY_THRESHOLD}, IoU {iou(predicted, truth):.2f}"
+        tiles.append(_tile(mask_picture(view.photograph, predicted, truth), title))
+    return np.concatenate(tiles, axis=1)
+
+
+class PictureFolder:
+    """Writes a panel per held-out view and query, and an overview with one row per query.
+
+    Args:
+        folder: Where to; made if need be.
+        vocabulary: The phrases.
+
+    Raises:
+        F3rmError: If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        self._folder = folder.expanduser().absolute()
+        self._vocabulary = vocabulary
+        self._best: dict[int, tuple[int, Picture]] = {}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def add(self, view: ScoredView) -> None:
+        """Draws the queries that a view shows.
+
+        Raises:
+            F3rmError: If a file cannot be written.
+        """
+        for number, query in enumerate(self._vocabulary.queries):
+            pixels = int(np.isin(view.ids, query.ids).sum())
+            if pixels < MIN_PIXELS:
+                continue
+            panel = query_panel(view, self._vocabulary, number)
+            self._save(panel, panel_name(view.name, query.text))
+            if pixels > self._best.get(number, (0, panel))[0]:
+                self._best[number] = (pixels, _narrowed(panel))
+
+    def write_overview(self) -> None:
+        """Writes ``overview.png``: each query in the view that shows most of it.
+
+        Raises:
+            F3rmError: If the file cannot be written.
+        """
+        panels = [panel for _, (_, panel) in sorted(self._best.items())]
+        if panels:
+            width = max(panel.shape[1] for panel in panels)
+            rows = [np.pad(p, ((0, 4), (0, width - p.shape[1]), (0, 0))) for p in panels]
+            self._save(np.concatenate(rows), "overview.png")
+
+    def _save(self, picture: UInt8[np.ndarray, "rows cols 3"], name: str) -> None:
+        try:
+            Image.fromarray(picture).save(self._folder / name)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> F3rmError:
+        return F3rmError(
+            f"PictureFolder: folder must be one that can be written to, got {str(self._folder)!r}: "
+            f"{error}. Give another --pictures."
+        )
+
+
+def panel_name(view: str, query: str) -> str:
+    """Returns a panel's file name, e.g. ``frame_00009_red_mug.png``."""
+    words = re.sub(r"[^a-z0-9]+", "_", query.lower()).strip("_")
+    return f"{Path(view).stem}_{words or 'query'}.png"
+
+
+def _heat(scores: Scores) -> Float[np.ndarray, "height width 3"]:
+    stops = np.linspace(0, 1, len(_HEAT))
+    clipped = np.clip(scores, 0, 1)
+    return np.stack([np.interp(clipped, stops, channel) for channel in _HEAT.T], axis=-1)
+
+
+def _tile(
+    picture: Picture, title: str, *, scale: bool = False
+) -> UInt8[np.ndarray, "tile_height tile_width 3"]:
+    """Puts a title above a picture, and below it the scale of colours or nothing."""
+    height, width = picture.shape[:2]
+    canvas = Image.new("RGB", (width + _GAP, _HEADER + height + _LEGEND), "white")
+    canvas.paste(Image.fromarray(picture), (0, _HEADER))
+    ImageDraw.Draw(canvas).text((3, 3), title, fill="black")
+    if scale:
+        canvas.paste(Image.fromarray(legend(width)), (0, _HEADER + height))
+    return np.asarray(canvas)
+
+
+def _narrowed(panel: UInt8[np.ndarray, "rows cols 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    height, width = panel.shape[:2]
+    if width <= _OVERVIEW_WIDTH:
+        return panel
+    size = (_OVERVIEW_WIDTH, round(height * _OVERVIEW_WIDTH / width))
+    return np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,249 @@
+"""Opens a trained run for evaluation: its configuration, dataset, model and teacher features.
+
+A run's ``config.yml`` stores paths as they were typed. The checkpoint is looked for beside the
+file, so a run may be moved as a whole; where the dataset was moved, its place must be given.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datamanagers.base_datamanager import (
+    VanillaDataManager,
+    VanillaDataManagerConfig,
+)
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.models.nerfacto import NerfactoModel
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.utils.eval_utils import eval_load_checkpoint
+from torch import Tensor
+
+from f3rm._types import F3rmError
+from f3rm.compat import lazy_lpips
+from f3rm.f3rm_config import allow_nerfstudio_checkpoints
+from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
+from f3rm.features.items import read_items
+from f3rm.features.store import FeatureStore
+from f3rm.model import FeatureFieldModel
+
+_UNREADABLE = (OSError, yaml.YAMLError, ImportError, AttributeError, TypeError, ValueError)
+"""What reading a configuration raises that is damaged or names classes of another program."""
+_CPU_RAYS = 1 << 10
+"""Rays at once on a CPU: they fit its caches. 4,096 take a quarter longer, 8,192 twice as long."""
+
+
+class RunError(F3rmError):
+    """A run's configuration, checkpoint or dataset cannot be used."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the held-out photographs of a run.
+
+    Attributes:
+        names: ``file_path`` of each photograph as in transforms.json.
+        cameras: Their cameras in the scene frame, at the size that is trained on.
+        lookup: Their teacher features, blended between cells; None without a valid cache.
+    """
+
+    names: tuple[str, ...]
+    cameras: Cameras
+    lookup: FeatureLookup | None
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, open for evaluation.
+
+    Attributes:
+        config_path: Its ``config.yml``.
+        config: What is in there.
+        data: Where its dataset is.
+        step: Training step of the checkpoint.
+        manager: Its data manager.
+        model: Its model, in evaluation mode.
+        stores: The teacher's features by head; empty without a valid cache.
+        train: What it was trained on.
+        held_out: What it is evaluated on.
+    """
+
+    config_path: Path
+    config: TrainerConfig
+    data: Path
+    step: int
+    manager: VanillaDataManager[InputDataset]
+    model: NerfactoModel
+    stores: dict[str, FeatureStore]
+    train: Split
+    held_out: Split
+
+    def picture(self, index: int) -> tuple[Cameras, dict[str, Any]]:
+        """Returns camera and photograph (``image``) of a held-out view."""
+        return self.manager.fixed_indices_eval_dataloader.get_camera(index)
+
+
+def load_run(config_path: Path, *, data: Path | None = None, device: torch.device) -> LoadedRun:
+    """Opens a run with its newest checkpoint.
+
+    Args:
+        config_path: The run's ``config.yml``.
+        data: The dataset's place, if not the one that the run was trained from.
+        device: Where the model goes.
+
+    Raises:
+        RunError: If configuration, checkpoint or dataset cannot be used.
+        F3rmError: If the dataset's photographs or its feature cache are broken.
+    """
+    # A link to the file stands for it: what belongs to the run lies beside the file.
+    config_path = config_path.expanduser().resolve()
+    config = _read_config(config_path)
+    config.load_dir = _checkpoints(config_path, config)
+    root = _locate_data(config, data)
+    _use_plain_data_manager(config)
+    if device.type == "cpu" and isinstance(config.pipeline.model, ModelConfig):
+        rays = config.pipeline.model.eval_num_rays_per_chunk
+        config.pipeline.model.eval_num_rays_per_chunk = min(rays, _CPU_RAYS)
+    allow_nerfstudio_checkpoints()
+    with lazy_lpips():
+        pipeline = config.pipeline.setup(device=str(device), test_mode="test")
+    pipeline.eval()
+    step = _load_checkpoint(config, pipeline)
+    manager, model = pipeline.datamanager, pipeline.model
+    if not (isinstance(model, NerfactoModel) and isinstance(manager, VanillaDataManager)):
+        raise _refused(config_path, f"a run of {config.method_name}")
+    stores = manager.stores if isinstance(manager, FeatureDataManager) else {}
+    return LoadedRun(
+        config_path=config_path,
+        config=config,
+        data=root,
+        step=step,
+        manager=manager,
+        model=model,
+        stores=stores,
+        train=_split(manager, manager.train_dataset, root, stores),
+        held_out=_split(manager, manager.eval_dataset, root, stores),
+    )
+
+
+def field_model(run: LoadedRun) -> FeatureFieldModel:
+    """Returns the model of a run that has a feature field.
+
+    Raises:
+        RunError: If it has none.
+    """
+    if not isinstance(run.model, FeatureFieldModel):
+        raise _refused(run.config_path, f"a run of {run.config.method_name}, without features")
+    return run.model
+
+
+def _refused(config_path: Path, got: str) -> RunError:
+    return RunError(
+        f"load_run: {str(config_path)!r} must be the config.yml of a run of f3rm, or of nerfacto "
+        f"where one is asked for, got {got}. Give the file that ns-train wrote beside "
+        "nerfstudio_models."
+    )
+
+
+def _read_config(path: Path) -> TrainerConfig:
+    try:
+        # Nerfstudio's runs name Python classes, which only this loader reads; as with ns-eval,
+        # open runs that you trust.
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)  # noqa: S506
+    except _UNREADABLE as error:
+        raise _refused(path, f"what cannot be read: {error}") from error
+    if not isinstance(config, TrainerConfig):
+        raise _refused(path, f"a {type(config).__name__}")
+    return config
+
+
+def _checkpoints(config_path: Path, config: TrainerConfig) -> Path:
+    folder = config_path.parent / config.relative_model_dir
+    if not any(folder.glob("step-*.ckpt")):
+        msg = (
+            f"load_run: a run must have a checkpoint, but there is none in {str(folder)!r}. Train "
+            "until the first one is saved (--steps-per-save), or keep it beside config.yml."
+        )
+        raise RunError(msg)
+    return folder
+
+
+def _load_checkpoint(config: TrainerConfig, pipeline: VanillaPipeline) -> int:
+    try:
+        _, step = eval_load_checkpoint(config, pipeline)
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        msg = (
+            f"load_run: the newest checkpoint in {str(config.load_dir)!r} must fit the run, got: "
+            f"{error}. Remove it if it is incomplete, or train again."
+        )
+        raise RunError(msg) from error
+    return step
+
+
+def _locate_data(config: TrainerConfig, data: Path | None) -> Path:
+    """Points the configuration at the dataset, and returns where it is."""
+    manager = config.pipeline.datamanager
+    if not isinstance(manager, VanillaDataManagerConfig):
+        raise RunError(
+            f"load_run: the run's data manager must be one that gives rays, got "
+            f"{type(manager).__name__}. Evaluate runs of f3rm or nerfacto."
+        )
+    trained = Path(manager.data if manager.data is not None else manager.dataparser.data)
+    place = (data or trained).expanduser().absolute()
+    if not place.exists():
+        msg = (
+            f"load_run: the run's dataset must be where it was trained from, got "
+            f"{str(place)!r}, which does not exist. Give its new place with --data."
+        )
+        raise RunError(msg)
+    manager.data = place
+    return place
+
+
+def _use_plain_data_manager(config: TrainerConfig) -> None:
+    """Replaces Nerfacto's parallel data manager: its worker processes are for training."""
+    manager = config.pipeline.datamanager
+    if isinstance(manager, ParallelDataManagerConfig):
+        names = {field.name for field in fields(VanillaDataManagerConfig)} - {"_target"}
+        kept = {name: getattr(manager, name) for name in names}
+        config.pipeline.datamanager = VanillaDataManagerConfig(**kept)
+
+
+def _split(
+    manager: VanillaDataManager[InputDataset],
+    dataset: InputDataset,
+    data: Path,
+    stores: dict[str, FeatureStore],
+) -> Split:
+    items = manager.items if isinstance(manager, FeatureDataManager) else read_items(data)
+    names = match_items(dataset.image_filenames, items)
+    cameras = dataset.cameras
+    lookup = None
+    if stores:
+        sizes: Tensor = torch.cat((cameras.height, cameras.width), dim=-1).cpu()
+        lookup = FeatureLookup(stores, names=names, sizes=sizes, mode="bilinear")
+    return Split(names=tuple(names), cameras=cameras, lookup=lookup)
+
+
+def check_same_views(run: LoadedRun, other: LoadedRun) -> None:
+    """Checks that another run holds out the same photographs.
+
+    Raises:
+        RunError: If not: its PSNR would be another number.
+    """
+    differing = set[str](run.held_out.names) ^ set[str](other.held_out.names)
+    if differing:
+        shown: Sequence[str] = sorted(differing)[:3]
+        msg = (
+            f"check_same_views: both runs must hold out the same photographs, but "
+            f"{len(differing)} are held out by one only, e.g. {', '.join(shown)}. Train both with "
+            "the same options of the dataparser."
+        )
+        raise RunError(msg)

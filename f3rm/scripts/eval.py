@@ -1,0 +1,63 @@
+"""``f3rm eval``: measures a trained run on its held-out views."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from f3rm.evaluation.evaluate import evaluate_run
+from f3rm.scripts.command import Command
+
+
+@dataclass
+class Eval(Command):
+    """Measure a trained run on its held-out views, and its 2D teacher on the same ones.
+
+    On a scene of f3rm make-scene queries are compared with the truth; on photographs of your own
+    there is none, and PSNR and feature cosine are reported. docs/evaluation.md explains them.
+    """
+
+    config: tyro.conf.Positional[Path]
+    """The run's config.yml."""
+    json: Path | None = None
+    """File for all numbers."""
+    pictures: Path | None = None
+    """Folder for pictures of every query in every held-out view."""
+    nerfacto: Path | None = None
+    """config.yml of a plain Nerfacto run on the same dataset, to report its PSNR too."""
+    head: str | None = None
+    """The feature head to ask; without it the first that has a text tower."""
+    data: Path | None = None
+    """The dataset, where it was moved since training."""
+    seed: int = 0
+    """Draws the surface points."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def run(self) -> None:
+        """Measures, prints the tables and writes what was asked for.
+
+        Raises:
+            F3rmError: If it cannot be done; the message says what to do.
+        """
+        found = evaluate_run(
+            self.config,
+            data=self.data,
+            nerfacto=self.nerfacto,
+            head=self.head,
+            pictures=self.pictures,
+            seed=self.seed,
+            device=self.device,
+            show_progress=True,
+        )
+        console = Console()
+        for table in found.tables():
+            console.print(table)
+        for note in found.notes:
+            print(f"Note: {note}")
+        if self.json is not None:
+            found.write_json(self.json)
+            print(f"Wrote {self.json}")
+        if self.pictures is not None and found.queries:
+            print(f"Wrote pictures to {self.pictures}; overview.png shows every query")
