@@ -12,12 +12,16 @@ from f3rm.backbones.registry import weights_identity
 from f3rm.features.folders import is_writable
 from f3rm.features.images import content_hash
 from f3rm.features.items import ImageItem, dataset_root
+from f3rm.features.legacy import is_legacy, open_legacy
 from f3rm.features.manifest import MANIFEST, Manifest, read_manifest
-from f3rm.features.records import ImageRecord
+from f3rm.features.records import FailedRecord, ImageRecord
 from f3rm.features.spec import FeatureSpec
 from f3rm.features.store import FeatureStore
 
 log = logging.getLogger(__name__)
+
+_DEFAULT = "default"
+"""What is said of a setting that is only recorded when it is chosen."""
 
 
 def feature_folder(
@@ -55,7 +59,7 @@ def feature_folder(
 
 
 def find_cache(
-    items: Sequence[ImageItem], spec: FeatureSpec, folder: Path
+    items: Sequence[ImageItem], spec: FeatureSpec, folder: Path, *, failed_too: bool = False
 ) -> tuple[FeatureStore | None, str]:
     """Opens a cache if it is complete and fits these images and settings; loads no model.
 
@@ -66,6 +70,7 @@ def find_cache(
         items: The images that it must hold, in any order.
         spec: The settings.
         folder: Where to look.
+        failed_too: Whether a cache counts in which some of the images are recorded as failed.
 
     Returns:
         The cache, or None; and a sentence that says which cache it is, or why there is none.
@@ -74,16 +79,33 @@ def find_cache(
         BackboneUnavailableError: If the weights are given as a path that does not exist.
     """
     identity = weights_identity(spec.backbone)
-    if not (folder / MANIFEST).exists():
-        return None, f"there is no finished cache in {folder}"
     try:
+        if not (folder / MANIFEST).exists():
+            if is_legacy(folder):
+                return open_legacy(folder, items, spec), f"the cache in {folder} is of older f3rm"
+            return None, f"there is no finished cache in {folder}"
         manifest = read_manifest(folder)
-        reason = _other_settings(manifest, spec, identity) or _other_images(manifest, items)
+        reason = _other_settings(manifest, spec, identity) or _other_images(
+            manifest, items, failed_too=failed_too
+        )
         if reason:
             return None, reason
         return FeatureStore.open(folder), f"the cache in {folder} is valid"
     except CacheError as error:
         return None, str(error)
+
+
+def cache_roots(data: Path, cache_dir: Path | None) -> list[Path]:
+    """Returns the folders in which caches of a dataset may lie.
+
+    Args:
+        data: The dataset folder or a ``.json`` file in it.
+        cache_dir: A directory for caches outside datasets; then only that.
+    """
+    root = dataset_root(data)
+    if cache_dir is not None:
+        return [_keyed(cache_dir.expanduser().absolute(), root)]
+    return [root / "features", _keyed(Path(platformdirs.user_cache_dir("f3rm")), root)]
 
 
 def _keyed(base: Path, root: Path) -> Path:
@@ -97,14 +119,17 @@ def _other_settings(manifest: Manifest, spec: FeatureSpec, identity: str) -> str
         return ""
     before = manifest.spec.settings(manifest.weights_identity, manifest.algorithm)
     after = spec.settings(identity)
+    names = [*after, *(name for name in before if name not in after)]
     changes = [
-        f"{name} {before[name]} -> {after[name]}" for name in after if before[name] != after[name]
+        f"{name} {before.get(name, _DEFAULT)} -> {after.get(name, _DEFAULT)}"
+        for name in names
+        if before.get(name) != after.get(name)
     ]
     return f"the cache was made with other settings: {', '.join(changes)}"
 
 
-def _other_images(manifest: Manifest, items: Sequence[ImageItem]) -> str:
-    recorded = {image.name: image for image in manifest.images}
+def _other_images(manifest: Manifest, items: Sequence[ImageItem], *, failed_too: bool) -> str:
+    recorded = {image.name: image for image in (*manifest.images, *manifest.failed)}
     wanted = {item.name for item in items}
     added = [item.name for item in items if item.name not in recorded]
     if added:
@@ -113,12 +138,22 @@ def _other_images(manifest: Manifest, items: Sequence[ImageItem]) -> str:
     if removed:
         return f"the cache has {len(removed)} image(s) that the dataset lacks, e.g. {removed[0]!r}"
     for item in items:
-        if not _same_image(recorded[item.name], item):
+        if not is_same_image(recorded[item.name], item):
             return f"the image {item.name!r} has changed since the cache was made"
+    if manifest.failed and not failed_too:
+        return f"the image {manifest.failed[0].name!r} has failed: {manifest.failed[0].error}"
     return ""
 
 
-def _same_image(record: ImageRecord, item: ImageItem) -> bool:
+def is_same_image(record: ImageRecord | FailedRecord, item: ImageItem) -> bool:
+    """Returns whether an image file is still the recorded one, as far as a cheap look can tell.
+
+    Args:
+        record: What is recorded.
+        item: The file now.
+    """
+    if isinstance(record, FailedRecord):
+        return FailedRecord.of(item, record.error) == record
     try:
         status = item.path.stat()
         if status.st_size != record.bytes:

@@ -4,9 +4,13 @@ A chunk is (images, rows, cols, channels). The header fills one page, so that th
 page boundary; ``np.load`` reads the files like any other.
 """
 
+import contextlib
+import errno
 import math
 import mmap
 import os
+import secrets
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +18,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from f3rm._types import CacheError, CacheMismatchError
+from f3rm.features.codecs import CodedDtype
 from f3rm.features.records import ChunkRecord
-from f3rm.features.spec import StoredDtype
 
-_HEADER_BYTES = 4096
+HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 22
 _MAGIC = b"\x93NUMPY\x01\x00"
 
-Rows = Float[np.ndarray, "images rows cols channels"]
+Rows = Shaped[np.ndarray, "images rows cols channels"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class WrittenChunk:
 
 
 def write_chunk(
-    path: Path, shape: tuple[int, int, int, int], dtype: StoredDtype, parts: Iterable[Rows]
+    path: Path, shape: tuple[int, int, int, int], dtype: CodedDtype, parts: Iterable[Rows]
 ) -> WrittenChunk:
     """Writes a chunk to a temporary name, makes it durable, and renames it into place.
 
@@ -61,7 +65,7 @@ def write_chunk(
             digest.update(block)
 
     write_atomically(path, write)
-    expected = _HEADER_BYTES + math.prod(shape) * np.dtype(dtype).itemsize
+    expected = HEADER_BYTES + math.prod(shape) * np.dtype(dtype).itemsize
     return WrittenChunk(expected, f"xxh3_128:{digest.hexdigest()}")
 
 
@@ -71,7 +75,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         CacheError: If the file system refuses.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as stream:
             write(stream)
@@ -80,13 +84,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        msg = (
-            f"write_atomically: {str(path)!r} must be writable, got: {error}. Make room or pass "
-            "--cache-dir, then run again."
-        )
-        raise CacheError(msg) from error
+        raise CacheError(_unwritten(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def publish(part: Path, path: Path) -> None:
+    """Renames a finished file to its final name, durably.
+
+    Raises:
+        CacheError: If the file system refuses.
+    """
+    try:
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(_unwritten(path, error)) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -140,14 +154,14 @@ def map_chunk(folder: Path, record: ChunkRecord) -> Rows:
     return flat.reshape(record.shape)
 
 
-def _header(shape: tuple[int, ...], dtype: StoredDtype) -> bytes:
+def _header(shape: tuple[int, ...], dtype: CodedDtype) -> bytes:
     """Builds a version 1.0 header of exactly one page.
 
     *Source:* https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
     text = repr({"descr": descr, "fortran_order": False, "shape": tuple(shape)})
-    length = _HEADER_BYTES - len(_MAGIC) - 2
+    length = HEADER_BYTES - len(_MAGIC) - 2
     return _MAGIC + length.to_bytes(2, "little") + text.ljust(length - 1).encode("latin1") + b"\n"
 
 
@@ -171,6 +185,18 @@ def _data_offset(folder: Path, record: ChunkRecord) -> int:
     if offset + math.prod(shape) * expected.itemsize != length:
         raise _mismatch(path, f"its {length} bytes do not fit the shape {shape}")
     return offset
+
+
+def _unwritten(path: Path, error: OSError) -> str:
+    """Says why a file could not be written, and how much room there is if that is the reason."""
+    room = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            room = f" ({shutil.disk_usage(path.parent).free} bytes are free)"
+    return (
+        f"write_atomically: {str(path)!r} must be writable, got: {error}{room}. Make room or pass "
+        "--cache-dir, then run again: what is finished is kept."
+    )
 
 
 def _mismatch(path: Path, reason: str) -> CacheMismatchError:

@@ -1,4 +1,6 @@
-"""Which device a name means on this machine."""
+"""Which device a name means on this machine, and which of several workers this process is."""
+
+import os
 
 import torch
 
@@ -9,13 +11,14 @@ def resolve_device(name: str) -> torch.device:
     """Turns ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists here.
 
     Args:
-        name: The wanted device; ``auto`` takes the first GPU where there is one, else the CPU.
+        name: The wanted device; ``auto`` takes a GPU where there is one, else the CPU: the first
+            one, or the one that torchrun (``LOCAL_RANK``) or Slurm (``SLURM_LOCALID``) mean.
 
     Raises:
         DeviceError: If the name is none of these, or names a GPU that this machine lacks.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _automatic()
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -25,6 +28,24 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         _check_gpu(name, device.index or 0)
     return device
+
+
+def is_first_rank() -> bool:
+    """Returns whether this is the worker that reports: the only one, or rank 0 of several."""
+    return _number("RANK", "SLURM_PROCID", "LOCAL_RANK") == 0
+
+
+def _automatic() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = _number("LOCAL_RANK", "SLURM_LOCALID")
+    return torch.device("cuda", rank % torch.cuda.device_count()) if rank else torch.device("cuda")
+
+
+def _number(*variables: str) -> int:
+    """Returns the first of some environment variables that is a number; 0 if none is."""
+    values = (os.environ.get(variable, "") for variable in variables)
+    return next((int(value) for value in values if value.isdecimal()), 0)
 
 
 def _unknown(name: str) -> str:

@@ -1,11 +1,13 @@
-"""Decoded images -> network inputs -> features -> rows of a chunk, checked on the way.
+"""Decoded images -> network inputs -> features -> rows of a chunk, batch by batch.
 
-Resizing is :func:`torch.nn.functional.interpolate` with antialiasing on the backbone's device
-(bicubic by default), clamped to [0, 1] and then normalised with the backbone's mean and standard
-deviation.
+Resizing is :func:`torch.nn.functional.interpolate` with antialiasing (bicubic by default), clamped
+to [0, 1] and then normalised with the backbone's mean and standard deviation. A batch is never of
+two sizes and never of two chunks, so that what a chunk holds depends on its images alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -13,30 +15,40 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from f3rm._types import CacheError, DeviceError, ImageError
+from f3rm._types import CacheError, DeviceError
 from f3rm.backbones.base import Backbone
-from f3rm.features.chunks import Rows
+from f3rm.features.codecs import Codec, CodecSpec, CodedDtype, parse_codec
 from f3rm.features.geometry import Size
-from f3rm.features.images import ImageInfo, prefetched, read_image
+from f3rm.features.images import ImageInfo, read_inspected
 from f3rm.features.plan import ChunkPlan
-from f3rm.features.spec import FeatureSpec, Interpolation, StoredDtype
+from f3rm.features.spec import FeatureSpec, Interpolation
+from f3rm.features.stored_rows import StoredRows, store_rows
+
+log = logging.getLogger(__name__)
 
 _BATCH_PIXELS = 16 * 336 * 336
 _LARGEST_BATCH = 32
+_SMALL_GPU_BYTES = 16 * 10**9
+_LARGEST_SCALE = 4
+_FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What PyTorch's allocators say in a plain RuntimeError; on CUDA there is an error of its own."""
 
 
-class HalfOverflowError(Exception):
-    """Features exceed what float16 can hold; the chunk is encoded again as float32."""
+def default_batch_size(network_size: Size, device: torch.device | None = None) -> int:
+    """Returns how many images go through the network at once.
 
-
-def default_batch_size(network_size: Size) -> int:
-    """Returns how many images go through the network at once: 16 at 336 x 336 pixels."""
+    It is 16 at 336 x 336 pixels, and more on a GPU of more than 16 GB.
+    """
     height, width = network_size
-    return max(1, min(_LARGEST_BATCH, _BATCH_PIXELS // (height * width)))
+    scale = 1
+    if device is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        scale = max(1, min(_LARGEST_SCALE, int(total // _SMALL_GPU_BYTES)))
+    return max(1, min(scale * _LARGEST_BATCH, scale * _BATCH_PIXELS // (height * width)))
 
 
 def prepare(
-    pixels: UInt8[np.ndarray, "height width 3"],
+    pixels: UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"],
     size: Size,
     *,
     interpolation: Interpolation = "bicubic",
@@ -53,93 +65,153 @@ def prepare(
     Returns:
         Colours in [0, 1], not yet normalised.
     """
-    image = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+    image = torch.as_tensor(pixels).to(device, non_blocking=True)  # (H, W, 3)
+    image = image.permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
     resized = interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)
     return resized[0].clamp(0, 1)
 
 
-class ChunkEncoder:
+class Encoder:
     """Computes the rows of chunks with one backbone.
 
     Attributes:
         channels: Feature channels C.
-        codec_error: Largest relative error that rounding to the stored type made in any cell of the
-            last chunk.
+        codec_spec: Which codec stores the features.
+        codec: The codec; None until :func:`~f3rm.features.fit.settle_codec` has fitted it.
+        device: Where the backbone is.
+        spec: What is extracted.
     """
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec, batch_size: int | None) -> None:
         """Keeps the loaded ``backbone``; a ``batch_size`` of None depends on the network size."""
-        self.codec_error = 0.0
         self.channels = backbone.channels
+        self.codec_spec = codec_spec_of(spec)
+        self.codec = Codec(self.codec_spec, self.channels) if spec.codec == "none" else None
+        self.device = backbone.device
+        self.spec = spec
         self._backbone = backbone
-        self._spec = spec
         self._batch_size = batch_size
+        self._limit: int | None = None
         self._mean = torch.tensor(backbone.mean, device=backbone.device)[:, None, None]
         self._std = torch.tensor(backbone.std, device=backbone.device)[:, None, None]
 
-    def encode(
-        self, plan: ChunkPlan, dtype: StoredDtype, report: Callable[[int], object]
-    ) -> Iterator[Rows]:
-        """Yields the chunk's rows batch by batch, in order.
+    @property
+    def stored_channels(self) -> int:
+        """Channels on disk."""
+        return self.codec_spec.components or self.channels
 
-        Args:
-            plan: The chunk.
-            dtype: Type on disk.
-            report: Called with the number of images of every finished batch.
+    @property
+    def stored_dtype(self) -> CodedDtype:
+        """Type on disk, unless it cannot hold the features."""
+        return self.codec_spec.dtype
+
+    def batch_size(self, network_size: Size) -> int:
+        """Returns how many images go through the network at once."""
+        size = self._batch_size or default_batch_size(network_size, self.device)
+        return min(size, self._limit or size)
+
+    def read(self, plan: ChunkPlan, info: ImageInfo) -> Tensor:
+        """Decodes an image, ready for :meth:`features`; called in threads, ahead of the network.
+
+        For the CPU it is resized here; for a GPU it stays 8 bit, in pinned memory.
 
         Raises:
-            ImageError: If an image cannot be read any more, or the backbone gives NaN or infinity
-                for it.
-            DeviceError: If the batch does not fit into the GPU's memory.
-            HalfOverflowError: If ``dtype`` is float16 and cannot hold the features.
+            ImageError: If the image is not what it was at the start any more.
         """
-        self.codec_error = 0.0
-        size = self._batch_size or default_batch_size(plan.network_size)
-        inputs = prefetched(self._decode, plan.images, ahead=max(8, size))
-        for start in range(0, len(plan.images), size):
-            batch = plan.images[start : start + size]
-            features = self._features([next(inputs) for _ in batch], batch, plan)
-            yield self._stored(features, dtype)
-            report(len(batch))
-
-    def _decode(self, info: ImageInfo) -> UInt8[np.ndarray, "height width 3"]:
-        pixels = read_image(info.item.path, self._spec.background)
-        if pixels.shape[:2] != info.size:
-            msg = (
-                f"extract_features: {info.item.name!r} must not change during extraction, got size "
-                f"{pixels.shape[:2]} instead of {info.size}. Run again."
-            )
-            raise ImageError(msg)
-        return pixels
+        pixels = torch.from_numpy(read_inspected(info, self.spec.background))  # (H, W, 3)
+        if self.device.type == "cuda":
+            return pixels.pin_memory()
+        return self._resized(pixels, plan)
 
     @torch.inference_mode()
-    def _features(
-        self,
-        pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]],
-        batch: Sequence[ImageInfo],
-        plan: ChunkPlan,
-    ) -> Float[Tensor, "batch rows cols channels"]:
-        device = self._backbone.device
-        try:
-            prepared = [
-                prepare(
-                    image, plan.network_size, interpolation=self._spec.interpolation, device=device
-                )
-                for image in pixels
-            ]
-            features = self._backbone.encode_image((torch.stack(prepared) - self._mean) / self._std)
-        except torch.OutOfMemoryError as error:
+    def features(
+        self, inputs: Sequence[Tensor], plan: ChunkPlan
+    ) -> Iterator[Float[Tensor, "batch rows cols channels"]]:
+        """Yields the features of images in fp32, in one batch or, where memory is short, in parts.
+
+        Args:
+            inputs: What :meth:`read` gave.
+            plan: Their chunk.
+
+        Raises:
+            DeviceError: If not even one image fits into memory.
+            CacheError: If the backbone gives another shape than it announced.
+        """
+        start = 0
+        while start < len(inputs):
+            part = inputs[start : start + (self._limit or len(inputs))]
+            try:
+                found = self._run(part, plan)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_full_memory(error):
+                    raise
+                self._halve(len(part), plan, error)
+                continue
+            self._check(found, len(part), plan)
+            yield found.float()
+            start += len(part)
+
+    @torch.inference_mode()
+    def stored(
+        self, features: Float[Tensor, "batch rows cols channels"], dtype: CodedDtype
+    ) -> StoredRows:
+        """Encodes features as they are stored and begins to copy them to the host.
+
+        Args:
+            features: On the backbone's device.
+            dtype: Type on disk.
+
+        Raises:
+            CacheError: If the codec has not been settled.
+        """
+        if self.codec is None:
+            msg = "Encoder.stored: the codec must be settled first. Call settle_codec."
+            raise CacheError(msg)
+        return store_rows(features, self.codec.to(self.device), dtype)
+
+    def _run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
+        images = torch.stack([self._network_input(image, plan) for image in inputs])
+        with self._autocast():
+            return self._backbone.encode_image((images - self._mean) / self._std)
+
+    def _network_input(self, image: Tensor, plan: ChunkPlan) -> Float[Tensor, "3 height width"]:
+        return self._resized(image, plan) if image.dtype == torch.uint8 else image
+
+    def _resized(
+        self, pixels: UInt8[Tensor, "_ _ 3"], plan: ChunkPlan
+    ) -> Float[Tensor, "3 height width"]:
+        return prepare(
+            pixels,
+            plan.network_size,
+            interpolation=self.spec.interpolation,
+            device=self.device,
+        )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.spec.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.spec.precision))
+
+    def _halve(self, tried: int, plan: ChunkPlan, error: Exception) -> None:
+        if tried == 1:
             msg = (
-                f"extract_features: {len(batch)} images of {plan.network_size} pixels must fit "
-                f"into {device}, but its memory is full. Pass a smaller --batch-size, or --device "
-                "cpu."
+                f"extract_features: one image of {plan.network_size} pixels must fit into the "
+                f"memory of {self.device}, but it is full: {error}. Close what else uses it, or "
+                "pass --device cpu."
             )
             raise DeviceError(msg) from error
-        self._check(features, batch, plan)
-        return features.float()
+        self._limit = tried // 2
+        log.warning(
+            "%d images of %d x %d pixels do not fit into the memory of %s; going on with %d at a "
+            "time.",
+            tried,
+            *plan.network_size,
+            self.device,
+            self._limit,
+        )
 
-    def _check(self, features: Tensor, batch: Sequence[ImageInfo], plan: ChunkPlan) -> None:
-        expected = (len(batch), *plan.grid, self._backbone.channels)
+    def _check(self, features: Tensor, count: int, plan: ChunkPlan) -> None:
+        expected = (count, *plan.grid, self.channels)
         if tuple(features.shape) != expected:
             msg = (
                 f"extract_features: the backbone {self._backbone.ref.adapter!r} must return "
@@ -147,25 +219,16 @@ class ChunkEncoder:
                 "bug: report it there."
             )
             raise CacheError(msg)
-        finite = torch.isfinite(features).flatten(1).all(dim=1).tolist()
-        for info, good in zip(batch, finite, strict=True):
-            if not good:
-                msg = (
-                    "extract_features: features must be finite, but the backbone "
-                    f"{self._backbone.ref.adapter!r} gave NaN or infinity for {info.item.name!r}. "
-                    "Check the weights, or take its frame out of transforms.json."
-                )
-                raise ImageError(msg)
 
-    def _stored(
-        self, features: Float[Tensor, "batch rows cols channels"], dtype: StoredDtype
-    ) -> Rows:
-        if dtype == "float32":
-            return features.cpu().numpy()
-        rounded = features.half()
-        if not torch.isfinite(rounded).all():
-            raise HalfOverflowError
-        lost = (rounded.float() - features).norm(dim=-1)
-        relative = lost / features.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        self.codec_error = max(self.codec_error, float(relative.max()))
-        return rounded.cpu().numpy()
+
+def codec_spec_of(spec: FeatureSpec) -> CodecSpec:
+    """Returns which codec a specification asks for."""
+    if spec.codec == "none":
+        return CodecSpec("none", spec.dtype)
+    return parse_codec(spec.codec)
+
+
+def _is_full_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(phrase in str(error) for phrase in _FULL_MEMORY)

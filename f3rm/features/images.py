@@ -7,6 +7,7 @@ refused with a command that converts them.
 
 import io
 import logging
+import os
 import shlex
 import struct
 from collections import deque
@@ -19,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 import xxhash
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from f3rm._types import ImageError
 from f3rm.features.geometry import Size
@@ -35,7 +36,7 @@ _ACCEPTED = ("RGB", "L", "RGBA")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ORIENTATION_TAG = 0x0112
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-_THREADS = 4
+_THREADS = max(2, min(8, os.cpu_count() or 2))
 _SHOWN = 3
 
 
@@ -58,34 +59,70 @@ class ImageInfo:
     size: Size
 
 
-def inspect_images(items: Sequence[ImageItem], *, progress: bool = False) -> list[ImageInfo]:
+class ImageFailedError(ImageError):
+    """An image has no features; what it says can be recorded instead.
+
+    Attributes:
+        name: The image.
+        reason: Why, as a clause.
+    """
+
+    def __init__(self, message: str, name: str, reason: str) -> None:
+        """Keeps the name and the reason beside the message; all three travel between processes."""
+        super().__init__(message, name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Returns the message."""
+        return str(self.args[0])
+
+
+def inspect_images(
+    items: Sequence[ImageItem],
+    *,
+    progress: bool = False,
+    failed: dict[str, str] | None = None,
+) -> list[ImageInfo]:
     """Decodes every image once, so that a bad one is known before anything is written.
 
     Args:
         items: The images.
         progress: Whether to show a progress bar.
+        failed: Receives name and reason of images that cannot be decoded; without it, the first
+            one raises.
 
     Returns:
-        One record per image, in the order of ``items``.
+        One record per good image, in the order of ``items``.
 
     Raises:
-        ImageError: If an image is missing, damaged, or in a mode that training would misread.
+        ImageError: If an image is missing or damaged and ``failed`` is not given, or one is in a
+            mode that training would misread.
     """
-    checked = track(
-        prefetched(_inspect, items), total=len(items), label="checking images", show=progress
+    inspect = _inspect if failed is None else _inspect_or_fail
+    results = track(
+        prefetched(inspect, items), total=len(items), label="checking images", show=progress
     )
-    found = list(checked)
-    refused = [(item, mode) for item, (_, mode, _) in zip(items, found, strict=True) if mode]
+    checked = list(results)
+    found = [result for result in checked if not isinstance(result, ImageFailedError)]
+    for result in checked:
+        if failed is not None and isinstance(result, ImageFailedError):
+            failed[result.name] = result.reason
+    _report_modes(found)
+    return [info for info, _, _ in found]
+
+
+def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
+    refused = [(info.item, mode) for info, mode, _ in found if mode]
     if refused:
         raise ImageError(_mode_message(refused))
-    turned = [item.name for item, (_, _, turned) in zip(items, found, strict=True) if turned]
+    turned = [info.item.name for info, _, turned in found if turned]
     if turned:
         log.warning(
             "%d image(s) have an EXIF orientation, e.g. %s; it is ignored, as in Nerfstudio.",
             len(turned),
             turned[0],
         )
-    return [info for info, _, _ in found]
 
 
 def content_hash(path: Path) -> str:
@@ -96,7 +133,7 @@ def content_hash(path: Path) -> str:
 def read_image(
     path: Path, background: tuple[float, float, float]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes an image to 8-bit RGB; its EXIF orientation is ignored.
+    """Decodes an image file to 8-bit RGB; its EXIF orientation is ignored.
 
     Args:
         path: The image file.
@@ -106,21 +143,36 @@ def read_image(
         ImageError: If the file is missing, damaged, or in a mode that training would misread.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            mode = image.mode
-            pixels = np.array(image)
-    except _BROKEN as error:
-        raise ImageError(_broken_message("read_image", str(path), error)) from error
-    if mode not in _ACCEPTED:
-        raise ImageError(_mode_message([(ImageItem(str(path), path), mode)]))
-    if mode == "L":
-        return np.repeat(pixels[:, :, None], 3, axis=2)
-    if mode == "RGB":
-        return pixels
-    alpha = pixels[:, :, 3:].astype(np.float32) / 255
-    colour = np.asarray(background, dtype=np.float32) * 255
-    return np.floor(pixels[:, :, :3] * alpha + colour * (1 - alpha) + 0.5).astype(np.uint8)
+        content = path.read_bytes()
+    except OSError as error:
+        raise _broken("read_image", str(path), error) from error
+    return _decode(content, ImageItem(str(path), path), background)
+
+
+def read_inspected(
+    info: ImageInfo, background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image like :func:`read_image` if it still is the one that was inspected.
+
+    Args:
+        info: What the inspection found.
+        background: RGB colour in [0, 1] behind an alpha channel.
+
+    Raises:
+        ImageError: If the file is missing or another one now.
+    """
+    name = info.item.name
+    try:
+        content = info.item.path.read_bytes()
+    except OSError as error:
+        raise _broken("extract_features", name, error) from error
+    if xxhash.xxh3_128(content).hexdigest() != info.content:
+        msg = (
+            f"extract_features: {name!r} must not change during extraction, got another content "
+            "than at its start. Run again."
+        )
+        raise ImageError(msg)
+    return _decode(content, info.item, background)
 
 
 def prefetched(
@@ -147,6 +199,27 @@ def prefetched(
                 future.cancel()
 
 
+def _decode(
+    content: bytes, item: ImageItem, background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            mode = image.mode
+            pixels = np.array(image)
+    except _BROKEN as error:
+        raise _broken("read_image", item.name, error) from error
+    if mode not in _ACCEPTED:
+        raise ImageError(_mode_message([(item, mode)]))
+    if mode == "L":
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if mode == "RGB":
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.float32) / 255
+    colour = np.asarray(background, dtype=np.float32) * 255
+    return np.floor(pixels[:, :, :3] * alpha + colour * (1 - alpha) + 0.5).astype(np.uint8)
+
+
 def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
     """Returns the record, the mode if it is refused (else ""), and whether EXIF says turned."""
     try:
@@ -156,18 +229,29 @@ def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
             mode = "" if image.mode in _ACCEPTED else image.mode
             turned = image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1)
             size = (image.height, image.width)
+        changed = item.path.stat().st_mtime_ns
     except _BROKEN as error:
-        raise ImageError(_broken_message("inspect_images", item.name, error)) from error
+        raise _broken("inspect_images", item.name, error) from error
     digest = xxhash.xxh3_128(content).hexdigest()
-    info = ImageInfo(item, len(content), item.path.stat().st_mtime_ns, digest, size)
+    info = ImageInfo(item, len(content), changed, digest, size)
     return info, mode, turned
 
 
-def _broken_message(function: str, name: str, error: Exception) -> str:
-    return (
-        f"{function}: {name!r} must be a complete image, got: {error or type(error).__name__}. "
-        "Copy or export the file again, or take its frame out of transforms.json."
+def _inspect_or_fail(item: ImageItem) -> tuple[ImageInfo, str, bool] | ImageFailedError:
+    try:
+        return _inspect(item)
+    except ImageFailedError as error:
+        return error
+
+
+def _broken(function: str, name: str, error: Exception) -> ImageFailedError:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "its format is unknown" if unknown else str(error) or type(error).__name__
+    msg = (
+        f"{function}: {name!r} must be a complete image, got: {reason}. Copy or export the file "
+        "again, take its frame out of transforms.json, or pass --on-error record."
     )
+    return ImageFailedError(msg, name=name, reason=f"it is no complete image: {reason}")
 
 
 def _mode_message(refused: Sequence[tuple[ImageItem, str]]) -> str:

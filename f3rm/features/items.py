@@ -38,15 +38,16 @@ def dataset_root(data: Path) -> Path:
     return folder.expanduser().absolute()
 
 
-def read_items(data: Path) -> list[ImageItem]:
+def read_items(data: Path, *, present: bool = True) -> list[ImageItem]:
     """Lists the images of a dataset in the order of its frames; a file named twice counts once.
 
     Args:
         data: The dataset folder, with ``transforms.json`` in it, or such a ``.json`` file.
+        present: Whether every image file must be there.
 
     Raises:
         DatasetError: If there is no usable list of frames.
-        ImageError: If image files of frames are missing.
+        ImageError: If image files of frames are missing and must be there.
     """
     root = dataset_root(data)
     source = data.expanduser() if data.suffix == ".json" else root / TRANSFORMS
@@ -54,7 +55,8 @@ def read_items(data: Path) -> list[ImageItem]:
     for number, frame in enumerate(_frames(source)):
         name = _frame_name(frame, number, source)
         items.setdefault(name, ImageItem(name, root / name))
-    _check_present(list(items.values()), source)
+    if present:
+        _check_present(list(items.values()), source)
     return list(items.values())
 
 

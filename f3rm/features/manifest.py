@@ -6,26 +6,20 @@ opened or allocated on its word alone.
 """
 
 import json
-import math
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
 
-from f3rm._types import BackboneRef, CacheError, F3rmError
+import xxhash
+
+from f3rm._types import CacheError, F3rmError
 from f3rm.features import checked
-from f3rm.features.geometry import PixelAffine, ValidRect
-from f3rm.features.records import ChunkRecord, ImageRecord
-from f3rm.features.spec import FeatureSpec, Interpolation, StoredDtype
+from f3rm.features.codecs import CodecRecord
+from f3rm.features.manifest_fields import chunk_of, codec_of, failed_of, image_of, spec_of
+from f3rm.features.records import ChunkRecord, FailedRecord, ImageRecord
+from f3rm.features.spec import FeatureSpec
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-
-_CHUNK_NAME = re.compile(r"chunk_\d{4,9}\.npy")
-_ITEM_SIZES = {"float16": 2, "float32": 4}
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,8 @@ class Manifest:
         versions: Versions of the software that made the cache.
         chunks: The files.
         images: The images, in the order of the dataset.
+        failed: Images of the dataset that have no features.
+        codec: How features became the numbers on disk.
     """
 
     spec: FeatureSpec
@@ -55,10 +51,22 @@ class Manifest:
     versions: dict[str, str]
     chunks: tuple[ChunkRecord, ...]
     images: tuple[ImageRecord, ...]
+    failed: tuple[FailedRecord, ...] = ()
+    codec: CodecRecord = field(default_factory=CodecRecord)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that the manifest names."""
+        return tuple(record.file for record in (*self.chunks, *self.codec.arrays))
+
+    @property
+    def codec_hash(self) -> str:
+        """A hash of the fitted codec; empty if there is none."""
+        return codec_hash(self.codec)
 
     def to_json(self) -> str:
         """Returns the file's text."""
-        dtypes = {chunk.dtype for chunk in self.chunks}
+        dtypes = sorted({chunk.dtype for chunk in self.chunks}) or [self.spec.dtype]
         codec_error = max((chunk.codec_error for chunk in self.chunks), default=0.0)
         plain = {
             "schema_version": SCHEMA_VERSION,
@@ -66,8 +74,8 @@ class Manifest:
             "tap": self.spec.tap,
             "channels": self.channels,
             "has_text": self.has_text,
-            "dtype": "float32" if "float32" in dtypes else "float16",
-            "codec": {"name": "none", "error": codec_error},
+            "dtype": "float32" if "float32" in dtypes else dtypes[0],
+            "codec": {"error": codec_error, **asdict(self.codec)},
             "spec": self.spec.to_dict(),
             "weights_identity": self.weights_identity,
             "algorithm": self.algorithm,
@@ -76,6 +84,7 @@ class Manifest:
             "versions": self.versions,
             "chunks": [asdict(chunk) for chunk in self.chunks],
             "images": [asdict(image) for image in self.images],
+            "failed": [asdict(image) for image in self.failed],
         }
         return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -128,10 +137,11 @@ def _manifest(plain: object) -> Manifest:
     record = checked.mapping(plain, "the manifest")
     if checked.integer(record, "schema_version") != SCHEMA_VERSION:
         raise checked.InvalidFieldError(f"schema_version is {record['schema_version']!r}")
-    chunks = tuple(_chunk(item) for item in checked.items_of(record, "chunks"))
-    images = tuple(_image(item) for item in checked.items_of(record, "images"))
+    chunks = tuple(chunk_of(item) for item in checked.items_of(record, "chunks"))
+    images = tuple(image_of(item) for item in checked.items_of(record, "images"))
+    failed = checked.items_of(record, "failed") if "failed" in record else []
     manifest = Manifest(
-        spec=_spec(checked.mapping(record.get("spec"), "spec")),
+        spec=spec_of(checked.mapping(record.get("spec"), "spec")),
         weights_identity=checked.text(record, "weights_identity"),
         algorithm=checked.integer(record, "algorithm"),
         key=checked.text(record, "key"),
@@ -141,6 +151,8 @@ def _manifest(plain: object) -> Manifest:
         versions=checked.texts(record, "versions"),
         chunks=chunks,
         images=images,
+        failed=tuple(failed_of(item) for item in failed),
+        codec=codec_of(record.get("codec")),
     )
     _check_consistent(manifest)
     return manifest
@@ -151,13 +163,24 @@ def _check_consistent(manifest: Manifest) -> None:
     if manifest.key != manifest.spec.key(manifest.weights_identity, manifest.algorithm):
         raise checked.InvalidFieldError("key does not belong to its settings")
     files = [chunk.file for chunk in manifest.chunks]
-    names = [image.name for image in manifest.images]
+    names = [image.name for image in (*manifest.images, *manifest.failed)]
     if len(set(files)) != len(files) or len(set(names)) != len(names):
         raise checked.InvalidFieldError("a chunk or an image is listed twice")
-    if sum(len(chunk.images) for chunk in manifest.chunks) != len(names) or not names:
+    if sum(len(chunk.images) for chunk in manifest.chunks) != len(manifest.images) or not names:
         raise checked.InvalidFieldError("chunks and images do not list the same images")
     for image in manifest.images:
         _check_place(image, manifest)
+
+
+def codec_hash(record: CodecRecord) -> str:
+    """Hashes what a codec was fitted to; empty for one without state."""
+    text = " ".join(array.checksum for array in record.arrays)
+    return xxhash.xxh3_128(text.encode()).hexdigest() if text else ""
+
+
+def _stored_channels(manifest: Manifest) -> int:
+    bases = [array.shape[0] for array in manifest.codec.arrays if array.name == "basis"]
+    return bases[0] if bases else manifest.channels
 
 
 def _check_place(image: ImageRecord, manifest: Manifest) -> None:
@@ -170,9 +193,10 @@ def _check_place(image: ImageRecord, manifest: Manifest) -> None:
         raise checked.InvalidFieldError(
             f"image {image.name!r} is not row {image.row} of {chunk.file}"
         )
-    if chunk.shape[3] != manifest.channels:
+    channels = _stored_channels(manifest)
+    if chunk.shape[3] != channels:
         raise checked.InvalidFieldError(
-            f"{chunk.file} has {chunk.shape[3]} channels, not {manifest.channels}"
+            f"{chunk.file} has {chunk.shape[3]} channels, not {channels}"
         )
     rows, cols = image.valid.cells()
     inside = rows.start >= 0 and cols.start >= 0
@@ -182,96 +206,3 @@ def _check_place(image: ImageRecord, manifest: Manifest) -> None:
         )
     if not (rows and cols):
         raise checked.InvalidFieldError(f"the valid rectangle of {image.name!r} is empty")
-
-
-def _spec(plain: checked.Plain) -> FeatureSpec:
-    backbone = checked.mapping(plain.get("backbone"), "backbone")
-    background = checked.numbers(plain, "background", 3)
-    return FeatureSpec(
-        name=checked.text(plain, "name"),
-        backbone=BackboneRef(
-            *(checked.text(backbone, part) for part in ("adapter", "model", "weights"))
-        ),
-        tap=checked.text(plain, "tap"),
-        short_side=checked.integer(plain, "short_side"),
-        interpolation=cast(
-            Interpolation, checked.one_of(plain, "interpolation", ("bicubic", "bilinear"))
-        ),
-        background=(background[0], background[1], background[2]),
-        dtype=_dtype(plain),
-    )
-
-
-def _chunk(item: object) -> ChunkRecord:
-    plain = checked.mapping(item, "a chunk")
-    file, images, shape = (
-        checked.text(plain, "file"),
-        checked.items_of(plain, "images"),
-        checked.items_of(plain, "shape"),
-    )
-    if not _CHUNK_NAME.fullmatch(file):
-        raise checked.InvalidFieldError(f"file {file!r} is no chunk of this folder")
-    if not all(isinstance(name, str) for name in images):
-        raise checked.InvalidFieldError(f"images of {file} must be texts")
-    sizes = tuple(checked.bounded(size, "shape", 1) for size in shape)
-    dtype, length = _dtype(plain), checked.integer(plain, "bytes")
-    if len(sizes) != 4 or sizes[0] != len(images):
-        raise checked.InvalidFieldError(
-            f"the shape {shape} of {file} does not fit its {len(images)} images"
-        )
-    if math.prod(sizes) * _ITEM_SIZES[dtype] >= length:
-        raise checked.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
-    error = checked.number(plain.get("codec_error"), "codec_error")
-    checksum = checked.text(plain, "checksum")
-    four = (sizes[0], sizes[1], sizes[2], sizes[3])
-    return ChunkRecord(file, length, four, dtype, checksum, error, tuple(images))
-
-
-def chunk_from_dict(plain: object) -> ChunkRecord:
-    """Rebuilds a :class:`ChunkRecord` from its JSON form.
-
-    Raises:
-        CacheError: If a field is missing or out of bounds.
-    """
-    try:
-        return _chunk(plain)
-    except checked.InvalidFieldError as error:
-        msg = (
-            f"chunk_from_dict: plain must be a complete chunk record, but {error}. Extract that "
-            "chunk again."
-        )
-        raise CacheError(msg) from error
-
-
-def _image(item: object) -> ImageRecord:
-    plain = checked.mapping(item, "an image")
-    size = checked.items_of(plain, "size")
-    if len(size) != 2:
-        raise checked.InvalidFieldError(f"size must be height and width, not {size}")
-    error = plain.get("error")
-    if error is not None:
-        raise checked.InvalidFieldError(f"image {plain.get('name')!r} has an error: {error!r}")
-    return ImageRecord(
-        name=checked.text(plain, "name"),
-        bytes=checked.integer(plain, "bytes"),
-        mtime_ns=checked.bounded(plain.get("mtime_ns"), "mtime_ns", -(2**63), 2**63),
-        content=checked.text(plain, "content"),
-        size=(checked.bounded(size[0], "size", 1), checked.bounded(size[1], "size", 1)),
-        chunk=checked.integer(plain, "chunk"),
-        row=checked.integer(plain, "row"),
-        affine=_floats(
-            plain, "affine", PixelAffine, ("scale_x", "offset_x", "scale_y", "offset_y")
-        ),
-        valid=_floats(plain, "valid", ValidRect, ("x_min", "y_min", "x_max", "y_max")),
-    )
-
-
-def _floats(
-    plain: checked.Plain, key: str, kind: Callable[..., Value], names: tuple[str, ...]
-) -> Value:
-    record = checked.mapping(plain.get(key), key)
-    return kind(**{name: checked.number(record.get(name), name) for name in names})
-
-
-def _dtype(plain: checked.Plain) -> StoredDtype:
-    return cast(StoredDtype, checked.one_of(plain, "dtype", tuple(_ITEM_SIZES)))

@@ -1,4 +1,7 @@
-"""Which images share a chunk: a function of the list of images alone, not of who works or when."""
+"""Which images share a chunk: a function of the images, and of how an older cache was cut.
+
+It does not depend on who works or when, so that any number of workers make the same chunks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +11,12 @@ import xxhash
 from f3rm.features.geometry import Size, network_size
 from f3rm.features.images import ImageInfo
 from f3rm.features.records import ImageRecord
+
+_SCATTERED = 2
+"""How many times as many chunks as needed an older cut may have before it is given up."""
+
+Names = Sequence[Sequence[str]]
+"""Names of the images of every chunk."""
 
 
 @dataclass(frozen=True)
@@ -19,50 +28,82 @@ class ChunkPlan:
         network_size: Height and width of the network input in pixels, the same for all its images.
         grid: Rows and columns of its feature maps.
         images: Its images, in the order of the rows.
+        codec: Hash of the fitted codec that its rows are written with; empty if there is none.
     """
 
     file: str
     network_size: Size
     grid: Size
     images: tuple[ImageInfo, ...]
+    codec: str = ""
 
     @property
     def inputs(self) -> str:
-        """A hash of the images and their order."""
-        return inputs_hash([(info.item.name, info.content, info.size) for info in self.images])
+        """A hash of the images and their order, and of the codec."""
+        images = [(info.item.name, info.content, info.size) for info in self.images]
+        return inputs_hash(images, self.codec)
 
 
 def plan_chunks(
-    images: Sequence[ImageInfo], *, short_side: int, patch: int, shard_size: int
+    images: Sequence[ImageInfo],
+    *,
+    short_side: int,
+    patch: int,
+    shard_size: int,
+    older: Names = (),
 ) -> list[ChunkPlan]:
     """Groups images by network size, in order of appearance, and cuts the groups into chunks.
+
+    Images that an older cache put together stay together, so that a removed or added image changes
+    its own chunk only; new images fill the last chunk of their size.
 
     Args:
         images: All images of the dataset, in its order.
         short_side: Length in pixels that the shorter side is resized to.
         patch: Pixels per feature cell.
         shard_size: Largest number of images in a chunk.
+        older: How an older cache was cut; ignored if its chunks are larger than ``shard_size`` or
+            too scattered.
     """
     groups: dict[Size, list[ImageInfo]] = {}
     for info in images:
         groups.setdefault(network_size(info.size, short_side, patch), []).append(info)
+    usable = max((len(names) for names in older), default=0) <= shard_size
     plans: list[ChunkPlan] = []
     for size, members in groups.items():
         grid = (size[0] // patch, size[1] // patch)
-        for start in range(0, len(members), shard_size):
-            part = tuple(members[start : start + shard_size])
+        for part in _cut(members, older if usable else (), shard_size):
             plans.append(ChunkPlan(f"chunk_{len(plans):04d}.npy", size, grid, part))
     return plans
 
 
-def recorded_inputs(images: Sequence[ImageRecord]) -> str:
+def recorded_inputs(images: Sequence[ImageRecord], codec: str = "") -> str:
     """Returns the :attr:`ChunkPlan.inputs` of a finished chunk, given its images in order."""
-    return inputs_hash([(image.name, image.content, image.size) for image in images])
+    return inputs_hash([(image.name, image.content, image.size) for image in images], codec)
 
 
-def inputs_hash(images: Sequence[tuple[str, str, Size]]) -> str:
-    """Hashes names, content hashes and sizes in order."""
-    digest = xxhash.xxh3_128()
+def inputs_hash(images: Sequence[tuple[str, str, Size]], codec: str = "") -> str:
+    """Hashes names, content hashes and sizes in order, and the codec's hash."""
+    digest = xxhash.xxh3_128(codec.encode())
     for name, content, size in images:
         digest.update(f"{len(name)}:{name}|{content}|{size[0]}x{size[1]}\n".encode())
     return digest.hexdigest()
+
+
+def _cut(
+    members: Sequence[ImageInfo], older: Names, shard_size: int
+) -> list[tuple[ImageInfo, ...]]:
+    """Cuts the images of one size into chunks."""
+    left = {info.item.name: info for info in members}
+    parts = [[left.pop(name) for name in names if name in left] for names in older]
+    parts = [part for part in parts if part]
+    new = list(left.values())
+    if parts:
+        room = shard_size - len(parts[-1])
+        parts[-1].extend(new[:room])
+        new = new[room:]
+    parts.extend(new[start : start + shard_size] for start in range(0, len(new), shard_size))
+    needed = -(-len(members) // shard_size)
+    if len(parts) > _SCATTERED * needed:
+        return _cut(members, (), shard_size)
+    return [tuple(part) for part in parts]

@@ -18,21 +18,26 @@ Result = TypeVar("Result")
 
 
 class RateColumn(ProgressColumn):
-    """Shows how many images are done per second."""
+    """Shows how many images, or other things, are done per second."""
+
+    def __init__(self, unit: str) -> None:
+        """Keeps what is counted."""
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
         """Returns the rate of a task, or a dash before anything is done."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.2f} images/s" if speed else "- images/s")
+        return Text(f"{speed:.2f} {self._unit}/s" if speed else f"- {self._unit}/s")
 
 
-def progress_bar(*, show: bool) -> Progress:
+def progress_bar(*, show: bool, unit: str = "images") -> Progress:
     """Returns a bar that is drawn only if ``show``; use it as a context manager."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        RateColumn(),
+        RateColumn(unit),
         TimeRemainingColumn(),
         disable=not show,
     )

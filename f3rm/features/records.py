@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from f3rm.features.codecs import CodedDtype, CosineError
 from f3rm.features.geometry import PixelAffine, Size, ValidRect
-from f3rm.features.spec import StoredDtype
+from f3rm.features.items import ImageItem
 
 
 @dataclass(frozen=True)
@@ -14,19 +15,21 @@ class ChunkRecord:
         file: Name of the file in the cache folder.
         bytes: Length of the file.
         shape: Images, rows, columns, channels.
-        dtype: ``float16`` or ``float32``.
+        dtype: ``float16``, ``float32`` or ``int8``.
         checksum: ``xxh3_128:`` and the hash of the whole file.
         codec_error: Largest relative error that rounding to ``dtype`` made in any cell.
         images: Names of the images, in the order of the rows.
+        cosine_error: What the codec cost in this chunk; None if it was not measured.
     """
 
     file: str
     bytes: int
     shape: tuple[int, int, int, int]
-    dtype: StoredDtype
+    dtype: CodedDtype
     checksum: str
     codec_error: float
     images: tuple[str, ...]
+    cosine_error: CosineError | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class ImageRecord:
         row: Index within the chunk.
         affine: From pixel centres to feature coordinates.
         valid: Part of the feature map that shows the image.
-        error: Why the image has no features; always None in this version.
+        error: Always None; images that failed have a :class:`FailedRecord`.
     """
 
     name: str
@@ -56,3 +59,29 @@ class ImageRecord:
     affine: PixelAffine
     valid: ValidRect
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class FailedRecord:
+    """An image that has no features.
+
+    Attributes:
+        name: Path relative to the dataset.
+        bytes: Length of the file when it failed; 0 if it was not there.
+        mtime_ns: Its modification time in nanoseconds; 0 if it was not there.
+        error: Why it failed.
+    """
+
+    name: str
+    bytes: int
+    mtime_ns: int
+    error: str
+
+    @classmethod
+    def of(cls, item: ImageItem, error: str) -> "FailedRecord":
+        """Records the file as it is now."""
+        try:
+            status = item.path.stat()
+        except OSError:
+            return cls(item.name, 0, 0, error)
+        return cls(item.name, status.st_size, status.st_mtime_ns, error)

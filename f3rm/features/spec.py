@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import xxhash
 
 from f3rm._types import BackboneRef, FeatureTypeError
+from f3rm.features.codecs import parse_codec
 
 ALGORITHM_VERSION = 1
 """Raised when decoding, resizing or normalising changes, so that no older cache is mistaken."""
@@ -29,6 +30,7 @@ Value = TypeVar("Value")
 Interpolation = Literal["bicubic", "bilinear"]
 Background = Literal["black", "white"]
 StoredDtype = Literal["float16", "float32"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class FeatureSpec:
         interpolation: How images are resized, always with antialiasing.
         background: RGB colour in [0, 1] behind images with an alpha channel.
         dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
+        precision: What the network computes in: float32, or mixed with one of the half types.
+        codec: ``int8`` or ``pca<d>``, which :mod:`~f3rm.features.codecs` explains; ``none`` stores
+            the channels themselves.
     """
 
     name: str
@@ -53,6 +58,8 @@ class FeatureSpec:
     interpolation: Interpolation = "bicubic"
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     dtype: StoredDtype = "float16"
+    precision: Precision = "float32"
+    codec: str = "none"
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.name):
@@ -76,7 +83,7 @@ class FeatureSpec:
                 :attr:`backbone`.
             algorithm: Version of the preparation.
         """
-        return {
+        settings: dict[str, Any] = {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
             "model": self.backbone.model,
@@ -87,6 +94,11 @@ class FeatureSpec:
             "background": [float(value) for value in self.background],
             "dtype": self.dtype,
         }
+        if self.precision != "float32":  # else left out, so that older caches keep their keys
+            settings["precision"] = self.precision
+        if self.codec != "none":
+            settings["codec"] = self.codec
+        return settings
 
     def key(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> str:
         """Returns a hash of :meth:`settings`: equal keys and images make equal features."""
@@ -119,6 +131,12 @@ PRESETS: Mapping[str, FeatureSpec] = {
         tap="final",
         short_side=518,
     ),
+    "TINYCLIP": FeatureSpec(
+        name="tinyclip",
+        backbone=BackboneRef("clip", "tinyclip", "builtin:tinyclip"),
+        tap="-1|dense(maskclip)",
+        short_side=1080,
+    ),
 }
 """The feature types that ship with the project, by upper-case name."""
 
@@ -138,6 +156,8 @@ def resolve_feature_type(
     weights: Mapping[str, str] | Sequence[str] = (),
     short_side: Mapping[str, int] | None = None,
     background: Background = "black",
+    codec: str = "fp16",
+    precision: Precision = "float32",
 ) -> tuple[FeatureSpec, ...]:
     """Looks up a feature type by name; upper and lower case are the same.
 
@@ -148,14 +168,17 @@ def resolve_feature_type(
         short_side: Resizing other than the default, by type, in pixels.
         background: What shows through where an image has alpha; black is what Nerfacto's default
             background trains such images on.
+        codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
+        precision: What the network computes in.
 
     Returns:
         One specification per part, in the order of ``text``.
 
     Raises:
         FeatureTypeError: If a name is unknown or used twice, or an override names a type that is
-            not used.
+            not used, or the codec is unknown.
     """
+    stored = parse_codec(codec)
     names = [part.strip().upper() for part in ALIASES.get(text.strip().upper(), text).split("+")]
     parts = [part for name in names for part in ALIASES.get(name, name).split("+")]
     repeated = sorted({part for part in parts if parts.count(part) > 1})
@@ -170,7 +193,11 @@ def resolve_feature_type(
     chosen_sides = _by_type("short_side", short_side or {}, parts)
     specs: list[FeatureSpec] = []
     for part, spec in found.items():
-        spec = replace(spec, background=BACKGROUNDS[background])
+        spec = replace(spec, background=BACKGROUNDS[background], precision=precision)
+        if stored.name == "none":
+            spec = replace(spec, dtype=stored.dtype)
+        else:
+            spec = replace(spec, codec=stored.text)
         if part in chosen_weights:
             ref = replace(spec.backbone, weights=_absolute_if_local(chosen_weights[part]))
             spec = replace(spec, backbone=ref)

@@ -8,6 +8,7 @@ new code uses these directly.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +17,11 @@ from torch import Tensor
 from f3rm._types import CacheError
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder
-from f3rm.features.extraction import LoadBackbone, extract_features
+from f3rm.features.engines import Engine, run_with
+from f3rm.features.extraction import extract_features
 from f3rm.features.items import read_items
-from f3rm.features.spec import Background, resolve_feature_type
+from f3rm.features.job import Job, LoadBackbone, OnError
+from f3rm.features.spec import Background, Precision, resolve_feature_type
 from f3rm.features.store import FeatureStore
 
 Indices = int | Int[Tensor, "..."]
@@ -80,6 +83,11 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
     weights: Mapping[str, str] | Sequence[str] = (),
     background: Background = "black",
     batch_size: int | None = None,
+    codec: str = "fp16",
+    precision: Precision = "float32",
+    on_error: OnError = "raise",
+    engine: Engine = "local",
+    workers: int | None = None,
     progress: bool = True,
     load: LoadBackbone = load_backbone,
 ) -> dict[str, FeatureStore]:
@@ -96,6 +104,12 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
             ``["CLIP=/path"]``.
         background: What shows through where an image has alpha.
         batch_size: Images per network call; None chooses by image size.
+        codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
+        precision: What the network computes in.
+        on_error: Whether an image that cannot be extracted ends the run, or is recorded and left
+            out.
+        engine: Who starts several workers.
+        workers: How many; None is one, or with Ray one per GPU of the cluster.
         progress: Whether to show progress bars.
         load: Loads the backbones.
 
@@ -106,22 +120,66 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
         F3rmError: If something is wrong with the dataset, the names, the device, the model or the
             disk; the message says what to do.
     """
-    specs = resolve_feature_type(feature_type, weights=weights, background=background)
-    items = read_items(data)
-    stores: dict[str, FeatureStore] = {}
-    for spec in specs:
-        stores[spec.name] = extract_features(
-            items,
-            spec,
-            folder=feature_folder(data, spec, cache_dir, items=items),
-            device=device,
-            shard_size=shard_size,
-            batch_size=batch_size,
-            force=force,
-            progress=progress,
-            load=load,
+    jobs = jobs_for_dataset(
+        data,
+        feature_type,
+        cache_dir=cache_dir,
+        weights=weights,
+        background=background,
+        codec=codec,
+        precision=precision,
+        on_error=on_error,
+        shard_size=shard_size,
+        device=device,
+        force=force,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return {job.spec.name: run_with(job, engine=engine, workers=workers, load=load) for job in jobs}
+
+
+def jobs_for_dataset(
+    data: Path,
+    feature_type: str = "CLIP",
+    *,
+    cache_dir: Path | None = None,
+    weights: Mapping[str, str] | Sequence[str] = (),
+    background: Background = "black",
+    codec: str = "fp16",
+    precision: Precision = "float32",
+    on_error: OnError = "raise",
+    **options: Any,
+) -> list[Job]:
+    """Lists what :func:`extract_features_for_dataset` does, one job per part of a feature type.
+
+    Args:
+        data: A folder with ``transforms.json``, or such a ``.json`` file.
+        feature_type: E.g. ``"CLIP"``, ``"DINOCLIP"`` or ``"DINO+CLIP"``.
+        cache_dir: Where caches go instead of the dataset folder.
+        weights: Weights other than the default, by type.
+        background: What shows through where an image has alpha.
+        codec: How features are stored.
+        precision: What the network computes in.
+        on_error: What happens to images that cannot be extracted.
+        options: Further fields of :class:`~f3rm.features.job.Job`.
+
+    Raises:
+        F3rmError: If something is wrong with the dataset or the names.
+    """
+    specs = resolve_feature_type(
+        feature_type, weights=weights, background=background, codec=codec, precision=precision
+    )
+    items = read_items(data, present=on_error == "raise")
+    return [
+        Job(
+            items=items,
+            spec=spec,
+            folder=feature_folder(data, spec, cache_dir, items=items).expanduser().resolve(),
+            on_error=on_error,
+            **options,
         )
-    return stores
+        for spec in specs
+    ]
 
 
 feature_saver = extract_features

@@ -1,27 +1,38 @@
 """Reading a finished cache: whole maps, rows at pixels, random cells.
 
-Chunks stay on disk and are memory-mapped. Every look-up at pixels goes through the affine that the
-manifest records for the image. :func:`gather_reference` is the readable twin of
-:meth:`FeatureStore.gather`.
+A pixel's place among all rows comes from :class:`~f3rm.features.places.PlaceTable`, the rows from
+mapped chunks or from wherever :meth:`FeatureStore.resident` put them, and the codec makes features
+of them. :func:`gather_reference` is the readable twin of :meth:`FeatureStore.gather`.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
 from f3rm._types import CacheMismatchError
 from f3rm.features.chunks import map_chunk
+from f3rm.features.codec_files import read_codec
+from f3rm.features.gather import Engine, MappedRows, RowSource
 from f3rm.features.geometry import Size
 from f3rm.features.manifest import Manifest, read_manifest
-from f3rm.features.records import ImageRecord
+from f3rm.features.places import PlaceTable
+from f3rm.features.residence import (
+    WORDS,
+    Memory,
+    Residence,
+    ResidentRows,
+    choose_residence,
+)
 
 GatherMode = Literal["nearest", "bilinear"]
-_Index = Int[np.ndarray, " rays"]
+
+log = logging.getLogger(__name__)
 
 
 class FeatureStore:
@@ -32,33 +43,36 @@ class FeatureStore:
         manifest: What it says about itself.
         channels: Feature channels C.
         names: Names of the images in the order of their indices.
+        rows: Where rows come from.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, engine: Engine = "auto") -> None:
         """Maps the chunks that ``manifest`` names; see :meth:`open`."""
         self.folder = folder
         self.manifest = manifest
         self.channels = manifest.channels
         self.names = tuple(image.name for image in manifest.images)
         self._index = {name: number for number, name in enumerate(self.names)}
+        self._codec = read_codec(folder, manifest.codec, manifest.channels)
         maps = [map_chunk(folder, chunk) for chunk in manifest.chunks]
-        self._flat = [chunk.reshape(-1, self.channels) for chunk in maps]
-        self._dtype = np.result_type(*(flat.dtype for flat in self._flat))
-        self._first_rows = np.cumsum([0, *(len(flat) for flat in self._flat)])
-        self._set_tables(manifest.images)
+        self._chunks = [chunk.reshape(-1, chunk.shape[-1]) for chunk in maps]
+        self._places = PlaceTable(manifest)
+        self.rows: RowSource = MappedRows(self._chunks, engine=engine)
 
     @classmethod
-    def open(cls, folder: Path) -> "FeatureStore":
+    def open(cls, folder: Path, *, engine: Engine = "auto") -> "FeatureStore":
         """Opens a cache after checking its manifest and the length, shape and type of every chunk.
 
         Args:
             folder: The folder with ``manifest.json``.
+            engine: What gathers rows: ``auto`` takes numba if it is installed, else NumPy.
 
         Raises:
             CacheError: If there is no usable manifest.
             CacheMismatchError: If a chunk is missing or not the one that the manifest names.
+            ImplementationError: If numba is asked for and missing.
         """
-        return cls(folder, read_manifest(folder))
+        return cls(folder, read_manifest(folder), engine=engine)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -72,6 +86,22 @@ class FeatureStore:
     def num_bytes(self) -> int:
         """Bytes of all chunks on disk."""
         return sum(chunk.bytes for chunk in self.manifest.chunks)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all rows in one tensor of the stored type, the widest where chunks differ."""
+        widest = np.result_type(*(chunk.dtype for chunk in self._chunks))
+        return sum(chunk.size for chunk in self._chunks) * widest.itemsize
+
+    def resident(self, device: torch.device) -> "FeatureStore":
+        """Returns a store of the same features whose rows all lie in one tensor.
+
+        Args:
+            device: The GPU, or the CPU for RAM. Look-ups answer on it.
+        """
+        copy = FeatureStore(self.folder, self.manifest)
+        copy.rows = ResidentRows(self._chunks, device)
+        return copy
 
     def index(self, name: str) -> int:
         """Returns the index of an image.
@@ -99,12 +129,10 @@ class FeatureStore:
         image = self.manifest.images[index]
         return self.manifest.chunks[image.chunk].shape[1:3]
 
-    def feature_map(self, index: int) -> Float[Tensor, "rows cols channels"]:
+    def feature_map(self, index: int) -> Float32[Tensor, "rows cols channels"]:
         """Returns a copy of an image's whole map in fp32."""
-        rows, cols = self.grid_size(index)
-        start = int(self._starts[index]) - int(self._first_rows[self._chunks[index]])
-        flat = self._flat[int(self._chunks[index])][start : start + rows * cols]
-        return torch.from_numpy(flat.copy()).float().reshape(rows, cols, self.channels)
+        features = self._features(self._places.whole(int(index)))
+        return features.reshape(*self.grid_size(index), self.channels)
 
     def gather(
         self,
@@ -112,7 +140,8 @@ class FeatureStore:
         xy: Float[Tensor, "rays 2"],
         *,
         mode: GatherMode = "nearest",
-    ) -> Float[Tensor, "rays channels"]:
+        device: torch.device | str | None = None,
+    ) -> Float32[Tensor, "rays channels"]:
         """Looks up features at pixels.
 
         Args:
@@ -120,28 +149,33 @@ class FeatureStore:
             xy: Pixel-centre coordinates (x, y) in the image file: (0, 0) is the centre of its first
                 pixel. Outside the image, or in padding, the nearest valid cell counts.
             mode: The nearest cell, or bilinear interpolation between cell centres.
+            device: Where the features are wanted; None for where the rows are, the CPU unless
+                :meth:`resident` put them elsewhere.
 
         Returns:
-            Features in fp32 on the CPU.
+            Features in fp32.
 
         Raises:
             IndexError: If an image index is out of range.
         """
         numbers = self._checked_images(images)
-        x, y = xy.detach().cpu().double().numpy().T
-        u = np.clip(x * self._scale_x[numbers] + self._offset_x[numbers], *self._cols[:, numbers])
-        v = np.clip(y * self._scale_y[numbers] + self._offset_y[numbers], *self._rows[:, numbers])
         if mode == "nearest":
-            rows, cols = np.floor(v + 0.5).astype(np.int64), np.floor(u + 0.5).astype(np.int64)
-            return self._take(numbers, rows, cols).float()
-        return self._bilinear(numbers, u, v)
+            return self._features(self._places.nearest(numbers, xy), device)
+        corners = self._places.corners(numbers, xy)
+        codes = self.rows.take(corners.places.reshape(-1))
+        codes = codes.to(device or self.rows.device).view(4, len(numbers), codes.shape[-1])
+        weights = torch.from_numpy(corners.weights).to(codes.device, torch.float32)
+        blended = torch.zeros(codes.shape[1:], device=codes.device)
+        for corner, weight in zip(codes, weights, strict=True):
+            blended.addcmul_(corner.float(), weight[:, None])
+        return self._decoded(blended)
 
     def cells(
         self,
         images: Int[Tensor, " cells"],
         rows: Int[Tensor, " cells"],
         cols: Int[Tensor, " cells"],
-    ) -> Float[Tensor, "cells channels"]:
+    ) -> Float32[Tensor, "cells channels"]:
         """Looks up single cells of feature maps, in fp32.
 
         Raises:
@@ -149,15 +183,9 @@ class FeatureStore:
         """
         numbers = self._checked_images(images)
         row, col = rows.cpu().long().numpy(), cols.cpu().long().numpy()
-        height, width = self._grids[:, numbers]
-        if np.any((row < 0) | (row >= height) | (col < 0) | (col >= width)):
-            msg = (
-                "FeatureStore.cells: rows and cols must lie inside the feature map. See grid_size."
-            )
-            raise IndexError(msg)
-        return self._take(numbers, row, col).float()
+        return self._features(self._places.cells(numbers, row, col))
 
-    def sample(self, num: int, seed: int) -> Float[Tensor, "num channels"]:
+    def sample(self, num: int, seed: int) -> Float32[Tensor, "num channels"]:
         """Draws distinct valid cells at random over all images, reading only these.
 
         The result depends on images and seed, not on how the cache is cut into chunks.
@@ -165,34 +193,13 @@ class FeatureStore:
         Args:
             num: How many; all of them if there are fewer.
             seed: Seed of the draw.
+
+        Returns:
+            Features in fp32 on the CPU.
         """
-        rows_per_image = self._rows[1] - self._rows[0] + 1
-        cols_per_image = self._cols[1] - self._cols[0] + 1
-        ends = np.cumsum(rows_per_image * cols_per_image)
-        total = int(ends[-1])
-        picked = np.random.default_rng(seed).choice(total, size=min(num, total), replace=False)
-        images = np.searchsorted(ends, picked, side="right")
-        local = picked - (ends - rows_per_image * cols_per_image)[images]
-        rows = self._rows[0][images] + local // cols_per_image[images]
-        cols = self._cols[0][images] + local % cols_per_image[images]
-        return self._take(images, rows, cols).float()
+        return self._features(self._places.sample(num, seed), "cpu")
 
-    def _set_tables(self, images: Sequence[ImageRecord]) -> None:
-        """Lays the per-image numbers out as arrays over images."""
-        affines = [image.affine for image in images]
-        self._scale_x = np.array([affine.scale_x for affine in affines])
-        self._offset_x = np.array([affine.offset_x for affine in affines])
-        self._scale_y = np.array([affine.scale_y for affine in affines])
-        self._offset_y = np.array([affine.offset_y for affine in affines])
-        valid = [image.valid.cells() for image in images]
-        self._rows = np.array([(rows.start, rows.stop - 1) for rows, _ in valid]).T
-        self._cols = np.array([(cols.start, cols.stop - 1) for _, cols in valid]).T
-        self._grids = np.array([self.grid_size(number) for number in range(len(images))]).T
-        self._chunks = np.array([image.chunk for image in images])
-        within = np.array([image.row for image in images]) * self._grids[0] * self._grids[1]
-        self._starts = self._first_rows[self._chunks] + within
-
-    def _checked_images(self, images: Int[Tensor, " rays"]) -> _Index:
+    def _checked_images(self, images: Int[Tensor, " rays"]) -> Int[np.ndarray, " rays"]:
         numbers = images.detach().cpu().long().numpy()
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
             msg = (
@@ -202,43 +209,49 @@ class FeatureStore:
             raise IndexError(msg)
         return numbers
 
-    def _take(self, images: _Index, rows: _Index, cols: _Index) -> Float[Tensor, "rays channels"]:
-        """Reads cells sorted by place on disk, with one call per chunk, in the stored type."""
-        places = self._starts[images] + rows * self._grids[1][images] + cols
-        order = np.argsort(places)
-        places = places[order]
-        ends = np.searchsorted(places, self._first_rows[1:])
-        taken = np.empty((len(places), self.channels), dtype=self._dtype)
-        start = 0
-        for chunk, end in enumerate(ends.tolist()):
-            if end > start:
-                local = places[start:end] - self._first_rows[chunk]
-                taken[start:end] = self._flat[chunk].take(local, axis=0)
-            start = end
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return torch.from_numpy(taken).index_select(0, torch.from_numpy(back))
+    def _features(
+        self, places: Int[np.ndarray, " rows"], device: torch.device | str | None = None
+    ) -> Float32[Tensor, "rows channels"]:
+        """Reads rows; they travel in the stored type and widen where they arrive."""
+        codes = self.rows.take(places).to(device or self.rows.device)
+        features = self._decoded(codes)
+        # A row source may use its memory again, so what is handed out is never a view of it.
+        return features.clone() if features.data_ptr() == codes.data_ptr() else features
 
-    def _bilinear(
-        self, images: _Index, u: Float[np.ndarray, " rays"], v: Float[np.ndarray, " rays"]
-    ) -> Float[Tensor, "rays channels"]:
-        """Blends the four cells around feature coordinates, which are clipped already."""
-        left, top = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
-        right = np.minimum(left + 1, self._cols[1][images])
-        bottom = np.minimum(top + 1, self._rows[1][images])
-        rows, cols = np.concatenate([top, top, bottom, bottom]), np.concatenate([left, right] * 2)
-        corners = self._take(np.tile(images, 4), rows, cols).reshape(4, len(u), self.channels)
-        across, down = torch.from_numpy(u - left).float(), torch.from_numpy(v - top).float()
-        weights = [
-            (1 - down) * (1 - across),
-            (1 - down) * across,
-            down * (1 - across),
-            down * across,
-        ]
-        blended = torch.zeros(len(u), self.channels)
-        for corner, weight in zip(corners, weights, strict=True):
-            blended.addcmul_(corner.float(), weight[:, None])
-        return blended
+    def _decoded(self, codes: Shaped[Tensor, "rows stored"]) -> Float32[Tensor, "rows channels"]:
+        if self._codec.arrays and codes.device != next(iter(self._codec.arrays.values())).device:
+            self._codec = self._codec.to(codes.device)
+        return self._codec.decode(codes)
+
+
+def place_stores(
+    stores: Mapping[str, FeatureStore],
+    residence: Residence,
+    *,
+    device: torch.device,
+    budget: int | None = None,
+) -> dict[str, FeatureStore]:
+    """Puts the rows of all stores where they are read fastest, and says where.
+
+    Args:
+        stores: Stores by name; all go to the same place.
+        residence: ``auto``, ``gpu``, ``ram`` or ``mmap``.
+        device: Where the batches go.
+        budget: Bytes that the rows of all stores may take together; by default 30 % of the free
+            GPU memory, or 50 % of the available RAM.
+
+    Raises:
+        DeviceError: If the GPU or RAM is asked for and there is none, or the rows do not fit.
+    """
+    num_bytes = sum(store.resident_bytes for store in stores.values())
+    memory = Memory.now(device)
+    place = choose_residence(residence, num_bytes, memory=memory, budget=budget)
+    names = ", ".join(stores)
+    log.info("Features (%s): %.2f GiB, read from %s.", names, num_bytes / (1 << 30), WORDS[place])
+    if place == "mmap":
+        return dict(stores)
+    target = device if place == "gpu" else torch.device("cpu")
+    return {name: store.resident(target) for name, store in stores.items()}
 
 
 def gather_reference(

@@ -17,6 +17,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.extract:Extract",
         "Compute the features of a dataset's images and keep them beside it.",
     ),
+    "eval": ("f3rm.scripts.eval:Eval", "Measure a trained run on its held-out views."),
+    "cache": (
+        "f3rm.scripts.cache:Cache",
+        "Show, verify, repair or remove the features of a dataset.",
+    ),
     "make-scene": ("f3rm.scripts.make_scene:MakeScene", "Render a generated scene as a dataset."),
 }
 """Name -> (dataclass as ``module:Class``, one line of help)."""

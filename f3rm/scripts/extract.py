@@ -1,11 +1,16 @@
 """``f3rm extract``: features of a dataset's images, computed once and kept on disk."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from f3rm.features.spec import Background
-from f3rm.features.standalone import extract_features_for_dataset
+from f3rm.features.device import is_first_rank
+from f3rm.features.engines import Engine, run_with
+from f3rm.features.job import Job, OnError
+from f3rm.features.preview import preview_job
+from f3rm.features.spec import Background, Precision
+from f3rm.features.standalone import jobs_for_dataset
 from f3rm.features.store import FeatureStore
 from f3rm.scripts.command import Command
 
@@ -15,7 +20,7 @@ class Extract(Command):
     """Compute dense features of a dataset's images and keep them on disk, ready for ns-train f3rm.
 
     What is there already and still fits is used as it is; an interrupted run goes on where it
-    stopped.
+    stopped; started several times, the processes share the work.
     """
 
     when_interrupted: ClassVar[str] = (
@@ -32,6 +37,8 @@ class Extract(Command):
     """auto takes the GPU if there is one; else cpu, cuda, cuda:0, ..."""
     force: bool = False
     """Compute everything anew; valid old features stay until the new ones are complete."""
+    dry_run: bool = False
+    """Only say what would be done: images, chunks, bytes, free space, expected time."""
     cache_dir: Path | None = None
     """Folder for the features, instead of DATA/features."""
     weights: tuple[str, ...] = ()
@@ -39,27 +46,49 @@ class Extract(Command):
     background: Background = "black"
     """Behind images with alpha; match --pipeline.model.background-color (its default is black)."""
     batch_size: int | None = None
-    """Images per network call; chosen by image size if not given. Smaller needs less memory."""
+    """Images per network call; chosen by image size if not given, halved where memory is short."""
+    codec: str = "fp16"
+    """How features are stored: fp16, fp32, int8, or pca and a number of components: pca128."""
+    precision: Precision = "float32"
+    """What the network computes in; bfloat16 is faster on a GPU and changes values slightly."""
+    on_error: OnError = "raise"
+    """Whether an image that cannot be extracted ends the run, or is recorded and left out."""
+    engine: Engine = "local"
+    """Who starts several workers: this process, or Ray (pip install f3rm[ray])."""
+    workers: int | None = None
+    """How many; one if not given, or with Ray one per GPU of the cluster."""
 
     def run(self) -> None:
-        """Extracts, then prints where the features are.
+        """Extracts, then prints where the features are; with --dry-run prints the costs.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
         """
-        stores = extract_features_for_dataset(
+        if not is_first_rank():
+            logging.getLogger("f3rm").setLevel(logging.WARNING)
+        for job in self._jobs():
+            if self.dry_run:
+                print(preview_job(job))
+                continue
+            store = run_with(job, engine=self.engine, workers=self.workers)
+            if is_first_rank():
+                print(_summary(job.spec.name, store))
+
+    def _jobs(self) -> list[Job]:
+        return jobs_for_dataset(
             self.data,
             self.feature_type,
-            shard_size=self.shard_size,
-            device=self.device,
-            force=self.force,
             cache_dir=self.cache_dir,
             weights=self.weights,
             background=self.background,
+            codec=self.codec,
+            precision=self.precision,
+            on_error=self.on_error,
+            shard_size=self.shard_size,
+            device=self.device,
+            force=self.force,
             batch_size=self.batch_size,
         )
-        for name, store in stores.items():
-            print(_summary(name, store))
 
 
 def _summary(name: str, store: FeatureStore) -> str:

@@ -11,7 +11,7 @@ import pytest
 from f3rm.backbones.clip import write_random_checkpoint
 from f3rm.features.store import FeatureStore
 from f3rm.scripts import cli
-from tests.features.toy import files_of, write_dataset
+from tests.features.toy import files_of, notes_of, write_dataset
 
 SCRIPT = str(Path(cli.__file__).with_name("extract_features_standalone.py"))
 COMMANDS = {"f3rm": ("-m", "f3rm.scripts.cli", "extract"), "script": (SCRIPT,)}
@@ -60,9 +60,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, toy_plugin, python):
     (toy_plugin / "f3rm_toy.py").write_text(slow)
     options = ["--data", str(root), "--feature-type", "toy", "--shard-size", "2"]
     process = python(*COMMANDS["f3rm"], *options, "--batch-size", "1", "--device", "cpu")
-    journal = root / "features" / "toy" / "progress.jsonl"
     deadline = time.monotonic() + 30
-    while not journal.exists() or len(journal.read_text().splitlines()) < 2:
+    while not notes_of(root):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -1,51 +1,75 @@
-"""Interrupted and simultaneous runs, in processes of their own where only that is honest."""
+"""Interrupted runs, in processes of their own where only that is honest."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from f3rm.features.chunks import write_chunk
+from f3rm.features.chunks import publish, write_chunk
 from f3rm.features.extraction import extract_features
 from f3rm.features.manifest import MANIFEST
 from f3rm.features.store import FeatureStore
-from tests.features.toy import ToyBackbone, files_of, items_of, toy_spec, write_dataset
+from tests.features.toy import (
+    ToyBackbone,
+    building_of,
+    files_of,
+    folder_of,
+    items_of,
+    notes_of,
+    toy_spec,
+    write_dataset,
+)
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from f3rm._types import BackboneRef
+from f3rm.features import writer
 from f3rm.features.extraction import extract_features
 from f3rm.features.items import read_items
 from f3rm.features.spec import FeatureSpec
 
-root = Path(sys.argv[1])
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root, moment = Path(sys.argv[1]), sys.argv[2]
+if moment == "before manifest":
+    writer.CacheWriter.commit = die
+if moment == "before swap":
+    writer.swap_in = die
+if moment == "before note":
+    writer.Journal.add = die
 spec = FeatureSpec("toy", BackboneRef("toy", "slow", "toy"), "final", 32)
 options = {"shard_size": 2, "batch_size": 1, "device": "cpu", "progress": False}
 store = extract_features(read_items(root), spec, folder=root / "features" / "toy", **options)
 print(len(store))
 """
-Start = Callable[..., "object"]
+NUM = 7
+
+
+class StopError(Exception):
+    """Stands for whatever stops a run."""
 
 
 def extract(root: Path, **options) -> FeatureStore:
-    settings = {"folder": root / "features" / "toy", "shard_size": 2, "batch_size": 1}
+    defaults = {"folder": folder_of(root), "shard_size": 2, "batch_size": 1}
     return extract_features(
         items_of(root),
         toy_spec("slow"),
         load=ToyBackbone.load,
         progress=False,
-        **settings,
-        **options,
+        **{**defaults, **options},
     )
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    return write_dataset(tmp_path / "scene", [(24, 33)] * 7)
+    return write_dataset(tmp_path / "scene", [(24, 33)] * NUM)
 
 
 def runs(events) -> int:
@@ -56,102 +80,196 @@ def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
 def undisturbed(root: Path) -> dict[str, bytes]:
-    """The files that an undisturbed run writes, from a copy elsewhere."""
-    store = extract_features(
-        items_of(root),
-        toy_spec("slow"),
-        folder=root.parent / "undisturbed",
-        shard_size=2,
-        batch_size=1,
-        load=ToyBackbone.load,
-        progress=False,
-    )
-    return files_of(store.folder)
+    """The files that an undisturbed run writes, from the same dataset into a folder elsewhere."""
+    return files_of(extract(root, folder=root.parent / "undisturbed").folder)
 
 
 @pytest.mark.parametrize("chunks_done", [0, 2])
 def test_a_killed_run_goes_on_at_the_first_missing_chunk(dataset, events, python, chunks_done):
     expected = undisturbed(dataset)
-    events()
-    folder = dataset / "features" / "toy"
-    process = python("-c", SCRIPT, str(dataset))
-    wait_for(lambda: len(list(folder.glob("chunk_*.npy"))) >= chunks_done)
-    wait_for(lambda: bool(list(folder.glob("chunk_*.tmp"))))
+    process = python("-c", SCRIPT, str(dataset), "")
+    wait_for(lambda: len(notes_of(dataset)) >= chunks_done)
+    wait_for(lambda: bool(list(building_of(dataset).glob("chunk_*.tmp"))))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = len((folder / "progress.jsonl").read_text().splitlines()) - 1
-    assert not (folder / MANIFEST).exists()
+    done = len(notes_of(dataset))
+    assert not folder_of(dataset).exists()
     events()
     extract(dataset)
-    assert runs(events) == 7 - 2 * done
-    assert files_of(folder) == expected
+    assert runs(events) == NUM - 2 * done
+    assert files_of(folder_of(dataset)) == expected
+    assert not list(folder_of(dataset).parent.glob("toy.*"))
 
 
-def test_a_run_killed_before_the_manifest_only_writes_it(dataset, events, monkeypatch):
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [("before note", NUM), ("before manifest", 0), ("before swap", 0)],
+)
+def test_a_run_killed_at_the_worst_moments(dataset, events, python, moment, left):
     expected = undisturbed(dataset)
-    with monkeypatch.context() as patch:
-        patch.setattr("f3rm.features.writer.CacheWriter.commit", fail)
-        with pytest.raises(KeyboardInterrupt):
-            extract(dataset)
+    process = python("-c", SCRIPT, str(dataset), moment)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not folder_of(dataset).exists()
     events()
     extract(dataset)
-    assert runs(events) == 0
-    assert files_of(dataset / "features" / "toy") == expected
+    assert runs(events) == left
+    assert files_of(folder_of(dataset)) == expected
+    assert not list(folder_of(dataset).parent.glob("toy.*"))
 
 
-def fail(*_, **__):
-    raise KeyboardInterrupt
-
-
-def interrupt_before(monkeypatch, file: str) -> None:
+def stop_before(monkeypatch, file: str) -> None:
     def write(path, *arguments):
-        if path.name == file:
-            raise KeyboardInterrupt
+        if path.name.startswith(file):
+            raise StopError
         return write_chunk(path, *arguments)
 
     monkeypatch.setattr("f3rm.features.writer.write_chunk", write)
 
 
-@pytest.mark.parametrize("spoil", ["torn line", "bit", "cut", "gone", "other journal"])
+@pytest.mark.parametrize("spoil", ["torn note", "bit", "cut", "gone", "swapped", "other run"])
 def test_only_sound_chunks_of_an_interrupted_run_are_used(dataset, events, monkeypatch, spoil):
     expected = undisturbed(dataset)
-    folder = dataset / "features" / "toy"
     with monkeypatch.context() as patch:
-        interrupt_before(patch, "chunk_0002.npy")
-        with pytest.raises(KeyboardInterrupt):
+        stop_before(patch, "chunk_0002.npy")
+        with pytest.raises(StopError):
             extract(dataset)
-    chunk, journal = folder / "chunk_0001.npy", folder / "progress.jsonl"
+    done = {path.stem for path in notes_of(dataset)} - {"chunk_0001"}
+    left = NUM - sum(1 if name == "chunk_0003" else 2 for name in done)
+    note = notes_of(dataset)[1]
+    run = building_of(dataset) / "progress" / "run.json"
+    chunk = building_of(dataset) / "chunk_0001.npy"
     content = chunk.read_bytes()
-    lines = journal.read_text()
-    if spoil == "torn line":
-        journal.write_text(lines[:-20])
+    if spoil == "torn note":
+        note.write_text(note.read_text()[:-20])
     elif spoil == "bit":
         chunk.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif spoil == "cut":
         chunk.write_bytes(content[:-1])
     elif spoil == "gone":
         chunk.unlink()
+    elif spoil == "swapped":
+        shutil.copy(chunk.with_name("chunk_0000.npy"), chunk)
     else:
-        header = {**json.loads(lines.splitlines()[0]), "key": "another"}
-        journal.write_text("\n".join([json.dumps(header), *lines.splitlines()[1:]]))
+        run.write_text(json.dumps({**json.loads(run.read_text()), "key": "another"}))
     events()
     extract(dataset)
-    assert runs(events) == (7 if spoil == "other journal" else 5)
-    assert files_of(folder) == expected
+    assert runs(events) == (NUM if spoil == "other run" else left)
+    assert files_of(folder_of(dataset)) == expected
 
 
-def test_two_processes_at_once_extract_once(dataset, events, python):
+def test_a_damaged_journal_costs_the_run_and_nothing_else(dataset, monkeypatch):
     expected = undisturbed(dataset)
+    for text in ("", "[]", '{"schema_version": 1}', '{"schema_version": 1, "chunks": [3]}'):
+        with monkeypatch.context() as patch:
+            stop_before(patch, "chunk_0002.npy")
+            with pytest.raises(StopError):
+                extract(dataset)
+        (building_of(dataset) / "progress" / "run.json").write_text(text)
+    extract(dataset)
+    assert files_of(folder_of(dataset)) == expected
+    assert not list(folder_of(dataset).parent.glob("toy.*"))
+
+
+def test_two_interruptions_and_a_change_in_between_lose_nothing(dataset, events, monkeypatch):
+    for file in ("chunk_0001.npy", "chunk_0003.npy"):
+        with monkeypatch.context() as patch:
+            stop_before(patch, file)
+            with pytest.raises(StopError):
+                extract(dataset)
+    frames = json.loads((dataset / "transforms.json").read_text())
+    frames["frames"].pop(0)
+    (dataset / "transforms.json").write_text(json.dumps(frames))
     events()
-    processes = [python("-c", SCRIPT, str(dataset)) for _ in range(2)]
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [out for out, _ in outputs] == ["7\n", "7\n"]
-    found = events()
-    assert found.count("load") == 1
-    assert len(found) == 8
-    assert files_of(dataset / "features" / "toy") == expected
+    store = extract(dataset)
+    assert runs(events) == 2, "the chunk that lost an image, and the one never made"
+    fresh = extract(dataset, folder=dataset / "fresh")
+    for index in range(len(store)):
+        assert (store.feature_map(index) == fresh.feature_map(index)).all()
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    root = write_dataset(tmp_path_factory.mktemp("property") / "scene", [(24, 33)] * NUM)
+    return root, {size: plain(root, f"whole-{size}", size, None) for size in (1, 3)}
+
+
+def plain(root: Path, name: str, shard_size: int, patch: pytest.MonkeyPatch | None):
+    options = {"shard_size": shard_size, "batch_size": 2, "progress": False}
+    folder = root / name
+    load = ToyBackbone.load
+    if patch is None:
+        extract_features(items_of(root), toy_spec(), folder=folder, load=load, **options)
+        return files_of(folder)
+    with pytest.raises(StopError):
+        extract_features(items_of(root), toy_spec(), folder=folder, load=load, **options)
+    return {}
+
+
+@given(st.sampled_from([1, 3]), st.lists(st.integers(0, 12), max_size=4))
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_any_interruptions_end_with_the_same_bytes(scene, shard_size, stops):
+    """Stops before the n-th write to the disk, several times in a row."""
+    root, expected = scene
+    shutil.rmtree(root / "cut", ignore_errors=True)
+    for stop in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            if stop_at_write(patch, stop, root, shard_size):
+                break
+    else:
+        plain(root, "cut", shard_size, None)
+    assert files_of(root / "cut") == expected[shard_size]
+    assert not list(root.glob("cut.*"))
+
+
+def stop_at_write(patch, stop: int, root: Path, shard_size: int) -> bool:
+    """Runs until the write number ``stop``; returns whether there were fewer."""
+    left = [stop]
+
+    def counted(function):
+        def call(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise StopError
+            return function(*arguments)
+
+        return call
+
+    for target, function in (("write_chunk", write_chunk), ("publish", publish)):
+        patch.setattr(f"f3rm.features.writer.{target}", counted(function))
+    try:
+        plain(root, "cut", shard_size, None)
+    except StopError:
+        return False
+    return True
+
+
+def test_the_writer_stops_with_the_run(dataset):
+    """An error while computing leaves no thread waiting and no half chunk."""
+
+    class Failing(ToyBackbone):
+        def encode_image(self, images):
+            if notes_of(dataset):
+                raise StopError
+            return super().encode_image(images)
+
+    with pytest.raises(StopError):
+        extract_features(
+            items_of(dataset),
+            toy_spec("slow"),
+            folder=folder_of(dataset),
+            shard_size=2,
+            batch_size=1,
+            load=Failing.load,
+            progress=False,
+        )
+    assert not list(building_of(dataset).glob("*.tmp"))
+    assert not (building_of(dataset) / MANIFEST).exists()

@@ -1,7 +1,9 @@
 import copy
 import pickle
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm._types import CacheMismatchError
+from f3rm.features.chunks import write_chunk
+from f3rm.features.codec_files import write_codec
+from f3rm.features.codecs import CodecRecord, fit_codec, parse_codec
 from f3rm.features.extraction import extract_features
-from f3rm.features.geometry import ValidRect
+from f3rm.features.geometry import PixelAffine, ValidRect
 from f3rm.features.manifest import Manifest
+from f3rm.features.records import ChunkRecord, ImageRecord
 from f3rm.features.store import FeatureStore, gather_reference
 from tests.features.toy import ToyBackbone, items_of, toy_spec, write_dataset
 
@@ -61,6 +67,157 @@ def test_feature_maps_are_the_means_of_patches(mixed):
     assert found.shape == (8, 8, 3)
     assert found.dtype == torch.float32
     assert np.corrcoef(found.numpy().ravel(), pixels.ravel())[0, 1] > 0.97
+
+
+def write_store(
+    folder: Path, maps, names, *, shard_size=2, dtype: Any = "float16", codec=None
+) -> FeatureStore:
+    """Writes maps of any sizes, given by name, as a store whose images are in the order ``names``.
+
+    Images of one size share chunks of at most ``shard_size``, in the order of ``maps``.
+    """
+    groups, chunks, places = {}, [], {}
+    for name, features in maps.items():
+        groups.setdefault(features.shape, []).append(name)
+    for members in groups.values():
+        for start in range(0, len(members), shard_size):
+            part, file = members[start : start + shard_size], f"chunk_{len(chunks):04d}.npy"
+            rows = torch.stack([maps[name] for name in part])
+            stored: Any = (codec.encode(rows) if codec else rows.to(getattr(torch, dtype))).numpy()
+            kind: Any = str(stored.dtype)
+            written = write_chunk(folder / file, stored.shape, kind, [stored])
+            places.update({name: (len(chunks), row) for row, name in enumerate(part)})
+            record = ChunkRecord(
+                file=file,
+                bytes=written.bytes,
+                shape=stored.shape,
+                dtype=kind,
+                checksum=written.checksum,
+                codec_error=0.0,
+                images=tuple(part),
+            )
+            chunks.append(record)
+    images: list[ImageRecord] = []
+    for name in names:
+        grid, (chunk, row) = tuple(maps[name].shape[:2]), places[name]
+        affine, valid = PixelAffine.between(grid, grid), ValidRect.full(grid)
+        images.append(ImageRecord(name, 1, 0, "", grid, chunk, row, affine, valid))
+    record = CodecRecord(codec.spec.name, write_codec(folder, codec)) if codec else CodecRecord()
+    spec = toy_spec()
+    manifest = Manifest(
+        spec=spec,
+        weights_identity="toy",
+        algorithm=1,
+        key=spec.key("toy"),
+        channels=next(iter(maps.values())).shape[-1],
+        has_text=False,
+        provenance={},
+        versions={},
+        chunks=tuple(chunks),
+        images=tuple(images),
+        codec=record,
+    )
+    return FeatureStore(folder, manifest)
+
+
+def random_maps(sizes, channels=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{number}.png": torch.randn(*size, channels, generator=generator)
+        for number, size in enumerate(sizes)
+    }
+
+
+SMALL = st.lists(st.sampled_from([(1, 1), (2, 3), (3, 2), (4, 7)]), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    SMALL,
+    st.integers(1, 4),
+    st.sampled_from(["float16", "float32"]),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_a_store_equals_a_dictionary(sizes, shard_size, dtype, resident, shuffled):
+    """Over sizes, chunk sizes and orders; ``(name, row, col)`` are the keys."""
+    maps = random_maps(sizes)
+    names = list(maps)
+    shuffled.shuffle(names)
+    cells = [
+        (name, row, col)
+        for name, features in maps.items()
+        for row in range(features.shape[0])
+        for col in range(features.shape[1])
+    ]
+    dictionary = {
+        (name, row, col): maps[name][row, col].to(getattr(torch, dtype)).float()
+        for name, row, col in cells
+    }
+    asked = [shuffled.choice(cells) for _ in range(40)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder), maps, names, shard_size=shard_size, dtype=dtype)
+        if resident:
+            store = store.resident(torch.device("cpu"))
+        images = torch.tensor([store.index(name) for name, _, _ in asked])
+        rows, cols = (torch.tensor([cell[axis] for cell in asked]) for axis in (1, 2))
+        expected = torch.stack([dictionary[cell] for cell in asked])
+        assert torch.equal(store.cells(images, rows, cols), expected)
+        assert torch.equal(
+            store.gather(images, torch.stack([cols, rows], dim=-1).float()), expected
+        )
+        for name, features in maps.items():
+            found = store.feature_map(store.index(name))
+            assert torch.equal(found, features.to(getattr(torch, dtype)).float())
+        everything = store.sample(10**6, seed=0)
+        assert {tuple(row) for row in everything.tolist()} == {
+            tuple(row.tolist()) for row in dictionary.values()
+        }
+
+
+@pytest.mark.parametrize("text", ["int8", "pca4", "fp16", "fp32"])
+def test_codecs_are_undone_when_reading(tmp_path, text):
+    maps = random_maps([(4, 7), (3, 2), (4, 7)])
+    every = torch.cat([features.reshape(-1, 6) for features in maps.values()])
+    codec = fit_codec(parse_codec(text), every)
+    store = write_store(tmp_path, maps, list(maps), codec=codec)
+    for index, features in enumerate(maps.values()):
+        expected = codec.decode(codec.encode(features))
+        assert torch.equal(store.feature_map(index), expected)
+    images, xy = rays(100, 3, seed=0, reach=0.1)
+    for mode in ("nearest", "bilinear"):
+        expected = gather_reference(store, images, xy, mode=mode)
+        torch.testing.assert_close(store.gather(images, xy, mode=mode), expected)
+    assert store.sample(5, seed=0).shape == (5, 6)
+
+
+def test_what_is_handed_out_is_never_overwritten(tmp_path):
+    """Rows are read into memory that is used again; fp32 needs no conversion, but a copy."""
+    maps = random_maps([(4, 7)] * 3)
+    store = write_store(tmp_path, maps, list(maps), dtype="float32")
+    images, xy = rays(20, 3, seed=0, reach=0.1)
+    first = store.gather(images, xy)
+    kept = first.clone()
+    store.gather(images.flip(0), xy.flip(0))
+    assert torch.equal(first, kept)
+
+
+def test_chunks_of_both_types_are_read_as_the_wider(tmp_path):
+    """A chunk that float16 could not hold lies beside others."""
+    maps = random_maps([(2, 3)] * 4)
+    store = write_store(tmp_path, maps, list(maps))
+    wide = torch.stack([maps["2.png"], maps["3.png"]]).numpy() * 1e6
+    written = write_chunk(tmp_path / "chunk_0001.npy", wide.shape, "float32", [wide])
+    changed = replace(store.manifest.chunks[1], dtype="float32", bytes=written.bytes)
+    chunks = (store.manifest.chunks[0], changed)
+    mixed = FeatureStore(tmp_path, replace(store.manifest, chunks=chunks))
+    resident = mixed.resident(torch.device("cpu"))
+    assert mixed.resident_bytes == 4 * 2 * 3 * 6 * 4
+    for one in (mixed, resident):
+        assert torch.equal(one.feature_map(1), maps["1.png"].half().float())
+        assert torch.equal(one.feature_map(3), torch.from_numpy(wide[1]))
+        images, xy = rays(30, 4, seed=0, reach=0.1)
+        assert torch.equal(one.gather(images, xy), gather_reference(one, images, xy))
 
 
 @settings(max_examples=40, deadline=None)

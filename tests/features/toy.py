@@ -131,6 +131,15 @@ def folder_of(root: Path) -> Path:
     return root / "features" / "toy"
 
 
+def building_of(root: Path) -> Path:
+    return root / "features" / "toy.building"
+
+
+def notes_of(root: Path) -> list[Path]:
+    """The notes of chunks that an unfinished run has done."""
+    return sorted((building_of(root) / "progress").glob("chunk_*.json"))
+
+
 def extract(root: Path, spec: FeatureSpec | None = None, **options: Any) -> FeatureStore:
     """Extracts with the toy backbone into the dataset, two images per chunk."""
     settings: dict[str, Any] = {

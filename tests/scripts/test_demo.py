@@ -3,17 +3,16 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from scipy import ndimage
 
 from f3rm._types import F3rmError, FeatureTypeError
-from f3rm.backbones.registry import load_backbone
-from f3rm.evaluation.raycast import RaycastError, unit_mesh
 from f3rm.evaluation.scenes import SceneSettings, make_tabletop
-from f3rm.features.spec import resolve_feature_type
+from f3rm.evaluation.truth import SceneTruth
 from f3rm.scripts import demo as demo_module
 from f3rm.scripts.command import run_command
 from f3rm.scripts.demo import (
@@ -23,34 +22,31 @@ from f3rm.scripts.demo import (
     dataparser_words,
     eval_command,
     train_command,
-    write_random_weights,
 )
-from f3rm.scripts.demo_report import (
-    RunFiles,
-    activation,
-    assemble_picture,
-    closing_words,
-    head_key,
-    read_numbers,
-    shown,
-)
+from f3rm.scripts.demo_page import Answer, ShownView, most_visible, outline, write_page
+from f3rm.scripts.demo_report import RunFiles, activation, closing_words, read_metrics, shown
+from tests.scene_fixtures import need_raycaster
 
 OPTION = "--pipeline.datamanager"
-METRICS = {"psnr": 25.5, "feature_cosine_dino": 0.75, "feature_cosine_clip": 0.5, "ssim": 0.8}
+METRICS = {
+    "psnr": 25.5,
+    "feature_cosine": 0.75,
+    "miou": 0.5,
+    "nerfacto_psnr": None,
+    "queries": [{"text": "<red> mug", "localisation": 1.0, "miou": 0.625, "teacher_miou": None}],
+}
 
 
 def option(words, name):
     return words[words.index(name) + 1]
 
 
-def trained(demo=None, data=Path("/data/room"), weights=("CLIP=a", "DINO=b"), device="cpu"):
-    return train_command(
-        demo or Demo(), data=data, out=Path("/out"), weights=weights, device=device
-    )
+def trained(demo=None, data=Path("/data/room"), device="cpu"):
+    return train_command(demo or Demo(), data=data, out=Path("/out"), device=device)
 
 
 def test_training_is_nerfstudio_s_command_in_this_python():
-    words = trained()
+    words = trained(Demo(feature_type="DINOCLIP", weights=("CLIP=a", "DINO=b")))
     assert words[:4] == [sys.executable, "-m", "nerfstudio.scripts.train", "f3rm-lite"]
     assert option(words, "--machine.device-type") == "cpu"
     assert option(words, "--data") == "/data/room"
@@ -64,12 +60,10 @@ def test_training_is_nerfstudio_s_command_in_this_python():
     assert "--pipeline.model.near-plane" not in words  # for generated scenes only
 
 
-def test_features_of_random_weights_stay_out_of_the_dataset():
-    assert option(trained(), f"{OPTION}.feature-cache-dir") == "/out/features"
-    assert f"{OPTION}.feature-cache-dir" not in trained(Demo(weights=("CLIP=a",)))
-    real = trained(Demo(pretrained=True), weights=())
-    assert f"{OPTION}.feature-cache-dir" not in real
-    assert f"{OPTION}.weights" not in real
+def test_what_ships_is_the_default():
+    words = trained()
+    assert option(words, f"{OPTION}.feature-type") == "TINYCLIP"
+    assert f"{OPTION}.weights" not in words
 
 
 def test_dataparser_options_come_last_after_its_name():
@@ -97,78 +91,36 @@ def test_a_generated_scene_brings_its_planes(tmp_path):
     assert "--pipeline.model.near-plane" not in trained(data=tmp_path)
 
 
-def test_evaluation_writes_beside_the_run():
-    words = eval_command(RunFiles(Path("/out/room/f3rm-lite/run")))
-    assert words[:3] == [sys.executable, "-m", "nerfstudio.scripts.eval"]
-    assert option(words, "--load-config") == "/out/room/f3rm-lite/run/config.yml"
-    assert option(words, "--output-path") == "/out/room/f3rm-lite/run/metrics.json"
-    assert option(words, "--render-output-path") == "/out/room/f3rm-lite/run/pictures"
+def test_evaluation_is_f3rms_own():
+    words = eval_command(RunFiles(Path("/out"), Path("/out/room/f3rm-lite/run")))
+    assert words[:5] == [sys.executable, "-m", "f3rm.scripts.cli", "eval", "/out/config.yml"]
+    assert option(words, "--json") == "/out/metrics.json"
 
 
 def test_only_a_cpu_run_hides_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert child_environment("cpu", small_networks=True)["CUDA_VISIBLE_DEVICES"] == ""
-    assert child_environment("cuda", small_networks=True)["CUDA_VISIBLE_DEVICES"] == "1"
+    assert child_environment("cpu")["CUDA_VISIBLE_DEVICES"] == ""
+    assert child_environment("cuda")["CUDA_VISIBLE_DEVICES"] == "1"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize(
-    ("device", "small", "cores", "threads"),
-    [
-        ("cpu", True, 2, "1"),
-        ("cpu", True, 64, "1"),
-        ("cpu", False, 2, "1"),
-        ("cpu", False, 64, None),
-        ("cuda", True, 2, None),
-    ],
+    ("device", "cores", "threads"), [("cpu", 2, "1"), ("cpu", 64, None), ("cuda", 2, None)]
 )
-def test_small_work_gets_one_thread(monkeypatch, device, small, cores, threads):
+def test_few_cores_get_one_thread(monkeypatch, device, cores, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert child_environment(device, small_networks=small).get("OMP_NUM_THREADS") == threads
+    assert child_environment(device).get("OMP_NUM_THREADS") == threads
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
-    assert child_environment("cpu", small_networks=True)["PYTHONWARNINGS"] == "ignore"
+    assert child_environment("cpu")["PYTHONWARNINGS"] == "ignore"
     monkeypatch.setenv("PYTHONWARNINGS", "default")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    environment = child_environment("cpu", small_networks=True)
+    environment = child_environment("cpu")
     assert environment["PYTHONWARNINGS"] == "default"
     assert environment["OMP_NUM_THREADS"] == "3"
-
-
-@pytest.mark.parametrize("name", ["DINOCLIP", "DINOV2"])
-def test_random_weights_are_written_once_and_load(tmp_path, name):
-    specs = resolve_feature_type(name)
-    entries = write_random_weights(specs, tmp_path)
-    assert [entry.split("=")[0].lower() for entry in entries] == [spec.name for spec in specs]
-    for spec in resolve_feature_type(name, weights=entries):
-        assert load_backbone(spec.backbone).channels < 100
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert write_random_weights(specs, tmp_path) == entries
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-def test_random_weights_that_were_cut_short_are_written_again(tmp_path, monkeypatch):
-    specs = resolve_feature_type("CLIP")
-
-    def fail(folder):
-        folder.mkdir()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setitem(demo_module._RANDOM_WRITERS, "clip", fail)
-        with pytest.raises(KeyboardInterrupt):
-            write_random_weights(specs, tmp_path)
-    (entry,) = write_random_weights(specs, tmp_path)
-    assert (Path(entry.partition("=")[2]) / "open_clip_config.json").is_file()
-
-
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(F3rmError, match="Choose another --out"):
-        write_random_weights(resolve_feature_type("DINO"), tmp_path / "file")
 
 
 def test_failing_commands_are_named(capfd):
@@ -204,76 +156,107 @@ def test_wrong_arguments_end_with_one_message_and_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_types_without_a_random_writer_need_weights(monkeypatch):
-    monkeypatch.delitem(demo_module._RANDOM_WRITERS, "clip")
-    with pytest.raises(F3rmError, match=r"no weights are given, got 'clip'.*--pretrained"):
-        Demo(feature_type="CLIP")._check()
-    Demo(feature_type="CLIP", pretrained=True)._check()
+def test_unknown_types_are_refused_before_anything_is_made():
     with pytest.raises(FeatureTypeError):
         Demo(feature_type="nothing")._check()
 
 
-def finished(folder: Path) -> RunFiles:
-    """A run with what ns-eval writes: two views, heads dino and clip."""
-    run = RunFiles(folder)
-    run.pictures.mkdir(parents=True)
-    for index in range(2):
-        for shade, key in enumerate(("img", "feature_pca_dino", "feature_pca_clip")):
-            pixels = np.full((6, 20, 3), 40 * shade + index, np.uint8)
-            Image.fromarray(pixels).save(run.pictures / f"eval_{key}_{index:04d}.png")
-    run.metrics.write_text(json.dumps({"results": METRICS}))
-    return run
+def test_missing_numbers_are_explained(tmp_path):
+    run = RunFiles(tmp_path, tmp_path / "run")
+    with pytest.raises(F3rmError, match=r"what f3rm eval wrote.*--force"):
+        read_metrics(run)
+    run.metrics.write_text("[]")
+    with pytest.raises(F3rmError, match=r"what f3rm eval wrote.*--force"):
+        read_metrics(run)
 
 
-def test_the_picture_has_a_row_per_view_and_two_columns_per_kind(tmp_path):
-    run = finished(tmp_path / "run")
-    assemble_picture(run, ["dino", "clip"], tmp_path / "deep" / "demo.png")
-    with Image.open(tmp_path / "deep" / "demo.png") as picture:
-        pixels = np.asarray(picture)
-    assert pixels.shape == (16 + 2 * 6, 60, 3)
-    for row in range(2):
-        values = pixels[16 + 6 * row + 3, 5::20, 0]
-        np.testing.assert_array_equal(values, [row, 40 + row, 80 + row])
-
-
-def test_wide_pictures_are_made_smaller(tmp_path):
-    run = RunFiles(tmp_path)
-    run.pictures.mkdir()
-    for key in ("img", "feature_pca"):
-        Image.new("RGB", (4000, 100)).save(run.pictures / f"eval_{key}_0000.png")
-    assemble_picture(run, ["clip"], tmp_path / "demo.png")
-    with Image.open(tmp_path / "demo.png") as picture:
-        assert picture.size == (1920, 16 + 24)
-
-
-def test_missing_pictures_and_numbers_are_explained(tmp_path):
-    run = RunFiles(tmp_path)
-    with pytest.raises(F3rmError, match=r"pictures of ns-eval.*--force"):
-        assemble_picture(run, ["clip"], tmp_path / "demo.png")
-    with pytest.raises(F3rmError, match=r"psnr, feature_cosine.*--force"):
-        read_numbers(run, ["clip"])
-
-
-def test_numbers_are_those_of_each_head(tmp_path):
-    numbers = read_numbers(finished(tmp_path), ["dino", "clip"])
-    assert numbers == {key: METRICS[key] for key in METRICS if key != "ssim"}
-    assert head_key("feature_cosine", "clip", ["clip"]) == "feature_cosine"
-
-
-@pytest.mark.parametrize("random", [True, False])
-def test_the_last_words_name_the_commands(tmp_path, monkeypatch, random):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_last_words_name_the_commands(tmp_path, monkeypatch, device):
     monkeypatch.chdir(tmp_path)
-    run = RunFiles(tmp_path / "out" / "run")
-    device = "cpu" if random else "cuda"
-    picture = tmp_path / "out" / "a.png"
-    words = closing_words(run, ["dino", "clip"], METRICS, picture, random=random, device=device)
-    assert "ns-viewer --load-config out/run/config.yml" in words
-    assert "--rendered-output-names feature_pca_dino --output-path out/pca.mp4" in words
-    assert "psnr                   25.500" in words
+    run = RunFiles(tmp_path / "out", tmp_path / "out/room/f3rm-lite/run")
+    words = closing_words(run, METRICS, device=device)
+    assert "Look at:  out/index.html" in words
+    assert "ns-viewer --load-config out/config.yml" in words
+    assert "--rendered-output-names feature_pca --output-path out/pca.mp4" in words
+    assert "PSNR of the colours in dB" in words
+    assert "25.500" in words
+    assert "2D teacher" not in words  # not measured
     assert "ns-process-data images" in words
-    assert ("RANDOM weights" in words) == random
-    assert ("--interpolation-steps 3 --downscale-factor 2" in words) == (device == "cpu")
+    assert ("--interpolation-steps 3 --downscale-factor 4" in words) == (device == "cpu")
     assert shown(Path("/elsewhere/x")) == "/elsewhere/x"
+
+
+class Page(HTMLParser):
+    """Collects what a page shows, and whether its elements are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.cells, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "figcaption", "pre"):
+            self.cells.append(data)
+
+
+def view(truth):
+    picture = np.zeros((12, 16, 3), np.uint8)
+    scores = np.zeros((12, 16), np.float32)
+    scores[2:11, 3:13] = 0.9
+    return ShownView("images/a.png", picture, picture, picture, (Answer("<mug>", scores, truth),))
+
+
+def test_the_page_needs_no_other_file_and_escapes_what_is_typed(tmp_path):
+    truth = np.zeros((12, 16), bool)
+    truth[2:11, 3:13] = True
+    views = [view(truth), view(None), view(np.zeros((12, 16), bool))]
+    write_page(tmp_path / "index.html", views, METRICS, "f3rm <x>")
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert len(page.images) == 12
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.images)
+    text = " ".join(page.cells)
+    assert "IoU 1.00" in text
+    assert "not in this view" in text
+    assert "<red> mug" in text
+    assert "f3rm <x>" in text
+    assert "0.62" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(F3rmError, match="Choose another --out"):
+        write_page(tmp_path / "missing" / "index.html", [], METRICS, "")
+
+
+def test_outlines_are_the_pixels_that_touch_the_outside():
+    mask = np.random.default_rng(0).random((20, 30)) > 0.3
+    inside = ndimage.binary_erosion(mask, border_value=1)
+    np.testing.assert_array_equal(outline(mask), mask & ~inside)
+
+
+def test_the_page_asks_for_what_its_views_show_most_of(tmp_path):
+    need_raycaster()
+    make_tabletop(tmp_path / "tiny", SceneSettings(views=4, height=48, width=64))
+    truth = SceneTruth.read(tmp_path / "tiny")
+    names = [f"images/frame_{index:05d}.png" for index in (1, 2)]
+    chosen = most_visible(truth, names)
+    assert len(set(chosen)) == 4
+    ids = {query.text: query.ids for query in truth.queries}
+    assert set(chosen) <= set(ids)
+    pixels = {
+        text: min(int(truth.view(name).mask(ids[text]).sum()) for name in names) for text in ids
+    }
+    assert pixels[chosen[0]] >= np.median(list(pixels.values()))
 
 
 @pytest.fixture
@@ -283,46 +266,61 @@ def commands(monkeypatch, tmp_path):
     called: list[str] = []
 
     def pretend(command, environment):
-        called.append(command[2].rpartition(".")[2])
-        run = RunFiles(tmp_path / "out/mine/f3rm-lite/run")
+        called.append("train" if command[2].endswith("train") else command[3])
+        run = RunFiles(tmp_path / "out", tmp_path / "out/mine/f3rm-lite/run")
         if called[-1] == "train":
             run.folder.mkdir(parents=True)
-            run.config.write_text("")
+            (run.folder / "config.yml").write_text("")
         else:
-            finished(run.folder)
+            run.metrics.write_text(json.dumps(METRICS))
+
+    def pretend_to_look(config, queries, *, device):
+        called.append("look")
+        return []
 
     monkeypatch.setattr(demo_module, "call", pretend)
+    monkeypatch.setattr(demo_module, "collect_views", pretend_to_look)
     return called
 
 
 def test_a_finished_run_is_used_again(commands, tmp_path, capsys):
     mine = Demo(data=tmp_path / "mine", out=Path("out"))
     mine.run()
-    assert commands == ["train", "eval"]
+    assert commands == ["train", "eval", "look"]
+    assert (tmp_path / "out/config.yml").resolve() == tmp_path / "out/mine/f3rm-lite/run/config.yml"
     mine.run()
-    assert commands == ["train", "eval"]
+    assert commands == ["train", "eval", "look"]
     assert "Using the finished run in out/mine" in capsys.readouterr().out
-    (tmp_path / "out/mine/f3rm-lite/run/metrics.json").unlink()
-    (tmp_path / "out/mine/f3rm-lite/run/pictures").rename(tmp_path / "old")
+    (tmp_path / "out/metrics.json").unlink()
     mine.run()
-    assert commands == ["train", "eval", "eval"]
+    assert commands == ["train", "eval", "look", "eval"]
+    (tmp_path / "out/index.html").unlink()
+    mine.run()
+    assert commands == ["train", "eval", "look", "eval", "look"]
 
 
-@pytest.mark.parametrize("change", [{"steps": 7}, {"force": True}, {"weights": ("CLIP=x",)}])
+def test_other_questions_make_another_page_only(commands, tmp_path):
+    mine = Demo(data=tmp_path / "mine", out=Path("out"))
+    mine.run()
+    replace(mine, queries=("a cup",)).run()
+    assert commands == ["train", "eval", "look", "look"]
+
+
+@pytest.mark.parametrize("change", [{"steps": 7}, {"force": True}, {"weights": ("TINYCLIP=x",)}])
 def test_other_settings_train_anew_and_drop_the_old_numbers(commands, tmp_path, change):
     mine = Demo(data=tmp_path / "mine", out=Path("out"))
     mine.run()
     replace(mine, **change).run()
-    assert commands == ["train", "eval", "train", "eval"]
+    assert commands == ["train", "eval", "look"] * 2
 
 
 def test_an_interrupted_training_is_not_taken_for_finished(commands, tmp_path):
-    run = RunFiles(tmp_path / "out/mine/f3rm-lite/run")
+    run = RunFiles(tmp_path / "out", tmp_path / "out/mine/f3rm-lite/run")
     run.folder.mkdir(parents=True)
-    run.config.write_text("")
+    (run.folder / "config.yml").write_text("")
     run.metrics.write_text("{}")
     Demo(data=tmp_path / "mine", out=Path("out")).run()
-    assert commands == ["train", "eval"]
+    assert commands == ["train", "eval", "look"]
 
 
 def test_without_data_the_tabletop_is_made_once(tmp_path, monkeypatch):
@@ -337,20 +335,10 @@ def test_without_data_the_tabletop_is_made_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_demo_on_a_tiny_scene(tmp_path):
-    try:
-        unit_mesh("box")
-    except RaycastError as error:
-        pytest.skip(str(error))
+    need_raycaster()
     make_tabletop(tmp_path / "tiny", SceneSettings(views=8, height=48, width=64))
     words = [sys.executable, "-m", "f3rm.scripts.demo", "--data", "tiny", "--out", "out"]
-    words += [
-        "--steps",
-        "10",
-        "--feature-type",
-        "DINO",
-        "--dataparser",
-        "train-split-fraction=0.75",
-    ]
+    words += ["--steps", "10", "--dataparser", "train-split-fraction=0.75"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
 
     def demo():
@@ -360,14 +348,14 @@ def test_the_whole_demo_on_a_tiny_scene(tmp_path):
 
     first = demo()
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
-    run = RunFiles(tmp_path / "out/tiny/f3rm-lite/run")
-    numbers = read_numbers(run, ["dino"])
-    assert 3 < numbers["psnr"] < 40
-    assert -1 <= numbers["feature_cosine"] <= 1
-    assert f"psnr                   {numbers['psnr']:.3f}" in first.stdout
-    with Image.open(tmp_path / "out/demo.png") as picture:
-        assert picture.size == (4 * 64, 16 + 2 * 48)
-    assert not (tmp_path / "tiny/features").exists()
+    run = RunFiles(tmp_path / "out", tmp_path / "out/tiny/f3rm-lite/run")
+    metrics = read_metrics(run)
+    assert 3 < metrics["psnr"] < 40
+    assert 0 <= metrics["miou"] <= 1
+    assert 0 <= metrics["localisation"] <= 1
+    assert f"{metrics['psnr']:.3f}" in first.stdout
+    page = Page(run.page.read_text(encoding="utf-8"))
+    assert len(page.images) == 2 * (3 + 4)  # two views: photograph, render, PCA, four answers
     written = run.config.stat().st_mtime_ns
     second = demo()
     assert second.returncode == 0

@@ -1,0 +1,196 @@
+"""The extraction engine next to the bare model, and its memory at four times as many images.
+
+``python benchmarks/extract.py --json`` prints one JSON object:
+
+- ``vs_bare_model``: images per second of the whole engine (checking, decoding, resizing, network,
+  encoding, writing, committing) over those of the network alone on the same batches held in
+  memory, in turn, ratio of medians. The model is loaded before either.
+- ``rss_growth``: peak resident memory of a process that extracts 4N images over that of one that
+  extracts N.
+
+Weights are random: ViT-L/14 on a GPU, a small DINO on the CPU. Images are random JPEGs.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from f3rm._types import BackboneRef
+from f3rm.backbones import dino
+from f3rm.backbones.base import Backbone
+from f3rm.backbones.registry import load_backbone
+from f3rm.features.encode import default_batch_size, prepare
+from f3rm.features.extraction import extract_features
+from f3rm.features.geometry import network_size
+from f3rm.features.images import read_image
+from f3rm.features.items import ImageItem, items_from_paths
+from f3rm.features.spec import FeatureSpec
+
+_SIZE = (360, 480)
+_RESET = Path("/proc/self/clear_refs")
+
+
+def write_images(folder: Path, num: int) -> list[ImageItem]:
+    """Writes smooth random photographs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}.jpg" for number in range(num)]
+    for seed, path in enumerate(paths):
+        coarse = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((_SIZE[1], _SIZE[0]), Image.Resampling.BICUBIC).save(path)
+    return items_from_paths(paths, folder)
+
+
+def write_model(folder: Path, device: torch.device) -> FeatureSpec:
+    """Writes a model with random weights and says how to extract with it."""
+    sizes = {"family": "dino", "width": 256, "layers": 10, "patch_size": 16}
+    if device.type == "cuda":
+        sizes = {"family": "dinov2", "width": 1024, "layers": 24, "patch_size": 14}
+    weights = dino.write_random_checkpoint(folder, image_size=224, **sizes)
+    ref = BackboneRef(sizes["family"], "random", str(weights))
+    return FeatureSpec("bench", ref, "final", 448)
+
+
+def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> Callable[[], None]:
+    """Prepares every batch in memory; the call sends them through the network."""
+    size = network_size(_SIZE, spec.short_side, backbone.patch_size)
+    images = [
+        prepare(read_image(item.path, spec.background), size, device=backbone.device)
+        for item in items
+    ]
+    mean = torch.tensor(backbone.mean, device=backbone.device)[:, None, None]
+    std = torch.tensor(backbone.std, device=backbone.device)[:, None, None]
+    count = default_batch_size(size, backbone.device)
+    batches = [
+        (torch.stack(images[start : start + count]) - mean) / std
+        for start in range(0, len(images), count)
+    ]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for batch in batches:
+            backbone.encode_image(batch)
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize(backbone.device)
+
+    return run
+
+
+def engine_run(
+    backbone: Backbone, spec: FeatureSpec, items: list[ImageItem], folder: Path
+) -> Callable[[], None]:
+    """The call extracts everything anew."""
+
+    def run() -> None:
+        extract_features(
+            items,
+            spec,
+            folder=folder,
+            device=str(backbone.device),
+            force=True,
+            progress=False,
+            load=lambda *_, **__: backbone,
+        )
+
+    return run
+
+
+def seconds_of(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Times runs in turn, so that the machine's moods hit all alike; returns medians."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_bytes(num: int, device: torch.device) -> int:
+    """Extracts in a process of its own and returns its peak resident memory."""
+    command = [sys.executable, __file__, "--peak-of", str(num), "--device", str(device)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(num: int, device: torch.device) -> None:
+    """Extracts ``num`` images and prints the peak resident memory of this process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        spec = write_model(folder / "model", device)
+        items = write_images(folder / "images", num)
+        backbone = load_backbone(spec.backbone, device=device)
+        if _RESET.exists():
+            _RESET.write_text("5")  # forget the peak of importing and loading
+        engine_run(backbone, spec, items, folder / "features")()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def measure(num: int, repeats: int, device: torch.device) -> dict[str, object]:
+    """Measures every figure; see the module's docstring."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        spec = write_model(folder / "model", device)
+        items = write_images(folder / "images", num)
+        backbone = load_backbone(spec.backbone, device=device)
+        runs = {
+            "bare": bare_run(backbone, spec, items),
+            "engine": engine_run(backbone, spec, items, folder / "features"),
+        }
+        seconds = seconds_of(runs, repeats)
+    peaks = [peak_bytes(count, device) for count in (num, 4 * num)]
+    return {
+        "vs_bare_model": round(seconds["bare"] / seconds["engine"], 3),
+        "images_per_second": {key: round(num / value, 2) for key, value in seconds.items()},
+        "rss_growth": round(peaks[1] / peaks[0], 3),
+        "peak_mb": [round(peak / 1e6) for peak in peaks],
+        "images": num,
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
+    }
+
+
+def main() -> None:
+    """Parses the command line, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--images", type=int, default=16, help="images of the dataset")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each kind")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda; a GPU if there is one",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network")
+    parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    if arguments.peak_of is not None:
+        print_peak(arguments.peak_of, device)
+        return
+    result = measure(arguments.images, arguments.repeats, device)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:>20}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The parts of a manifest from their JSON form, each field with its type and bounds."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from f3rm._types import BackboneRef, CacheError
+from f3rm.features import checked
+from f3rm.features.codec_files import CODEC_FILE
+from f3rm.features.codecs import CodecArray, CodecName, CodecRecord, CodedDtype, CosineError
+from f3rm.features.geometry import PixelAffine, ValidRect
+from f3rm.features.records import ChunkRecord, FailedRecord, ImageRecord
+from f3rm.features.spec import FeatureSpec, Interpolation, Precision, StoredDtype
+
+_CHUNK_NAME = re.compile(r"chunk_\d{4,9}\.npy")
+_ITEM_SIZES = {"float16": 2, "float32": 4, "int8": 1}
+
+Value = TypeVar("Value")
+
+
+def spec_of(plain: checked.Plain) -> FeatureSpec:
+    """Rebuilds the specification.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+        FeatureTypeError: If the fields make no specification.
+    """
+    backbone = checked.mapping(plain.get("backbone"), "backbone")
+    background = checked.numbers(plain, "background", 3)
+    later = {"precision": "float32", "codec": "none", **plain}  # fields that 0.1.0 had not
+    return FeatureSpec(
+        name=checked.text(plain, "name"),
+        backbone=BackboneRef(
+            *(checked.text(backbone, part) for part in ("adapter", "model", "weights"))
+        ),
+        tap=checked.text(plain, "tap"),
+        short_side=checked.integer(plain, "short_side"),
+        interpolation=cast(
+            Interpolation, checked.one_of(plain, "interpolation", ("bicubic", "bilinear"))
+        ),
+        background=(background[0], background[1], background[2]),
+        dtype=cast(StoredDtype, checked.one_of(plain, "dtype", ("float16", "float32"))),
+        precision=cast(
+            Precision, checked.one_of(later, "precision", ("float32", "bfloat16", "float16"))
+        ),
+        codec=checked.text(later, "codec"),
+    )
+
+
+def chunk_of(item: object) -> ChunkRecord:
+    """Rebuilds a chunk's record.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+    """
+    plain = checked.mapping(item, "a chunk")
+    file, images, shape = (
+        checked.text(plain, "file"),
+        checked.items_of(plain, "images"),
+        checked.items_of(plain, "shape"),
+    )
+    if not _CHUNK_NAME.fullmatch(file):
+        raise checked.InvalidFieldError(f"file {file!r} is no chunk of this folder")
+    if not all(isinstance(name, str) for name in images):
+        raise checked.InvalidFieldError(f"images of {file} must be texts")
+    sizes = tuple(checked.bounded(size, "shape", 1) for size in shape)
+    dtype = cast(CodedDtype, checked.one_of(plain, "dtype", tuple(_ITEM_SIZES)))
+    length = checked.integer(plain, "bytes")
+    if len(sizes) != 4 or sizes[0] != len(images):
+        raise checked.InvalidFieldError(
+            f"the shape {shape} of {file} does not fit its {len(images)} images"
+        )
+    if math.prod(sizes) * _ITEM_SIZES[dtype] >= length:
+        raise checked.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
+    return ChunkRecord(
+        file=file,
+        bytes=length,
+        shape=(sizes[0], sizes[1], sizes[2], sizes[3]),
+        dtype=dtype,
+        checksum=checked.text(plain, "checksum"),
+        codec_error=checked.number(plain.get("codec_error"), "codec_error"),
+        images=tuple(images),
+        cosine_error=_cosine_error(plain.get("cosine_error")),
+    )
+
+
+def chunk_from_dict(plain: object) -> ChunkRecord:
+    """Rebuilds a :class:`ChunkRecord` from its JSON form.
+
+    Raises:
+        CacheError: If a field is missing or out of bounds.
+    """
+    try:
+        return chunk_of(plain)
+    except checked.InvalidFieldError as error:
+        msg = (
+            f"chunk_from_dict: plain must be a complete chunk record, but {error}. Extract that "
+            "chunk again."
+        )
+        raise CacheError(msg) from error
+
+
+def image_of(item: object) -> ImageRecord:
+    """Rebuilds an image's record.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+    """
+    plain = checked.mapping(item, "an image")
+    size = checked.items_of(plain, "size")
+    if len(size) != 2:
+        raise checked.InvalidFieldError(f"size must be height and width, not {size}")
+    error = plain.get("error")
+    if error is not None:
+        raise checked.InvalidFieldError(f"image {plain.get('name')!r} has an error: {error!r}")
+    return ImageRecord(
+        name=checked.text(plain, "name"),
+        bytes=checked.integer(plain, "bytes"),
+        mtime_ns=_time(plain),
+        content=checked.text(plain, "content"),
+        size=(checked.bounded(size[0], "size", 1), checked.bounded(size[1], "size", 1)),
+        chunk=checked.integer(plain, "chunk"),
+        row=checked.integer(plain, "row"),
+        affine=_floats(
+            plain, "affine", PixelAffine, ("scale_x", "offset_x", "scale_y", "offset_y")
+        ),
+        valid=_floats(plain, "valid", ValidRect, ("x_min", "y_min", "x_max", "y_max")),
+    )
+
+
+def failed_of(item: object) -> FailedRecord:
+    """Rebuilds the record of an image that failed.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+    """
+    plain = checked.mapping(item, "a failed image")
+    return FailedRecord(
+        name=checked.text(plain, "name"),
+        bytes=checked.integer(plain, "bytes"),
+        mtime_ns=_time(plain),
+        error=checked.text(plain, "error"),
+    )
+
+
+def codec_of(item: object) -> CodecRecord:
+    """Rebuilds the codec's record; caches of 0.1.0 have only its name, ``none``.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds, or a file is no codec's.
+    """
+    plain = checked.mapping(item, "codec")
+    name = cast(CodecName, checked.one_of(plain, "name", ("none", "int8", "pca")))
+    arrays = checked.items_of(plain, "arrays") if "arrays" in plain else []
+    return CodecRecord(
+        name, tuple(_array(array) for array in arrays), _cosine_error(plain.get("cosine_error"))
+    )
+
+
+def _array(item: object) -> CodecArray:
+    plain = checked.mapping(item, "a codec's array")
+    file = checked.text(plain, "file")
+    if not CODEC_FILE.fullmatch(file):
+        raise checked.InvalidFieldError(f"file {file!r} is no codec's of this folder")
+    shape = tuple(checked.bounded(size, "shape", 1) for size in checked.items_of(plain, "shape"))
+    length = checked.integer(plain, "bytes")
+    if math.prod(shape) * _ITEM_SIZES["float32"] >= length:
+        raise checked.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
+    return CodecArray(
+        name=checked.text(plain, "name"),
+        file=file,
+        bytes=length,
+        shape=shape,
+        dtype=checked.one_of(plain, "dtype", ("float32",)),
+        checksum=checked.text(plain, "checksum"),
+    )
+
+
+def _cosine_error(item: object) -> CosineError | None:
+    if item is None:
+        return None
+    plain = checked.mapping(item, "cosine_error")
+    mean, p99, worst = (checked.number(plain.get(part), part) for part in ("mean", "p99", "worst"))
+    return CosineError(checked.integer(plain, "num"), mean, p99, worst)
+
+
+def _time(plain: checked.Plain) -> int:
+    return checked.bounded(plain.get("mtime_ns"), "mtime_ns", -(2**63), 2**63)
+
+
+def _floats(
+    plain: checked.Plain, key: str, kind: Callable[..., Value], names: tuple[str, ...]
+) -> Value:
+    record = checked.mapping(plain.get(key), key)
+    return kind(**{name: checked.number(record.get(name), name) for name in names})

@@ -1,0 +1,220 @@
+"""``f3rm cache``: what features a dataset has, whether they are sound, repairing, removing."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from f3rm._types import CacheError, CacheMismatchError
+from f3rm.features.cache import find_cache
+from f3rm.features.items import ImageItem, read_items
+from f3rm.features.maintenance import (
+    Damage,
+    cache_folders,
+    remove_features,
+    repair_cache,
+    unfinished,
+    verify_cache,
+)
+from f3rm.features.manifest import Manifest, read_manifest
+from f3rm.features.progress import progress_bar
+from f3rm.scripts.command import Command
+
+_MEGABYTE = 1e6
+
+
+@dataclass
+class Action:
+    """What all actions on caches share."""
+
+    data: Path
+    """Dataset folder with transforms.json in it."""
+    feature_type: str | None = None
+    """Only these types, e.g. CLIP or DINO+CLIP; all that are there if not given."""
+    cache_dir: Path | None = None
+    """Folder that f3rm extract --cache-dir was given."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Does the work."""
+
+    def folders(self) -> list[Path]:
+        """Returns the folders of the caches.
+
+        Raises:
+            CacheError: If there are none.
+        """
+        options = {"cache_dir": self.cache_dir, "feature_type": self.feature_type}
+        found = cache_folders(self.data, **options)
+        if not found:
+            msg = (
+                f"f3rm cache: data must be a dataset with features, got {str(self.data)!r} without "
+                "any. Run f3rm extract first, or pass --cache-dir."
+            )
+            raise CacheError(msg)
+        return found
+
+
+@dataclass
+class Status(Action):
+    """Show the features of a dataset: images, chunks, size, and whether they can be used."""
+
+    def run(self) -> None:
+        """Prints a table.
+
+        Raises:
+            F3rmError: If there is nothing to show.
+        """
+        folders, items = self.folders(), read_items(self.data, present=False)
+        table = Table("features", "images", "chunks", "MB", "codec", "state", box=None)
+        for folder in folders:
+            table.add_row(*_status(folder, items))
+        Console().print(table)
+
+
+@dataclass
+class Verify(Action):
+    """Read everything and compare it with the checksums; exit code 1 if anything is damaged."""
+
+    def run(self) -> None:
+        """Prints what is damaged.
+
+        Raises:
+            CacheMismatchError: If anything is.
+            F3rmError: If a cache cannot be verified.
+        """
+        items = read_items(self.data, present=False)
+        damaged = 0
+        for folder in self.folders():
+            found = _verify(folder, items)
+            damaged += len(found)
+            _print_damages(folder, found)
+        if damaged:
+            msg = (
+                f"f3rm cache verify: caches must be as their manifests say, got {damaged} "
+                "difference(s). Run f3rm cache repair with the same arguments."
+            )
+            raise CacheMismatchError(msg)
+
+
+@dataclass
+class Repair(Action):
+    """Compute damaged chunks and those of changed images anew; everything else is kept."""
+
+    device: str = "auto"
+    """auto takes the GPU if there is one; else cpu, cuda, cuda:0, ..."""
+
+    def run(self) -> None:
+        """Repairs, then prints where the features are.
+
+        Raises:
+            F3rmError: If it cannot be done; the message says what to do.
+        """
+        items = read_items(self.data, present=False)
+        for folder in self.folders():
+            if not _verify(folder, items):
+                print(f"{folder.name}: nothing to repair in {folder}")
+                continue
+            store = repair_cache(folder, items, device=self.device)
+            print(f"{folder.name}: {len(store)} images, sound again in {folder}")
+
+
+@dataclass
+class Remove(Action):
+    """Remove features; asks first."""
+
+    yes: bool = False
+    """Do not ask."""
+
+    def run(self) -> None:
+        """Removes.
+
+        Raises:
+            CacheError: If it was not agreed to, or features are being made.
+        """
+        for folder in self.folders():
+            if not (self.yes or _agrees(folder)):
+                msg = f"f3rm cache remove: {folder} stays as it is. Pass --yes to remove it."
+                raise CacheError(msg)
+            remove_features(folder)
+            print(f"removed {folder}")
+
+
+@dataclass
+class Cache(Command):
+    """Look after the features of a dataset."""
+
+    action: Annotated[
+        Annotated[Status, tyro.conf.subcommand("status")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Repair, tyro.conf.subcommand("repair")]
+        | Annotated[Remove, tyro.conf.subcommand("remove")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> None:
+        """Does what was asked for.
+
+        Raises:
+            F3rmError: If it cannot be done; the message says what to do.
+        """
+        self.action.run()
+
+
+def _status(folder: Path, items: Sequence[ImageItem]) -> tuple[str, ...]:
+    making = unfinished(folder)
+    note = ""
+    if making:
+        chunks = "?" if making.chunks is None else making.chunks
+        note = f"{making.done} of {chunks} chunks of a new cache done, {making.workers} at work"
+    try:
+        manifest = read_manifest(folder)
+    except CacheError as error:
+        state = note if making and not folder.exists() else str(error)
+        return folder.name, "-", "-", "-", "-", state
+    failed_too = bool(manifest.failed)
+    store, reason = find_cache(items, manifest.spec, folder, failed_too=failed_too)
+    parts = ["valid" if store else reason, note]
+    if manifest.failed:
+        parts.append(f"{len(manifest.failed)} image(s) failed")
+    size = sum(chunk.bytes for chunk in manifest.chunks) / _MEGABYTE
+    return (
+        folder.name,
+        str(len(manifest.images)),
+        str(len(manifest.chunks)),
+        f"{size:.1f}",
+        _codec(manifest),
+        "; ".join(part for part in parts if part),
+    )
+
+
+def _codec(manifest: Manifest) -> str:
+    name = manifest.spec.codec if manifest.spec.codec != "none" else manifest.spec.dtype
+    error = manifest.codec.cosine_error
+    return name if error is None else f"{name} (1 - cosine {error.mean:.1e})"
+
+
+def _verify(folder: Path, items: Sequence[ImageItem]) -> list[Damage]:
+    total = len(read_manifest(folder).chunks)
+    with progress_bar(show=True, unit="chunks") as bar:
+        task = bar.add_task(f"verifying {folder.name}", total=total)
+        return list(verify_cache(folder, items, lambda number: bar.advance(task, number)))
+
+
+def _print_damages(folder: Path, damages: Sequence[Damage]) -> None:
+    if not damages:
+        print(f"{folder.name}: sound, in {folder}")
+    for damage in damages:
+        print(f"{folder.name}: {damage.what}: {damage.reason}")
+
+
+def _agrees(folder: Path) -> bool:
+    try:
+        return input(f"Remove {folder}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
