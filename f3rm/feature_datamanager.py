@@ -5,17 +5,17 @@ are keyed by image, so how a dataparser splits, orders or downscales the images 
 """
 
 import contextlib
+import functools
 import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import (
@@ -33,13 +33,17 @@ from nerfstudio.data.utils.dataloaders import (
 )
 from torch import Tensor
 
-from f3rm._types import BackboneUnavailableError, DatasetError, HeadSpec
+from f3rm._types import BackboneUnavailableError, HeadSpec
 from f3rm.feature_field import FeatureStats
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.extraction import extract_features
+from f3rm.features.gather import MappedRows
 from f3rm.features.items import ImageItem, dataset_root, items_from_paths, read_items
-from f3rm.features.spec import Background, resolve_feature_type
-from f3rm.features.store import FeatureStore
+from f3rm.features.lookup import FeatureLookup, ImageTargets, match_items
+from f3rm.features.prefetch import Prefetcher
+from f3rm.features.residence import Residence
+from f3rm.features.spec import Background, Precision, resolve_feature_type
+from f3rm.features.store import FeatureStore, GatherMode, place_stores
 
 logger = logging.getLogger(__name__)
 
@@ -60,78 +64,29 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Another folder for them, e.g. where the dataset's folder is read-only."""
     weights: tuple[str, ...] = ()
     """Weights other than the default, by type: ``CLIP=PATH DINO=PATH``."""
-    feature_sampling: Literal["nearest", "bilinear"] = "nearest"
+    feature_sampling: GatherMode = "nearest"
     """How a pixel reads the feature map: the cell it lies in, or four cells blended."""
     feature_background: Background = "black"
     """What images with alpha are composited over: ``black`` is what Nerfacto's default trains on;
     give ``white`` together with ``--pipeline.model.background-color white``."""
     shard_size: int = 64
     """Images per file of the feature cache."""
+    feature_codec: str = "fp16"
+    """How they are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``, e.g. ``pca128``; as with
+    ``f3rm extract --codec``."""
+    feature_precision: Precision = "float32"
+    """What the 2D model computes in; as with ``f3rm extract --precision``."""
     feature_device: str = "auto"
     """Device that extracts: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
-
-
-class ImageTargets:
-    """Target features of one image of a dataset, read a few pixel rows at a time.
-
-    Args:
-        lookup: Where the rows come from.
-        index: The image's index in its dataset.
-    """
-
-    def __init__(self, lookup: "FeatureLookup", index: int) -> None:
-        self._lookup = lookup
-        self._index = index
-
-    def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "rows width channels"]:
-        """Returns the features of pixel rows ``start`` to ``stop`` for a head, on the CPU."""
-        width = int(self._lookup.sizes[self._index, 1])
-        y, x = torch.meshgrid(torch.arange(start, stop), torch.arange(width), indexing="ij")
-        image = torch.full_like(x, self._index)
-        indices = torch.stack((image, y, x), dim=-1).reshape(-1, 3)
-        return self._lookup.features(name, indices).view(stop - start, width, -1)
-
-
-class FeatureLookup:
-    """Finds the features of a dataset's pixels.
-
-    Args:
-        stores: The feature stores by head name; each keeps its own order of images.
-        names: Each dataset image's name in the stores.
-        sizes: Each dataset image's (height, width) as trained on.
-        mode: How the feature map is read.
-    """
-
-    def __init__(
-        self,
-        stores: dict[str, FeatureStore],
-        names: Sequence[str],
-        sizes: Int[Tensor, "images 2"],
-        mode: Literal["nearest", "bilinear"],
-    ) -> None:
-        self.stores = stores
-        self.sizes = sizes
-        self._rows = {
-            name: torch.tensor([store.index(image) for image in names])
-            for name, store in stores.items()
-        }
-        self._mode: Literal["nearest", "bilinear"] = mode
-        name, store = next(iter(stores.items()))
-        files = torch.tensor([store.image_size(int(row)) for row in self._rows[name]])
-        self._scale = files / sizes  # file pixels per trained pixel, (y, x)
-
-    def features(self, name: str, indices: Int[Tensor, "rays 3"]) -> Float[Tensor, "rays channels"]:
-        """Looks up pixels, through the size of the file that features were extracted from.
-
-        Args:
-            name: Which head's features.
-            indices: Nerfstudio's (image, y, x) of each ray, in the pixels that are trained on.
-        """
-        indices = indices.cpu()
-        image, yx = indices[:, 0], indices[:, 1:]
-        file_yx = (yx + 0.5) * self._scale[image] - 0.5
-        rows = self._rows[name][image]
-        return self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode)
+    feature_residence: Residence = "auto"
+    """Where features are while training: ``mmap`` reads them from the cache's files, ``gpu`` and
+    ``ram`` hold all of them there, ``auto`` is ``gpu`` if they fit the budget and else ``mmap``."""
+    feature_budget_gb: float | None = None
+    """GiB that features may take on the GPU or in RAM; by default 30 % of the free GPU memory, or
+    50 % of the available RAM."""
+    feature_prefetch: bool = True
+    """Whether a thread reads features from files while the model renders; the batches are the same
+    either way."""
 
 
 class FeatureDataManager(VanillaDataManager[InputDataset]):
@@ -155,7 +110,11 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         **kwargs: Any,
     ) -> None:
         self.specs = resolve_feature_type(
-            config.feature_type, weights=config.weights, background=config.feature_background
+            config.feature_type,
+            weights=config.weights,
+            background=config.feature_background,
+            codec=config.feature_codec,
+            precision=config.feature_precision,
         )
         data = Path(config.data if config.data is not None else config.dataparser.data)
         self.items: list[ImageItem] = []
@@ -165,9 +124,11 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             self.stores = self._open_stores(config, data, training=test_mode == "val")
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
+        self._prefetcher: Prefetcher[RayBundle] | None = None
         if self.stores:
             if test_mode == "val":  # else the checkpoint brings heads and statistics
                 self._publish()
+                self._place_features()
             self._lookups["train"] = self._make_lookup(self.train_dataset)
             self._lookups["eval"] = self._make_lookup(self.eval_dataset)
 
@@ -217,6 +178,19 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             for name, store in self.stores.items()
         }
 
+    def _place_features(self) -> None:
+        """Chooses where rows are while training, and starts the prefetch if that is in files."""
+        gigabytes = self.config.feature_budget_gb
+        budget = None if gigabytes is None else int(gigabytes * (1 << 30))
+        wanted, device = self.config.feature_residence, torch.device(self.device)
+        self.stores = place_stores(self.stores, wanted, device=device, budget=budget)
+        mapped = all(isinstance(store.rows, MappedRows) for store in self.stores.values())
+        if self.config.feature_prefetch and mapped:
+            loader = self.train_image_dataloader
+            ahead = loader.cache_all_images and not self.config.images_on_gpu
+            self._prefetcher = Prefetcher(ahead=ahead)
+            weakref.finalize(self, self._prefetcher.close)
+
     def _make_lookup(self, dataset: InputDataset) -> FeatureLookup:
         cameras = dataset.cameras
         return FeatureLookup(
@@ -249,9 +223,21 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             self.config.collate_fn = chosen
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
-        """Returns rays and pixels of the next training batch, with their features."""
-        bundle, batch = super().next_train(step)
-        return bundle, self._with_features(batch, "train")
+        """Returns rays and pixels of the next training batch, with their features.
+
+        With prefetch the features may still be on their way; asking for them waits.
+        """
+        if self._prefetcher is None:
+            bundle, batch = super().next_train(step)
+            return bundle, self._with_features(batch, "train")
+        plain, count = super().next_train, self.train_count
+        sampler = self.train_pixel_sampler
+        settings = (sampler, sampler and sampler.num_rays_per_batch)
+        drawn = self._prefetcher.next(
+            lambda: plain(step), self._look_ups("train"), settings=settings
+        )
+        self.train_count = count + 1  # however many batches have been drawn ahead
+        return drawn
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """Returns rays and pixels of the next evaluation batch, with their features."""
@@ -259,13 +245,21 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return bundle, self._with_features(batch, "eval")
 
     def _with_features(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
+        for key, look_up in self._look_ups(split).items():
+            batch[key] = look_up(batch["indices"])
+        return batch
+
+    def _look_ups(self, split: str) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Returns what makes each feature entry of a batch from its ray indices."""
         lookup = self._lookups.get(split)
         if lookup is None:
-            return batch
-        for name in lookup.stores:
-            key = "feature" if len(lookup.stores) == 1 else f"feature_{name}"
-            batch[key] = lookup.features(name, batch["indices"]).to(self.device)
-        return batch
+            return {}
+        names = list(lookup.stores)
+        keys = ["feature"] if len(names) == 1 else [f"feature_{name}" for name in names]
+        return {
+            key: functools.partial(lookup.features, name, device=self.device)
+            for key, name in zip(keys, names, strict=True)
+        }
 
     def eval_targets(self, index: int) -> ImageTargets | None:
         """Returns the target features of an evaluation image, or None without a valid cache."""
@@ -312,38 +306,3 @@ def _list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
         for path in parser.get_dataparser_outputs(split=split).image_filenames
     ]
     return items_from_paths(paths, dataset_root(data))
-
-
-def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
-    """Finds the dataset image behind each file that Nerfstudio trains on.
-
-    Nerfstudio may train on ``images_2/x.jpg`` where transforms.json says ``images/x.jpg``; it keeps
-    the file's name and drops the rest, so such a file is matched by its name.
-
-    Args:
-        paths: Files of a Nerfstudio dataset.
-        items: The images that features were extracted from.
-
-    Returns:
-        The name of the item behind each path.
-
-    Raises:
-        DatasetError: If a file belongs to no image, or to several of the same name.
-    """
-    by_path = {item.path.resolve(): item.name for item in items}
-    by_name: dict[str, list[str]] = {}
-    for item in items:
-        by_name.setdefault(item.path.name, []).append(item.name)
-    matched: list[str] = []
-    for path in paths:
-        candidates = by_name.get(path.name, [])
-        exact = by_path.get(path.resolve())
-        if exact is None and len(candidates) != 1:
-            found = f"{len(candidates)} images share its name" if candidates else "none matches"
-            msg = (
-                f"match_items: {path} must belong to one image of transforms.json, but {found}. "
-                "Give images in different folders different names, or train at full size."
-            )
-            raise DatasetError(msg)
-        matched.append(exact if exact is not None else candidates[0])
-    return matched

@@ -1,3 +1,4 @@
+import gc
 import json
 import random
 import shutil
@@ -8,10 +9,11 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-from f3rm._types import DatasetError, FeatureTypeError
+from f3rm._types import DatasetError, DeviceError, FeatureTypeError
 from f3rm.backbones import dino
 from f3rm.feature_datamanager import FeatureDataManagerConfig, match_items
 from f3rm.features.items import ImageItem
+from f3rm.features.standalone import extract_features_for_dataset
 from tests.scene_fixtures import write_colmap, write_dataset, write_image
 
 UNIFORM = {f"{role}_{i}.png": (45, 60) for role, n in (("train", 4), ("eval", 2)) for i in range(n)}
@@ -89,6 +91,95 @@ def test_rays_and_pixels_are_those_of_nerfstudio(tmp_path, make):
     _, actual = ours.next_train(0)
     assert torch.equal(expected["indices"], actual["indices"])
     assert torch.equal(expected["image"], actual["image"])
+
+
+def _draw_batches(manager, num, others):
+    """Batches of a fresh random state; ``others`` also draws between them, as a model does."""
+    random.seed(0)
+    torch.manual_seed(7)
+    found = []
+    for step in range(num):
+        bundle, batch = manager.next_train(step)
+        found.append({"origins": bundle.origins, **batch})
+        others()
+    return found, torch.rand(1)
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
+@pytest.mark.parametrize(
+    "others", [lambda: None, lambda: torch.rand(3)], ids=["alone", "with-others"]
+)
+def test_batches_are_the_same_with_and_without_prefetch(tmp_path, make, others, masks):
+    data = write_dataset(tmp_path, UNIFORM, masks=masks)
+    managers = []
+    for prefetch in (False, True):
+        managers.append(make(data, feature_prefetch=prefetch))
+        random.seed(1)  # Nerfstudio shuffles the images when it loads them
+        managers[-1].setup_train()
+    (expected, later), (actual, later_too) = (_draw_batches(m, 8, others) for m in managers)
+    assert torch.equal(later, later_too)
+    for first, second in zip(expected, actual, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert managers[0].train_count == managers[1].train_count == 8
+    hits = managers[1]._prefetcher.hits
+    assert hits == (7 if others() is None else 0)
+
+
+def test_another_number_of_rays_is_drawn_anew(tmp_path, make):
+    manager = make(write_dataset(tmp_path, UNIFORM))
+    manager.next_train(0)
+    manager.train_pixel_sampler.set_num_rays_per_batch(32)
+    bundle, batch = manager.next_train(1)
+    assert len(bundle) == len(batch["feature"]) == 32
+
+
+@pytest.mark.parametrize("residence", ["auto", "mmap", "ram"])
+def test_residence_changes_no_batch(tmp_path, make, residence, caplog):
+    data = write_dataset(tmp_path, UNIFORM)
+    caplog.set_level("INFO")
+    manager = make(data, feature_residence=residence)
+    said = [line for line in caplog.messages if line.startswith("Features (dino):")]
+    assert len(said) == 1
+    assert said[0].endswith("read from RAM." if residence == "ram" else "read from mapped files.")
+    _check(manager, "train")
+    _check(manager, "eval")
+    assert (manager._prefetcher is None) == (residence == "ram")
+
+
+@pytest.mark.parametrize("codec", ["int8", "pca4"])
+def test_a_run_trains_on_what_a_codec_stores(tmp_path, make, codec, checkpoint):
+    data = write_dataset(tmp_path, UNIFORM)
+    extract_features_for_dataset(
+        data, "DINO", weights=[f"DINO={checkpoint}"], codec=codec, device="cpu"
+    )
+    cache = data / "features/dino/manifest.json"
+    written = cache.read_bytes()
+    manager = make(data, feature_codec=codec)
+    assert cache.read_bytes() == written  # found, not extracted anew
+    assert json.loads(written)["codec"]["cosine_error"]["mean"] > 0
+    _check(manager, "train")
+
+
+def test_features_that_do_not_fit_are_told(tmp_path, make):
+    data = write_dataset(tmp_path, UNIFORM)
+    with pytest.raises(DeviceError, match=r"must fit the budget of 0\.00 GiB for 'ram'"):
+        make(data, feature_residence="ram", feature_budget_gb=0.0)
+    with pytest.raises(DeviceError, match=r"got 'gpu'\. Train on a GPU"):
+        make(data, feature_residence="gpu")
+
+
+def test_prefetch_ends_with_the_manager(tmp_path, make):
+    manager = make(write_dataset(tmp_path, UNIFORM))
+    manager.next_train(0)[1].complete()
+    executor = manager._prefetcher._thread
+    threads = list(executor._threads)
+    assert all(thread.is_alive() for thread in threads)
+    del manager
+    gc.collect()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])

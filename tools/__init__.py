@@ -1,0 +1,1 @@
+"""Programs that make what ships with the package; not part of it."""
