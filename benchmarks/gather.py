@@ -10,7 +10,7 @@ thread's own time, cold ones of the wall's:
 - ``speedup_cold``: the same after the pages were evicted, NumPy alone.
 - ``vs_resident``: ours over indexing one resident tensor of the same rows, into a kept buffer.
 - ``growth_50_to_2000``: a whole batch, from pixels to fp32 features, over all 2,000 images, over
-  the same over the first 50; NumPy alone.
+  the same over the first 50; NumPy alone. ``growth_resident``: rows of the resident tensor.
 - ``rss_anon_gb``: anonymous memory of this process after all that; mapped files do not count.
 """
 
@@ -222,7 +222,8 @@ class Bench:
             return torch.index_select(rows, 0, places, out=kept)
 
         self.warm_up([ours])
-        return self.medians({"resident": (index, None), "ours": (ours, None)})
+        few = {"resident_few": (index, FEW), "ours_few": (ours, FEW)}
+        return self.medians({"resident": (index, None), "ours": (ours, None), **few})
 
 
 def anonymous_gb() -> float:
@@ -247,6 +248,7 @@ def measure(folder: Path, num_images: int, repeats: int) -> dict[str, object]:
         "speedup_cold": round(cold["earlier"] / cold["ours"], 1),
         "vs_resident": round(resident["ours"] / resident["resident"], 2),
         "growth_50_to_2000": round(warm["batch"] / warm["batch_few"], 2),
+        "growth_resident": round(resident["resident"] / resident["resident_few"], 2),
         "rss_anon_gb": round(memory, 3),
         "warm_ms": {name: round(value * 1e3, 3) for name, value in warm.items()},
         "cold_ms": {name: round(value * 1e3, 1) for name, value in cold.items()},

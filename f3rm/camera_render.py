@@ -1,15 +1,19 @@
 """What a camera render asks for and returns, and how the model sees Nerfacto's samples."""
 
 import threading
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
-from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle, RaySamples
 from torch import Tensor
+from torch.nn import functional
 
-from f3rm.semantics.similarity import HiddenQuery
+from f3rm.semantics.pca import PcaBasis, pca_colours
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,9 @@ class RenderRequest:
     pca: bool = True
     """``feature_pca``: three channels per pixel."""
     similarity: bool = True
-    """``similarity``: one channel per pixel, while a query stands."""
+    """``similarity``, while a query stands: one channel per pixel, or colours in a viewer."""
+    composite: bool = True
+    """``similarity_composite`` beside it; its automatic threshold takes a whole picture."""
     features: bool = False
     """``feature*``: all C channels per pixel; 1080p x 768 channels are 6.4 GB."""
     hidden: bool = True
@@ -33,7 +39,11 @@ class RenderRequest:
 
 RGB_ONLY = RenderRequest(pca=False, similarity=False, features=False, hidden=False)
 RAY_BATCH = RenderRequest(pca=False, similarity=False, features=True, hidden=False)
-EVALUATED_RAY_BATCH = RenderRequest(features=True, hidden=False)
+EVALUATED_RAY_BATCH = RenderRequest(features=True, hidden=False, composite=False)
+
+_METRIC_PIXELS = 1 << 14
+_KEPT_FRAMES = 3
+"""A coarse and a fine frame of one view, and one more for a second browser."""
 
 
 class CameraOutputs(dict[str, Tensor]):
@@ -56,21 +66,105 @@ class FeatureTargets(Protocol):
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What holds for every ray of one render, however many chunks it takes.
+class FeatureComparison:
+    """How the rendered features of a whole image compare with extracted ones.
 
-    The query is taken once: a text that is typed while a frame renders must not give some of its
-    chunks an output that the others lack.
+    Attributes:
+        cosine: Mean cosine over pixels.
+        mse: Mean squared error over pixels and channels.
+        picture: PCA colours, extracted beside rendered.
     """
 
-    request: RenderRequest
-    """What is asked for."""
-    query: HiddenQuery | None = None
-    """The query of ``similarity`` in its head's hidden space, or None where nothing is asked."""
+    cosine: float
+    mse: float
+    picture: Float[Tensor, "height double_width 3"]
 
 
-# The camera render that this thread is in; None for a batch of rays.
-current_frame: ContextVar[Frame | None] = ContextVar("f3rm_frame", default=None)
+def compare_features(
+    hidden: Float[Tensor, "height width hidden"],
+    rows: Callable[[int, int], Tensor],
+    head: Callable[[Tensor], Tensor],
+    basis: PcaBasis,
+    device: torch.device,
+) -> FeatureComparison:
+    """Compares a head's features with extracted ones; C channels exist for a few rows at a time.
+
+    Args:
+        hidden: Composited hidden vectors of the image.
+        rows: Extracted features (rows, width, channels) from one pixel row up to another.
+        head: From hidden vectors to features.
+        basis: Colours of the picture.
+        device: Where it is computed.
+    """
+    height, width = hidden.shape[:2]
+    step = max(1, _METRIC_PIXELS // width)
+    cosine, error, pictures = 0.0, 0.0, []
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        rendered = head(hidden[start:stop].to(device))  # (rows, width, channels)
+        target = rows(start, stop).to(device)
+        cosine += float(functional.cosine_similarity(rendered, target, dim=-1).sum())
+        error += float((rendered - target).square().mean(-1).sum())
+        pictures.append(pca_colours(torch.cat((target, rendered), dim=1), basis))
+    pixels = height * width
+    return FeatureComparison(cosine / pixels, error / pixels, torch.cat(pictures))
+
+
+# What the camera render that this thread is in asks for; None for a batch of rays.
+current_request: ContextVar[RenderRequest | None] = ContextVar("f3rm_request", default=None)
+
+
+def camera_key(camera: Cameras) -> tuple[bytes | None, ...]:
+    """Returns what decides the rays of a camera, to tell cameras apart."""
+    tensors = (
+        camera.camera_to_worlds,
+        *(camera.fx, camera.fy, camera.cx, camera.cy, camera.height, camera.width),
+        *(camera.distortion_params, camera.camera_type, camera.times),
+    )
+    return tuple(None if t is None else t.detach().cpu().numpy().tobytes() for t in tensors)
+
+
+def single_ray(
+    origin: tuple[float, float, float], direction: tuple[float, float, float]
+) -> RayBundle:
+    """Returns one ray as an image of one pixel.
+
+    Args:
+        origin: Where it starts, in the scene frame.
+        direction: Where it goes, of any length.
+    """
+    return RayBundle(
+        origins=torch.tensor([[origin]]),
+        directions=functional.normalize(torch.tensor([[direction]]), dim=-1),
+        pixel_area=torch.full((1, 1, 1), 1e-6),
+        camera_indices=torch.zeros((1, 1, 1), dtype=torch.long),
+        metadata={"directions_norm": torch.ones((1, 1, 1))},
+    )
+
+
+class FrameCache:
+    """The last frames of a model, so that another query of the same view need not render it again.
+
+    A frame is Nerfacto's outputs and hidden vectors, which no query changes; training does, and
+    clears it.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[Hashable, CameraOutputs] = {}
+
+    def get(self, key: Hashable) -> CameraOutputs | None:
+        """Returns a frame that was put here."""
+        return self._frames.get(key)
+
+    def put(self, key: Hashable, frame: CameraOutputs) -> None:
+        """Keeps a frame and forgets the oldest."""
+        kept = list(self._frames.items())[-(_KEPT_FRAMES - 1) :]
+        self._frames = dict([*kept, (key, frame)])
+
+    def clear(self) -> None:
+        """Forgets all frames."""
+        if self._frames:
+            self._frames = {}
 
 
 class SampleTap:

@@ -8,6 +8,7 @@ colours and density train as plain Nerfacto's do, bit by bit on the CPU.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,16 +21,19 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 from typing_extensions import override
 
-from f3rm._types import HeadSpec
+from f3rm._types import F3rmError, HeadSpec
 from f3rm.camera_render import (
     EVALUATED_RAY_BATCH,
     RAY_BATCH,
     CameraOutputs,
     FeatureTargets,
-    Frame,
+    FrameCache,
     RenderRequest,
     SampleTap,
-    current_frame,
+    camera_key,
+    compare_features,
+    current_request,
+    single_ray,
 )
 from f3rm.compat import lazy_lpips
 from f3rm.feature_field import (
@@ -40,14 +44,13 @@ from f3rm.feature_field import (
 )
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
 from f3rm.renderer import FeatureRenderer
-from f3rm.semantics.pca import fit_pca, pca_colours, pca_colours_from_hidden
-from f3rm.semantics.similarity import similarity_from_hidden, to_hidden
+from f3rm.semantics.pca import PcaBasis, fit_pca, pca_colours_from_hidden
 from f3rm.viewer.controls import FeatureControls
 from f3rm.viewer.text_query import QueryText
 
 _HIDDEN = "feature_hidden"
-_METRIC_PIXELS = 1 << 14
 _PCA_PIXELS = 1 << 15
+_LEAST_ACCUMULATION = 0.5
 
 
 @dataclass
@@ -120,9 +123,12 @@ class FeatureFieldModel(NerfactoModel):
         for name, measured in stats.items():
             self.feature_field.head(name).set_stats(measured)
         self.renderer_feature = FeatureRenderer()
+        self._frames = FrameCache()
         self.controls = FeatureControls(
-            QueryText(self.config.positives, self.config.negatives, self.config.softmax_temp)
+            QueryText(self.config.positives, self.config.negatives, self.config.softmax_temp),
+            self._features_along,
         )
+        self.controls.set_heads(self.feature_field.specs)
 
     @override
     def load_state_dict(
@@ -140,7 +146,10 @@ class FeatureFieldModel(NerfactoModel):
             self.config.implementation = saved
             self.populate_modules()
             self.to(device).eval()
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._frames.clear()
+        loaded = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.controls.set_heads(self.feature_field.specs)
+        return loaded
 
     def _network_config(self) -> NetworkConfig:
         config = self.config
@@ -181,21 +190,18 @@ class FeatureFieldModel(NerfactoModel):
         """
         outputs = super().get_outputs(ray_bundle)
         samples, weights = self._samples.take()
-        frame = current_frame.get()
-        if frame is None:
-            frame = self._frame(RAY_BATCH if self.training else EVALUATED_RAY_BATCH)
-        if self.heads and frame.request.anything:
-            outputs.update(self._images(self._render_hidden(samples, weights), frame))
+        if self.training:
+            self._frames.clear()
+        request = current_request.get()
+        if not self.heads or (request is not None and not request.anything):
+            return outputs
+        hidden = self._render_hidden(samples, weights)
+        if request is not None:
+            outputs[_HIDDEN] = hidden
+        else:
+            batch = RAY_BATCH if self.training else EVALUATED_RAY_BATCH
+            outputs.update(self._images(hidden, outputs["rgb"], batch))
         return outputs
-
-    def _frame(self, request: RenderRequest) -> Frame:
-        if not request.similarity:
-            return Frame(request)
-        self.controls.set_heads(self.feature_field.specs)
-        query, spec = self.controls.query(), self.controls.head
-        if query is None or spec is None:
-            return Frame(request)
-        return Frame(request, to_hidden(query, self.feature_field.head(spec.name).weight))
 
     def _render_hidden(
         self, samples: RaySamples, weights: Float[Tensor, "rays samples 1"]
@@ -206,20 +212,23 @@ class FeatureFieldModel(NerfactoModel):
         hidden = self.feature_field.hidden(positions)  # (rays, samples, hidden)
         return self.renderer_feature(features=hidden, weights=weights)
 
-    def _features(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
-        return {self.key("feature", name): head(hidden) for name, head in self.heads.items()}
-
-    def _images(self, hidden: Float[Tensor, "*batch hidden"], frame: Frame) -> dict[str, Tensor]:
+    def _images(
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        rgb: Float[Tensor, "*batch 3"],
+        request: RenderRequest,
+    ) -> dict[str, Tensor]:
         images: dict[str, Tensor] = {}
-        request = frame.request
-        if request.hidden:
-            images[_HIDDEN] = hidden
         if request.features:
-            images.update(self._features(hidden))
+            images.update({self.key("feature", n): head(hidden) for n, head in self.heads.items()})
         if request.pca:
             images.update(self._pca_images(hidden))
-        if frame.query is not None:
-            images["similarity"] = similarity_from_hidden(hidden, frame.query)[..., None]
+        means = {name: head.pca_mean for name, head in self.heads.items()}
+        asked = self.controls.asked(means) if request.similarity else None
+        if asked is not None:
+            over = rgb if request.composite else None
+            weight = self.heads[asked.head].weight
+            images.update(self.controls.pictures(hidden, over, asked, weight))
         return images
 
     def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
@@ -239,7 +248,7 @@ class FeatureFieldModel(NerfactoModel):
         obb_box: OrientedBox | None = None,
         request: RenderRequest | None = None,
     ) -> CameraOutputs:
-        """Renders a camera.
+        """Renders a camera; while a viewer is open, a view that it just rendered is drawn again.
 
         Args:
             camera: One camera.
@@ -247,33 +256,75 @@ class FeatureFieldModel(NerfactoModel):
             request: What to add to Nerfacto's outputs; None for the default, ``RGB_ONLY`` skips the
                 feature field.
         """
-        bundle = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
-        return self.get_outputs_for_camera_ray_bundle(bundle, request=request)
+        request = request or RenderRequest()
+        key = None
+        if self.controls.attached and obb_box is None and not self.training:
+            key = (camera_key(camera), request.anything)
+        frame = self._frames.get(key)
+        if frame is None:
+            bundle = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+            frame = self._render(bundle, request)
+            if key is not None:
+                self._frames.put(key, frame)
+        return self._with_images(frame, request)
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(
         self, camera_ray_bundle: RayBundle, request: RenderRequest | None = None
     ) -> CameraOutputs:
         """Renders rays in image order, in chunks; see :meth:`get_outputs_for_camera`."""
-        token = current_frame.set(self._frame(request or RenderRequest()))
+        request = request or RenderRequest()
+        return self._with_images(self._render(camera_ray_bundle, request), request)
+
+    def _render(self, bundle: RayBundle, request: RenderRequest) -> CameraOutputs:
+        token = current_request.set(request)
         try:
-            outputs = CameraOutputs(super().get_outputs_for_camera_ray_bundle(camera_ray_bundle))
+            frame = CameraOutputs(super().get_outputs_for_camera_ray_bundle(bundle))
         finally:
-            current_frame.reset(token)
-        outputs.hidden = outputs.pop(_HIDDEN, None)
-        if outputs.hidden is not None and self.controls.take_pca_refresh():
-            self._refresh_pca(outputs, outputs.hidden)
+            current_request.reset(token)
+        frame.hidden = frame.pop(_HIDDEN, None)
+        return frame
+
+    def _with_images(self, frame: CameraOutputs, request: RenderRequest) -> CameraOutputs:
+        outputs = CameraOutputs(frame)
+        if frame.hidden is None:
+            return outputs
+        hidden, rgb = frame.hidden.to(self.device), frame["rgb"].to(self.device)
+        self.controls.fit_wanted_pca(lambda: self._fit_pca(hidden))
+        images = self._images(hidden, rgb, request)
+        outputs.update({name: image.to(frame.hidden.device) for name, image in images.items()})
+        outputs.hidden = frame.hidden if request.hidden else None
         return outputs
 
-    def _refresh_pca(
-        self, outputs: CameraOutputs, hidden: Float[Tensor, "height width hidden"]
-    ) -> None:
-        flat = hidden.flatten(0, 1).to(self.device)
+    def _fit_pca(self, hidden: Float[Tensor, "height width hidden"]) -> dict[str, PcaBasis]:
+        flat = hidden.flatten(0, 1)
         sample = flat[:: max(1, len(flat) // _PCA_PIXELS)]
-        for name, head in self.heads.items():
-            self.controls.pca_override[name] = fit_pca(head(sample))
-        images = self._pca_images(flat)
-        outputs.update({k: v.view(*hidden.shape[:2], 3).to(hidden) for k, v in images.items()})
+        return {name: fit_pca(head(sample)) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def _features_along(
+        self, origin: tuple[float, float, float], direction: tuple[float, float, float]
+    ) -> dict[str, Tensor]:
+        """Renders the features that a ray hits.
+
+        Args:
+            origin: Where it starts, in the scene frame.
+            direction: Where it goes, of any length.
+
+        Raises:
+            F3rmError: If it hits nothing.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            hit = self._render(single_ray(origin, direction), RenderRequest())
+        finally:
+            self.train(was_training)
+        if hit.hidden is None or float(hit["accumulation"]) < _LEAST_ACCUMULATION:
+            msg = "There is nothing where you clicked; click on a surface."
+            raise F3rmError(msg)
+        hidden = hit.hidden[0, 0].to(self.device)
+        return {name: head(hidden) for name, head in self.heads.items()}
 
     def get_loss_dict(
         self,
@@ -320,30 +371,10 @@ class FeatureFieldModel(NerfactoModel):
         targets: FeatureTargets | None = batch.get("feature_targets")
         hidden = outputs.hidden if isinstance(outputs, CameraOutputs) else None
         if targets is not None and hidden is not None:
-            for name in self.heads:
-                measured, picture = self._compare(name, hidden, targets)
-                metrics.update(measured)
-                images[self.key("feature_pca", name)] = picture
+            for name, head in self.heads.items():
+                rows = partial(targets.rows, name)
+                compared = compare_features(hidden, rows, head, head.pca, self.device)
+                metrics[self.key("feature_cosine", name)] = compared.cosine
+                metrics[self.key("feature_mse", name)] = compared.mse
+                images[self.key("feature_pca", name)] = compared.picture
         return metrics, images
-
-    def _compare(
-        self, name: str, hidden: Float[Tensor, "height width hidden"], targets: FeatureTargets
-    ) -> tuple[dict[str, float], Float[Tensor, "height double_width 3"]]:
-        head = self.feature_field.head(name)
-        height, width = hidden.shape[:2]
-        step = max(1, _METRIC_PIXELS // width)
-        cosine, error, pictures = 0.0, 0.0, []
-        for start in range(0, height, step):
-            stop = min(start + step, height)
-            rendered = head(hidden[start:stop].to(self.device))  # (rows, width, channels)
-            target = targets.rows(name, start, stop).to(self.device)
-            cosine += float(functional.cosine_similarity(rendered, target, dim=-1).sum())
-            error += float((rendered - target).square().mean(-1).sum())
-            both = torch.cat((target, rendered), dim=1)
-            pictures.append(pca_colours(both, head.pca))
-        pixels = height * width
-        metrics = {
-            self.key("feature_cosine", name): cosine / pixels,
-            self.key("feature_mse", name): error / pixels,
-        }
-        return metrics, torch.cat(pictures)

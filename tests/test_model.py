@@ -1,18 +1,12 @@
-import copy
-
 import pytest
 import torch
 from nerfstudio.models.nerfacto import NerfactoModelConfig
-from nerfstudio.viewer.utils import parse_object
-from nerfstudio.viewer.viewer_elements import ViewerElement
 from torch.nn import functional
 
-from f3rm._types import BackboneUnavailableError
 from f3rm.camera_render import RGB_ONLY, CameraOutputs, RenderRequest
 from f3rm.compat import LazyLpips, lazy_lpips
 from f3rm.renderer import render_per_sample
 from f3rm.semantics.pca import pca_colours
-from f3rm.semantics.similarity import make_query, similarity
 from tests.nerf_fixtures import NERFACTO_SIZES, camera, feature_model, head, rays, scene_box
 
 
@@ -182,71 +176,6 @@ def test_all_channels_come_on_request_and_colours_alone_skip_the_field(monkeypat
     assert rgb.hidden is None
 
 
-class _TextEncoder:
-    def __init__(self, embeddings):
-        self.embeddings = embeddings
-
-    def query(self, text):
-        positives, negatives = text.phrases
-        embeddings = torch.stack([self.embeddings[phrase] for phrase in positives + negatives])
-        count = len(positives)
-        return make_query(embeddings[:count], embeddings[count:], temperature=text.temperature)
-
-
-def test_a_configured_query_renders_the_similarity_of_the_full_channels(monkeypatch):
-    embeddings = dict(zip(["red mug", "object", "stuff"], torch.randn(3, 12), strict=True))
-    monkeypatch.setattr("f3rm.viewer.controls.TextEncoder", lambda ref: _TextEncoder(embeddings))
-    model = feature_model(
-        head("dino", 6, has_text=False), head("clip"), positives="red mug", negatives="object,stuff"
-    ).eval()
-    outputs = model.get_outputs_for_camera(camera())
-    query = make_query(embeddings["red mug"][None], torch.stack(list(embeddings.values())[1:]))
-    expected = similarity(model.heads["clip"](outputs.hidden), query)
-    torch.testing.assert_close(outputs["similarity"][..., 0], expected, atol=1e-5, rtol=0)
-
-
-def test_a_query_typed_while_a_frame_renders_waits_for_the_next_frame(monkeypatch):
-    model = feature_model(head()).eval()  # 117 pixels in chunks of 50
-    answers = [None, make_query(torch.eye(12)[:1]), make_query(torch.eye(12)[:1])]
-    monkeypatch.setattr(model.controls, "query", lambda: answers.pop(0))
-    model.controls.set_heads(model.feature_field.specs)
-    assert "similarity" not in model.get_outputs_for_camera(camera())
-    assert model.get_outputs_for_camera(camera())["similarity"].shape == (9, 13, 1)
-
-
-def test_a_missing_text_encoder_leaves_the_other_outputs(monkeypatch, caplog):
-    def unavailable(ref, **_):
-        msg = "no text tower here"
-        raise BackboneUnavailableError(msg)
-
-    monkeypatch.setattr("f3rm.viewer.text_query.load_backbone", unavailable)
-    model = feature_model(head(), positives="red mug").eval()
-    outputs = model.get_outputs_for_camera(camera())
-    assert "similarity" not in outputs
-    assert "feature_pca" in outputs
-    assert "no text tower here" in caplog.text
-
-
-def test_two_models_do_not_share_queries_or_bases():
-    first, second = feature_model(head()), feature_model(head())
-    assert first.controls is not second.controls
-    first.controls.pca_override["clip"] = first.heads["clip"].pca
-    assert not second.controls.pca_override
-
-
-def test_refreshed_pca_replaces_the_colours_and_not_the_saved_basis():
-    model = feature_model(head()).eval()
-    torch.nn.init.normal_(model.feature_field.trunk.grid.table)
-    before = model.get_outputs_for_camera(camera())["feature_pca"]
-    saved = copy.deepcopy(model.heads["clip"].pca)
-    model.controls.d_refresh_pca.cb_hook(model.controls.d_refresh_pca)
-    refreshed = model.get_outputs_for_camera(camera())["feature_pca"]
-    again = model.get_outputs_for_camera(camera())["feature_pca"]
-    assert not torch.allclose(before, refreshed)
-    torch.testing.assert_close(again, refreshed, atol=1e-6, rtol=0)
-    assert torch.equal(saved.components, model.heads["clip"].pca.components)
-
-
 class _Targets:
     def __init__(self, image):
         self.image = image
@@ -256,7 +185,7 @@ class _Targets:
 
 
 def test_image_metrics_come_from_row_chunks(monkeypatch):
-    monkeypatch.setattr("f3rm.model._METRIC_PIXELS", 30)  # two rows of 13 pixels at a time
+    monkeypatch.setattr("f3rm.camera_render._METRIC_PIXELS", 30)  # two rows of 13 pixels at a time
     monkeypatch.setattr(LazyLpips, "_build", lambda self: None)
     model = feature_model(head()).eval()
     torch.nn.init.normal_(model.feature_field.trunk.grid.table)
@@ -294,16 +223,3 @@ def test_a_run_of_the_torch_implementation_opens_where_tiny_cuda_nn_was_chosen()
         chosen_tcnn.heads["clip"].weight, state["feature_field.heads.clip.linear.weight"]
     )
     assert not chosen_tcnn.field.training
-
-
-@pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning")
-def test_the_viewer_finds_the_controls_once_each():
-    elements = parse_object(feature_model(head()), ViewerElement, "Custom Elements")
-    names = [element.name for _, element in elements]
-    assert names == [
-        "Positives",
-        "Negatives",
-        "Temperature",
-        "Refresh PCA from this view",
-        "Status",
-    ]

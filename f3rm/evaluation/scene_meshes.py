@@ -5,7 +5,7 @@ The simple ones are trimesh's; mug, bowl and bottle are turned on the lathe from
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import trimesh
@@ -76,7 +76,9 @@ def _build(shape: Shape) -> trimesh.Trimesh:
     if shape == "ring":
         return create.torus(1.0, 0.36, major_sections=_ROUND_SECTIONS, minor_sections=40)
     body = create.revolve(np.array(_PROFILES[shape]), sections=_ROUND_SECTIONS)
-    return trimesh.util.concatenate([body, _handle()]) if shape == "mug" else body
+    if shape == "mug":
+        return cast("trimesh.Trimesh", trimesh.util.concatenate([body, _handle()]))
+    return body
 
 
 def _handle() -> trimesh.Trimesh:

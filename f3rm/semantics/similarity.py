@@ -7,12 +7,16 @@ With unit feature f, unit positive t, unit negatives n_j and temperature tau the
 soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
+"""LERF's negatives, which stand for whatever else there may be."""
 
 _EPSILON = 1e-12
 
@@ -122,6 +126,24 @@ def similarity_from_hidden(
     hidden: Float[Tensor, "*batch hidden"], query: HiddenQuery
 ) -> Float[Tensor, "*batch"]:
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
-    squared = (hidden @ query.gram * hidden).sum(-1, keepdim=True)
+    return similarities_from_hidden(hidden, [query])[..., 0]
+
+
+def similarities_from_hidden(
+    hidden: Float[Tensor, "*batch hidden"], queries: Sequence[HiddenQuery]
+) -> Float[Tensor, "*batch queries"]:
+    """Scores composited hidden vectors against several queries of one head.
+
+    The features' lengths, which are most of the work, are computed once for all.
+
+    Args:
+        hidden: Composited hidden vectors.
+        queries: At least one.
+    """
+    squared = (hidden @ queries[0].gram * hidden).sum(-1, keepdim=True)
     length = squared.clamp_min(_EPSILON**2).sqrt()
-    return relevancy(hidden @ query.embeddings / length, temperature=query.temperature)
+    scores = [
+        relevancy(hidden @ query.embeddings / length, temperature=query.temperature)
+        for query in queries
+    ]
+    return torch.stack(scores, dim=-1)

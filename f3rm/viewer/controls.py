@@ -1,144 +1,254 @@
-"""The controls that f3rm adds to Nerfstudio's viewer, and the state behind them.
+"""What a person asks of one model in Nerfstudio's viewer, and what came of it.
 
-Nerfstudio calls a text's callback at every keystroke, under the train lock, and an exception in a
-render kills that browser's thread. So a callback only arms a timer; the text is encoded in the
-timer's thread, and what goes wrong is shown in the status line. Without a viewer (``ns-render``,
-``ns-eval``) the configured query is encoded when it is first asked for.
+Three threads meet here. The viewer's calls back at every keystroke: it only leaves a job. The
+worker loads, encodes and writes files, says what it does, and asks for a new frame. The render
+takes a finished value from :meth:`FeatureControls.asked` and never waits; what goes wrong is shown,
+because an exception in a render ends it for good. Without a viewer (``ns-render``, ``ns-eval``) the
+configured query is encoded when it is first asked for.
 """
 
+import contextlib
 import logging
-import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from nerfstudio.viewer.viewer_elements import (
-    ViewerButton,
-    ViewerElement,
-    ViewerNumber,
-    ViewerText,
-)
-from torch import nn
+from jaxtyping import Float
+from nerfstudio.viewer.viewer_elements import ViewerClick
+from torch import Tensor, nn
 
-from f3rm._types import F3rmError, HeadSpec
+from f3rm._types import HeadSpec
 from f3rm.semantics.pca import PcaBasis
-from f3rm.semantics.similarity import Query
+from f3rm.viewer.asked import Asked
+from f3rm.viewer.elements import Markdown, ViewerLink, escaped
+from f3rm.viewer.panels import (
+    NO_HEAD,
+    NO_QUERY,
+    LookPanel,
+    PcaPanel,
+    PointPanel,
+    SavedPanel,
+    WordsPanel,
+)
+from f3rm.viewer.pictures import draw, legend, scores_of
+from f3rm.viewer.saved_queries import NamedQuery, QueryFile
+from f3rm.viewer.state import TROUBLE, QueryState
 from f3rm.viewer.text_query import QueryText, TextEncoder
+from f3rm.viewer.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+Triple = tuple[float, float, float]
+Probe = Callable[[Triple, Triple], Mapping[str, Tensor]]
+"""From a ray's origin and direction to the rendered feature of each head."""
 
 _DEBOUNCE_SECONDS = 0.4
 
 
 class FeatureControls(nn.Module):
-    """Query text, temperature and PCA refresh of one model; holds no parameters.
+    """Queries and colours of one model; holds no parameters.
 
     Attributes:
-        head: The head that text queries ask, or None where no head has language.
         pca_override: PCA bases refreshed from a view, by head; the saved ones stay as they are.
 
     Args:
         default: The query that stands at the start.
+        probe: Renders the features that a click hits; called under the train lock.
     """
 
-    def __init__(self, default: QueryText) -> None:
+    def __init__(self, default: QueryText, probe: Probe) -> None:
         super().__init__()
-        self.head: HeadSpec | None = None
         self.pca_override: dict[str, PcaBasis] = {}
-        self._encoder: TextEncoder | None = None
-        self._default = default
-        self._encoded_text: QueryText | None = None
-        self._query: Query | None = None
-        self._refresh_requested = False
-        self._timer: threading.Timer | None = None
-        # Nerfstudio sorts elements by attribute name.
-        self.a_positives = ViewerText(
-            "Positives", default.positives, cb_hook=self._on_change, hint="e.g. red mug, cup"
+        self._probe = probe
+        self._worker = Worker()
+        self._state = QueryState()
+        self._wants_pca = False
+        # Nerfstudio sorts by attribute name and calls a folder like its attribute.
+        self.link = ViewerLink(self._on_attach)
+        self.ask = WordsPanel(default, self._on_change)
+        self.ask_status = Markdown("Status")
+        self.legend = Markdown("Legend")
+        self.look = LookPanel(default.temperature, self._on_change)
+        self.pca = PcaPanel(on_refresh=self._on_refresh_pca, on_reset=self._on_reset_pca)
+        self.point = PointPanel(
+            on_point=self._on_point, on_image=self._on_image, on_forget=self._on_forget
         )
-        self.b_negatives = ViewerText(
-            "Negatives", default.negatives, cb_hook=self._on_change, hint="told from these"
+        self.saved = SavedPanel(
+            on_save=lambda _: self._do("save", self._save),
+            on_restore=lambda _: self._do("restore", self._restore),
+            on_delete=lambda _: self._do("save", self._delete),
         )
-        self.c_temperature = ViewerNumber(
-            "Temperature", default.temperature, cb_hook=self._on_change
-        )
-        self.d_refresh_pca = ViewerButton("Refresh PCA from this view", cb_hook=self._on_refresh)
-        self.e_status = ViewerText("Status", "", disabled=True)
 
-    def set_heads(self, specs: tuple[HeadSpec, ...]) -> None:
-        """Directs text queries at the first head that has language."""
-        speaking = [spec for spec in specs if spec.has_text]
-        head = speaking[0] if speaking else None
-        if head != self.head:
-            self.head = head
-            self._encoder = TextEncoder(head.backbone) if head else None
-            self._encoded_text = None
-            self._query = None
+    @property
+    def attached(self) -> bool:
+        """Whether a viewer shows this model."""
+        return self.link.attached is not None
 
-    def query(self) -> Query | None:
-        """Returns the query to render, or None; never raises.
+    def set_heads(self, specs: Sequence[HeadSpec]) -> None:
+        """Offers the heads; the first that has language is asked at the start."""
+        names = self._state.set_heads(specs, TextEncoder)
+        self.ask.d_head.offer(names or [NO_HEAD])
 
-        With a viewer attached it never waits: the text is encoded in the background.
+    def asked(self, background: Mapping[str, Tensor]) -> Asked | None:
+        """Returns what is to be rendered; None where nothing is asked. Never waits in a viewer.
+
+        Args:
+            background: The mean feature of each head, which examples are told from.
         """
-        text = self._text()
-        if text == self._encoded_text:
-            return self._query
-        if self.a_positives.gui_handle is None:
-            self._encode(text)
-        elif self._timer is None:
-            self._arm()
-        return self._query
+        if not self.attached:
+            self._encode_words()
+        head = self.ask.d_head.value
+        mean = background.get(head) if self.ask.c_canonical.value else None
+        return self._state.asked(head, mean, self.look.look(coloured=self.attached))
 
-    def take_pca_refresh(self) -> bool:
-        """Whether a refresh was asked for since the last call."""
-        requested, self._refresh_requested = self._refresh_requested, False
-        return requested
+    def pictures(
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        rgb: Float[Tensor, "*batch 3"] | None,
+        asked: Asked,
+        head_weight: Float[Tensor, "channels hidden"],
+    ) -> dict[str, Tensor]:
+        """Draws what was asked; in a viewer, trouble is shown there and nothing is drawn.
 
-    def _text(self) -> QueryText:
-        if self.a_positives.gui_handle is None:
-            return self._default
-        return QueryText(
-            positives=self.a_positives.value,
-            negatives=self.b_negatives.value,
-            temperature=max(float(self.c_temperature.value), 1e-3),
-        )
+        Args:
+            hidden: Composited hidden vectors.
+            rgb: The picture that a composite is laid over; None for no composite.
+            asked: What :meth:`asked` returned.
+            head_weight: The basis of the head that is asked.
 
-    def _on_change(self, element: ViewerElement[Any]) -> None:
-        del element
-        self._arm()
+        Raises:
+            RuntimeError: Without a viewer, whatever torch raises.
+        """
+        with self._trouble_shown():
+            drawn = draw(scores_of(hidden, asked, head_weight), asked, rgb)
+            if rgb is not None:
+                self.legend.show(legend(asked, drawn.thresholds))
+            return drawn.images
+        return {}
 
-    def _on_refresh(self, element: ViewerElement[Any]) -> None:
-        del element
-        self._refresh_requested = True
+    def fit_wanted_pca(self, fit: Callable[[], Mapping[str, PcaBasis]]) -> None:
+        """Takes over PCA bases of the view that was rendered, where a refresh was asked for.
 
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(_DEBOUNCE_SECONDS, self._encode_typed)
-        self._timer.daemon = True
-        self._timer.start()
+        Args:
+            fit: Fits a basis for each head.
+        """
+        if self._wants_pca:
+            with self._trouble_shown():
+                self.pca_override.update(fit())
+            self._wants_pca = False  # last: a render that is interrupted is made again
 
-    def _encode_typed(self) -> None:
-        text = self._text()
-        self._say("Encoding ...")
-        self._encode(text)
-        self._timer = None
-
-    def _encode(self, text: QueryText) -> None:
-        query, status = self._try_encode(text)
-        self._query = query
-        self._encoded_text = text
-        self._say(status)
-
-    def _try_encode(self, text: QueryText) -> tuple[Query | None, str]:
-        positives, _ = text.phrases
-        if not positives:
-            return None, ""
-        if self._encoder is None:
-            return None, "These features have no language; train with CLIP to ask in words."
+    @contextlib.contextmanager
+    def _trouble_shown(self) -> Iterator[None]:
         try:
-            return self._encoder.query(text), f"Showing: {', '.join(positives)}"
-        except F3rmError as error:
-            logger.warning("The query %r cannot be answered: %s", text.positives, error)
-            return None, str(error)
+            yield
+        except (RuntimeError, ValueError) as error:
+            if not self.attached:
+                raise
+            logger.warning("The viewer's picture cannot be made: %s", error)
+            self._say(str(error))
 
     def _say(self, status: str) -> None:
-        if self.e_status.gui_handle is not None and self.e_status.value != status:
-            self.e_status.value = status  # its update makes the viewer render again
+        self.ask_status.show(escaped(status))
+
+    def _do(self, name: str, job: Callable[[], str], *, delay: float = 0.0) -> None:
+        """Lets the worker do a job, show the status that it returns, and render anew."""
+
+        def work() -> None:
+            try:
+                status = job()
+            except TROUBLE as error:
+                logger.warning("%s", error)
+                status = str(error)
+            self._say(status)
+            self.link.rerender()
+
+        self._worker.submit(name, work, delay=delay)
+
+    def _on_attach(self) -> None:
+        self._do("restore", self._offer_saved)
+        self._on_change(None)
+
+    def _on_change(self, element: Any) -> None:
+        del element
+        self._do("words", self._encode_words, delay=_DEBOUNCE_SECONDS)
+
+    def _encode_words(self) -> str:
+        text = self.ask.text(self.look.temperature)
+        return self._state.encode(self.ask.d_head.value, text, self._say)
+
+    def _on_refresh_pca(self, element: Any) -> None:
+        del element
+        self._wants_pca = True
+        self.link.rerender()
+
+    def _on_reset_pca(self, element: Any) -> None:
+        del element
+        self.pca_override.clear()
+        self.link.rerender()
+
+    def _on_point(self, is_positive: bool) -> None:  # noqa: FBT001
+        def clicked(click: ViewerClick) -> None:
+            self.link.unregister_pointer_cb()
+            self._do("point", lambda: self._add_point(click, is_positive=is_positive))
+
+        self.link.register_pointer_cb("click", clicked)
+        self._say("Click a point in the view.")
+
+    def _add_point(self, click: ViewerClick, *, is_positive: bool) -> str:
+        with self.link.train_lock:
+            features = self._probe(click.origin, click.direction)
+        label = self._state.add_point(features, is_positive=is_positive)
+        return f"{label} is {'looked for' if is_positive else 'a negative'}."
+
+    def _on_image(self, is_positive: bool) -> None:  # noqa: FBT001
+        self._do("image", lambda: self._add_image(is_positive=is_positive))
+
+    def _add_image(self, *, is_positive: bool) -> str:
+        self._say("Looking at the image ...")
+        path = Path(self.point.c_image.value.strip()).expanduser()
+        head, crop = self.ask.d_head.value, self.point.d_crop.value
+        label = self._state.add_image(head, path, crop, is_positive=is_positive)
+        return f"{label} is {'looked for' if is_positive else 'a negative'}."
+
+    def _on_forget(self, element: Any) -> None:
+        del element
+        self._state.examples = ()
+        self._do("words", self._encode_words)
+
+    def _file(self) -> QueryFile:
+        return QueryFile(self.link.run_folder)
+
+    def _offer_saved(self, chosen: str | None = None) -> str:
+        self.saved.offer(sorted(self._file().read()), chosen)
+        return ""
+
+    def _save(self) -> str:
+        name = self.saved.a_name.value.strip()
+        query = NamedQuery(
+            text=self.ask.typed(self.look.temperature),
+            canonical=self.ask.c_canonical.value,
+            head=self.ask.d_head.value,
+            look=self.look.look(coloured=False),
+            examples=self._state.examples,
+        )
+        self._file().save(name, query)
+        self._offer_saved(name)
+        return f"Saved {name!r}."
+
+    def _restore(self) -> str:
+        name = self.saved.c_choice.value
+        query = self._file().read().get(name)
+        if query is None:
+            return f"There is no saved query {name!r}."
+        self.ask.restore(query.text, canonical=query.canonical, head=query.head)
+        self.look.set_look(query.look)
+        self._state.examples = query.examples
+        return self._encode_words()
+
+    def _delete(self) -> str:
+        name = self.saved.c_choice.value
+        if name == NO_QUERY:
+            return "There is no saved query."
+        self._file().delete(name)
+        self._offer_saved()
+        return f"Deleted {name!r}."

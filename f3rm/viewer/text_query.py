@@ -15,6 +15,7 @@ from f3rm.backbones.registry import load_backbone
 from f3rm.semantics.similarity import Query, make_query
 
 _REMEMBERED = 256
+_MOST_PHRASES = 32
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,15 @@ class QueryText:
 
     @property
     def phrases(self) -> tuple[list[str], list[str]]:
-        """Positive and negative phrases, without empty ones."""
-        return split_phrases(self.positives), split_phrases(self.negatives)
+        """Positive and negative phrases, without empty ones, the first 32 of each."""
+        positives, negatives = split_phrases(self.positives), split_phrases(self.negatives)
+        return positives[:_MOST_PHRASES], negatives[:_MOST_PHRASES]
+
+    @property
+    def num_left_out(self) -> int:
+        """How many phrases are too many to be asked at once."""
+        asked = sum(len(phrases) for phrases in self.phrases)
+        return len(split_phrases(self.positives)) + len(split_phrases(self.negatives)) - asked
 
 
 def split_phrases(text: str) -> list[str]:
@@ -54,6 +62,11 @@ class TextEncoder:
         self._backbone: Backbone | None = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the text tower is in memory."""
+        return self._backbone is not None
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:
         """Embeds texts as unit vectors on the CPU.

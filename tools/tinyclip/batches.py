@@ -141,7 +141,9 @@ def _cut_out(
     scene: ScenePictures, rng: np.random.Generator, grid: tuple[int, int], progress: float
 ) -> tuple[Float[Tensor, "3 height width"], Int[Tensor, "height width"]]:
     index = int(rng.integers(len(scene.rgb)))
-    top, left, height, width = _window(scene.boxes[index], scene.ids.shape[1:], rng, grid, progress)
+    top, left, height, width = _window(
+        scene.boxes[index], (scene.ids.shape[1], scene.ids.shape[2]), rng, grid, progress
+    )
     window = (index, slice(top, top + height), slice(left, left + width))
     pixels = torch.from_numpy(scene.rgb[window]).permute(2, 0, 1).float() / 255
     image = _photographed(pixels, rng)[None]
@@ -157,7 +159,7 @@ def _cut_out(
 
 def _window(
     boxes: tuple[tuple[int, int, int, int, int], ...],
-    full: tuple[int, ...],
+    full: tuple[int, int],
     rng: np.random.Generator,
     grid: tuple[int, int],
     progress: float,

@@ -39,6 +39,7 @@ LOGIT_SCALE = 16.0
 """One over the temperature of training."""
 
 _CAPTION_WEIGHT = 0.15
+_NO_SHAPE = -100
 
 
 def build_model(seed: int) -> open_clip.CLIP:
@@ -148,10 +149,10 @@ def _shape_loss(
     tutor: nn.Linear, batch: Batch, cells: Float[Tensor, "batch cells hidden"]
 ) -> Tensor:
     known = [
-        SHAPES.index(*(truth & {*SHAPES})) if truth & {*SHAPES} else -100
+        next((index for index, shape in enumerate(SHAPES) if shape in truth), _NO_SHAPE)
         for truth in batch.regions.truth
     ]
-    return F.cross_entropy(tutor(_pool(batch, cells)), torch.tensor(known), ignore_index=-100)
+    return F.cross_entropy(tutor(_pool(batch, cells)), torch.tensor(known), ignore_index=_NO_SHAPE)
 
 
 def _picture_to_caption(

@@ -1,0 +1,63 @@
+"""Where a picture of scores is cut into found and not found, in the scores' own units.
+
+*Source:* N. Otsu, "A threshold selection method from gray-level histograms", 1979. Otsu's threshold
+always cuts a picture in two, also one that shows nothing of what is asked;
+:func:`automatic_threshold` adds what it takes to find nothing there.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RELEVANCY_FLOOR = 0.5
+"""A relevancy below it is nearer to a negative than to what is asked."""
+
+LEAST_CONTRAST = 0.04
+"""How far above the floor the best score of something present is, at least."""
+
+_BINS = 256
+_NOTHING = float("inf")
+
+
+def otsu_threshold(scores: Float[Tensor, " pixels"]) -> float:
+    """Returns the cut that makes the variance between the two sides largest.
+
+    Args:
+        scores: At least one finite score; equal ones are returned as the threshold.
+    """
+    low, high = float(scores.min()), float(scores.max())
+    if high <= low:
+        return low
+    counts = torch.histc(scores.float(), bins=_BINS, min=low, max=high).double()
+    width = (high - low) / _BINS
+    centres = low + width * (torch.arange(_BINS, device=scores.device).double() + 0.5)
+    below = counts.cumsum(0)[:-1]  # (bins - 1): pixels left of each inner edge
+    above = counts.sum() - below
+    mass = (counts * centres).cumsum(0)
+    mean_below = mass[:-1] / below.clamp_min(1)
+    mean_above = (mass[-1] - mass[:-1]) / above.clamp_min(1)
+    between = below * above * (mean_above - mean_below).square()
+    best = torch.nonzero(between >= between.max() * (1 - 1e-12)).flatten()
+    return low + width * (float(best.double().mean()) + 1)  # the middle of a plateau
+
+
+def automatic_threshold(
+    scores: Float[Tensor, " pixels"],
+    *,
+    floor: float = RELEVANCY_FLOOR,
+    least_contrast: float = LEAST_CONTRAST,
+) -> float:
+    """Chooses the threshold of a picture, in which what is asked may be absent.
+
+    Args:
+        scores: Absolute scores of a picture.
+        floor: No lower score is ever found: 0.5 for relevancy; for cosines what is known of them.
+        least_contrast: How far above the floor the best score must be; 0 for what is known to be
+            there.
+
+    Returns:
+        Otsu's threshold or the floor, whichever is higher; infinity where nothing is found.
+    """
+    if float(scores.max()) < floor + least_contrast:
+        return _NOTHING
+    return max(floor, otsu_threshold(scores))

@@ -1,0 +1,186 @@
+"""The viewer elements of f3rm, in groups; each group is a folder in the viewer's Control tab.
+
+A panel shows and reads settings and does nothing else; :mod:`f3rm.viewer.controls` acts on them.
+Nerfstudio sorts elements by attribute name and takes a folder's title from it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from torch import nn
+
+from f3rm.semantics.similarity import CANONICAL_NEGATIVES
+from f3rm.viewer.asked import Look, ScoreKind, Several
+from f3rm.viewer.elements import (
+    LiveButton,
+    LiveCheckbox,
+    LiveDropdown,
+    LiveNumber,
+    LiveSlider,
+    LiveText,
+)
+from f3rm.viewer.text_query import QueryText, split_phrases
+
+Hook = Callable[[Any], None]
+
+NO_HEAD = "(none)"
+NO_QUERY = "(none)"
+
+_LOWEST_TEMPERATURE = 1e-3
+
+
+class WordsPanel(nn.Module):
+    """What is asked, in words.
+
+    Args:
+        default: The query that stands at the start.
+        on_change: Called at every change.
+    """
+
+    def __init__(self, default: QueryText, on_change: Hook) -> None:
+        super().__init__()
+        negatives = split_phrases(default.negatives)
+        canonical = set(CANONICAL_NEGATIVES) <= set(negatives)
+        others = [word for word in negatives if not (canonical and word in CANONICAL_NEGATIVES)]
+        self.a_positives = LiveText(
+            "Positives", default.positives, cb_hook=on_change, hint="e.g. red mug, cup"
+        )
+        self.b_negatives = LiveText(
+            "Negatives", ", ".join(others), cb_hook=on_change, hint="told from these"
+        )
+        self.c_canonical = LiveCheckbox(
+            "Canonical negatives",
+            canonical,
+            cb_hook=on_change,
+            hint="words: object, things, stuff, texture; examples: the mean of all features",
+        )
+        self.d_head = LiveDropdown("Features", NO_HEAD, [NO_HEAD], cb_hook=on_change)
+
+    def typed(self, temperature: float) -> QueryText:
+        """Returns the words as typed."""
+        return QueryText(self.a_positives.value, self.b_negatives.value, temperature)
+
+    def text(self, temperature: float) -> QueryText:
+        """Returns the words, with the canonical negatives where they are switched on."""
+        typed = split_phrases(self.b_negatives.value)
+        added = [
+            word for word in CANONICAL_NEGATIVES if self.c_canonical.value and word not in typed
+        ]
+        return QueryText(self.a_positives.value, ", ".join([*typed, *added]), temperature)
+
+    def restore(self, text: QueryText, *, canonical: bool, head: str) -> None:
+        """Shows other words; a head that this model does not have is left alone."""
+        self.a_positives.value = text.positives
+        self.b_negatives.value = text.negatives
+        self.c_canonical.value = canonical
+        if head in self.d_head.options:
+            self.d_head.value = head
+
+
+class LookPanel(nn.Module):
+    """How scores are computed and shown.
+
+    Args:
+        temperature: The soft-max temperature at the start.
+        on_change: Called at every change.
+    """
+
+    def __init__(self, temperature: float, on_change: Hook) -> None:
+        super().__init__()
+        self.a_several: LiveDropdown = LiveDropdown(
+            "Several positives", "averaged", list(get_args(Several)), cb_hook=on_change
+        )
+        self.b_score = LiveDropdown(
+            "Score", "relevancy", list(get_args(ScoreKind)), cb_hook=on_change
+        )
+        self.c_temperature = LiveNumber("Temperature", float(temperature), cb_hook=on_change)
+        self.d_automatic = LiveCheckbox(
+            "Automatic threshold", default_value=True, cb_hook=on_change
+        )
+        self.e_threshold = LiveSlider("Threshold", 0.5, 0.0, 1.0, 0.01, cb_hook=on_change)
+        self.f_low = LiveNumber("Scale from", 0.0, cb_hook=on_change)
+        self.g_high = LiveNumber("Scale to", 1.0, cb_hook=on_change)
+
+    @property
+    def temperature(self) -> float:
+        """The soft-max temperature, kept positive."""
+        return max(float(self.c_temperature.value), _LOWEST_TEMPERATURE)
+
+    def look(self, *, coloured: bool) -> Look:
+        """Returns what is set.
+
+        Args:
+            coloured: Whether ``similarity`` is a coloured picture.
+        """
+        automatic = self.d_automatic.value
+        return Look(
+            several=_chosen(self.a_several, Several),
+            score=_chosen(self.b_score, ScoreKind),
+            temperature=self.temperature,
+            threshold=None if automatic else float(self.e_threshold.value),
+            low=float(self.f_low.value),
+            high=float(self.g_high.value),
+            coloured=coloured,
+        )
+
+    def set_look(self, look: Look) -> None:
+        """Shows other settings."""
+        self.a_several.value = look.several
+        self.b_score.value = look.score
+        self.c_temperature.value = look.temperature
+        self.d_automatic.value = look.threshold is None
+        if look.threshold is not None:
+            self.e_threshold.value = look.threshold
+        self.f_low.value = look.low
+        self.g_high.value = look.high
+
+
+def _chosen(element: LiveDropdown, choices: Any) -> Any:
+    return element.value if element.value in get_args(choices) else get_args(choices)[0]
+
+
+class PcaPanel(nn.Module):
+    """The colours of ``feature_pca``."""
+
+    def __init__(self, *, on_refresh: Hook, on_reset: Hook) -> None:
+        super().__init__()
+        self.a_refresh = LiveButton("Refresh PCA from this view", cb_hook=on_refresh)
+        self.b_reset = LiveButton("Saved PCA", cb_hook=on_reset)
+
+
+class PointPanel(nn.Module):
+    """Queries without words: points of the scene, and images."""
+
+    def __init__(
+        self,
+        *,
+        on_point: Callable[[bool], None],
+        on_image: Callable[[bool], None],
+        on_forget: Hook,
+    ) -> None:
+        super().__init__()
+        self.a_positive = LiveButton("Click a positive", cb_hook=lambda _: on_point(True))
+        self.b_negative = LiveButton("Click a negative", cb_hook=lambda _: on_point(False))
+        self.c_image = LiveText("Image file", "", hint="a path on the computer that runs this")
+        self.d_crop = LiveText("Crop", "", hint="left, top, right, bottom in pixels; or nothing")
+        self.e_positive = LiveButton("Image as positive", cb_hook=lambda _: on_image(True))
+        self.f_negative = LiveButton("Image as negative", cb_hook=lambda _: on_image(False))
+        self.g_forget = LiveButton("Forget points and images", cb_hook=on_forget)
+
+
+class SavedPanel(nn.Module):
+    """Named queries of the run."""
+
+    def __init__(self, *, on_save: Hook, on_restore: Hook, on_delete: Hook) -> None:
+        super().__init__()
+        self.a_name = LiveText("Name", "", hint="what to call the present query")
+        self.b_save = LiveButton("Save query", cb_hook=on_save)
+        self.c_choice = LiveDropdown("Saved queries", NO_QUERY, [NO_QUERY])
+        self.d_restore = LiveButton("Restore query", cb_hook=on_restore)
+        self.e_delete = LiveButton("Delete query", cb_hook=on_delete)
+
+    def offer(self, names: Sequence[str], chosen: str | None = None) -> None:
+        """Lists the saved queries."""
+        self.c_choice.offer(list(names) or [NO_QUERY])
+        if chosen in names:
+            self.c_choice.value = chosen

@@ -1,0 +1,167 @@
+"""What is asked of one model: its encoders, the words they embedded, and the examples.
+
+No viewer element is known here. Values are replaced as a whole, so that a render that reads while
+the worker writes sees one or the other.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from f3rm._types import F3rmError, HeadSpec
+from f3rm.viewer.asked import Asked, Example, Look, Words, ask, shortened, unit
+from f3rm.viewer.image_query import ImageEncoder, parse_crop
+from f3rm.viewer.text_query import QueryText, TextEncoder
+
+logger = logging.getLogger(__name__)
+
+TROUBLE = (F3rmError, OSError, RuntimeError, ValueError)
+"""What encoding, rendering and files may raise; torch's lack of memory is a RuntimeError."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What became of typed words: their embeddings, or None and why."""
+
+    head: str
+    text: QueryText
+    words: Words | None
+    status: str
+
+
+class QueryState:
+    """The query of one model.
+
+    Attributes:
+        specs: The heads by name.
+        examples: Points and images.
+    """
+
+    def __init__(self) -> None:
+        self.specs: dict[str, HeadSpec] = {}
+        self.examples: tuple[Example, ...] = ()
+        self._text_encoders: dict[str, TextEncoder] = {}
+        self._image_encoders: dict[str, ImageEncoder] = {}
+        self._answer: _Answer | None = None
+
+    def set_heads(
+        self, specs: Sequence[HeadSpec], make_encoder: Callable[..., TextEncoder]
+    ) -> list[str]:
+        """Takes over the heads; encoders of heads that were there before are kept.
+
+        Args:
+            specs: The heads.
+            make_encoder: Builds a text encoder for a backbone.
+
+        Returns:
+            Their names, those with language first.
+        """
+        if tuple(self.specs.values()) != tuple(specs):
+            self.specs = {spec.name: spec for spec in specs}
+            self._text_encoders = {s.name: make_encoder(s.backbone) for s in specs if s.has_text}
+            self._image_encoders = {spec.name: ImageEncoder(spec) for spec in specs}
+            self._answer = None
+        return [*self._text_encoders, *(spec.name for spec in specs if not spec.has_text)]
+
+    def asked(self, head: str, background: Tensor | None, look: Look) -> Asked | None:
+        """Returns what is to be rendered of a head; None where nothing is asked.
+
+        Args:
+            head: The head's name.
+            background: The mean feature, which examples are told from; None for nothing.
+            look: How scores are shown.
+        """
+        spec, answer = self.specs.get(head), self._answer
+        if spec is None:
+            return None
+        fitting = [
+            example
+            for example in self.examples
+            if head in example.features and len(example.features[head]) == spec.channels
+        ]
+        words = answer.words if answer is not None and answer.head == head else None
+        return ask(head, words, fitting, None if background is None else unit(background), look)
+
+    def encode(self, head: str, text: QueryText, say: Callable[[str], None]) -> str:
+        """Embeds typed words for a head; never raises.
+
+        Args:
+            head: The head's name.
+            text: The words; those that were embedded last are not embedded again.
+            say: Told what takes time.
+
+        Returns:
+            What to tell the person who typed.
+        """
+        if self._answer is None or (self._answer.head, self._answer.text) != (head, text):
+            try:
+                words = self._embed(head, text, say)
+                self._answer = _Answer(head, text, words, self._describe(head, text, words))
+            except TROUBLE as error:
+                logger.warning("The query %r cannot be answered: %s", text.positives, error)
+                self._answer = _Answer(head, text, None, str(error))
+        return self._answer.status or self._describe_examples()
+
+    def _embed(self, head: str, text: QueryText, say: Callable[[str], None]) -> Words | None:
+        positives, negatives = text.phrases
+        encoder = self._text_encoders.get(head)
+        if not positives or encoder is None:
+            return None
+        say("Encoding ..." if encoder.is_loaded else "Loading the text encoder ...")
+        embeddings = encoder.encode([*positives, *negatives])
+        count = len(positives)
+        return Words(text, tuple(positives), embeddings[:count], embeddings[count:])
+
+    def _describe(self, head: str, text: QueryText, words: Words | None) -> str:
+        if words is not None:
+            left_out = f" (without {text.num_left_out} more)" if text.num_left_out else ""
+            return f"Showing: {shortened(', '.join(words.labels))}{left_out}"
+        if not text.phrases[0] or head in self._text_encoders:
+            return ""
+        others = f", or ask the features {', '.join(self._text_encoders)}"
+        return (
+            f"The features {head!r} have no language: click a point in the view"
+            f"{others if self._text_encoders else ''}."
+        )
+
+    def _describe_examples(self) -> str:
+        labels = ", ".join(example.label for example in self.examples if example.is_positive)
+        return f"Showing: {shortened(labels)}" if labels else ""
+
+    def add_point(self, features: Mapping[str, Tensor], *, is_positive: bool) -> str:
+        """Adds a point of the scene as an example; returns what it is called.
+
+        Args:
+            features: Its feature by head.
+            is_positive: Whether it is looked for.
+        """
+        number = sum(example.label.startswith("point ") for example in self.examples) + 1
+        label = f"point {number}"
+        self._add(label, features, is_positive=is_positive)
+        return label
+
+    def add_image(self, head: str, path: Path, crop: str, *, is_positive: bool) -> str:
+        """Adds an image as an example for one head; returns what it is called.
+
+        Args:
+            head: The head's name.
+            path: The image file.
+            crop: Left, top, right and bottom in pixels; empty for the whole image.
+            is_positive: Whether it is looked for.
+
+        Raises:
+            F3rmError: If there is no such head, or image or encoder cannot be used.
+        """
+        if head not in self._image_encoders:
+            msg = f"add_image: head must be one of {list(self.specs)}, got {head!r}. Train first."
+            raise F3rmError(msg)
+        feature = self._image_encoders[head].encode(path, parse_crop(crop))
+        self._add(path.name, {head: feature}, is_positive=is_positive)
+        return path.name
+
+    def _add(self, label: str, features: Mapping[str, Tensor], *, is_positive: bool) -> None:
+        units = {name: unit(feature) for name, feature in features.items()}
+        self.examples = (*self.examples, Example(label, is_positive, units))

@@ -1,0 +1,146 @@
+"""Queries, PCA and clicks as the model renders them, without a viewer or with one that is none."""
+
+import copy
+
+import pytest
+import torch
+
+from f3rm._types import BackboneUnavailableError, F3rmError
+from f3rm.camera_render import RenderRequest
+from f3rm.semantics.similarity import make_query, similarity
+from tests.nerf_fixtures import camera, feature_model, head, rays
+from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
+
+# Nerfstudio's viewer looks at every property of a model, also at torchmetrics' old ones.
+pytestmark = pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning")
+
+
+@pytest.fixture
+def towers(monkeypatch):
+    monkeypatch.setattr("f3rm.viewer.controls._DEBOUNCE_SECONDS", 0.05)
+    return install_towers(monkeypatch, channels=12)
+
+
+def _lively(*specs, **config):
+    model = feature_model(*specs, **config).eval()
+    torch.nn.init.normal_(model.feature_field.trunk.grid.table)
+    return model
+
+
+def test_a_configured_query_renders_the_similarity_of_the_full_channels(towers):
+    model = _lively(
+        head("dino", 6, has_text=False), head("clip"), positives="red mug", negatives="object,stuff"
+    )
+    outputs = model.get_outputs_for_camera(camera())
+    vectors = torch.stack([embedding(text, 12) for text in ("red mug", "object", "stuff")])
+    expected = similarity(model.heads["clip"](outputs.hidden), make_query(vectors[:1], vectors[1:]))
+    torch.testing.assert_close(outputs["similarity"][..., 0], expected, atol=1e-5, rtol=0)
+    assert outputs["similarity_composite"].shape == (9, 13, 3)
+    batch = model(rays())
+    assert "similarity" in batch
+    assert "similarity_composite" not in batch  # its threshold is a whole picture's
+    assert [tower.texts for tower in towers] == [[["red mug", "object", "stuff"]]]
+
+
+def test_a_missing_text_encoder_leaves_the_other_outputs(monkeypatch, caplog):
+    def unavailable(ref, **_):
+        msg = "no text tower here"
+        raise BackboneUnavailableError(msg)
+
+    monkeypatch.setattr("f3rm.viewer.text_query.load_backbone", unavailable)
+    model = feature_model(head(), positives="red mug").eval()
+    outputs = model.get_outputs_for_camera(camera())
+    assert "similarity" not in outputs
+    assert "feature_pca" in outputs
+    model.get_outputs_for_camera(camera())
+    assert caplog.text.count("no text tower here") == 1
+
+
+def test_two_models_do_not_share_queries_or_bases():
+    first, second = feature_model(head()), feature_model(head())
+    assert first.controls is not second.controls
+    first.controls.pca_override["clip"] = first.heads["clip"].pca
+    assert not second.controls.pca_override
+
+
+def test_refreshed_pca_replaces_the_colours_and_not_the_saved_basis():
+    model = _lively(head())
+    before = model.get_outputs_for_camera(camera())["feature_pca"]
+    saved = copy.deepcopy(model.heads["clip"].pca)
+    model.controls.pca.a_refresh.cb_hook(model.controls.pca.a_refresh)
+    refreshed = model.get_outputs_for_camera(camera())["feature_pca"]
+    again = model.get_outputs_for_camera(camera())["feature_pca"]
+    assert not torch.allclose(before, refreshed)
+    torch.testing.assert_close(again, refreshed, atol=1e-6, rtol=0)
+    assert torch.equal(saved.components, model.heads["clip"].pca.components)
+    model.controls.pca.b_reset.cb_hook(model.controls.pca.b_reset)
+    assert torch.equal(model.get_outputs_for_camera(camera())["feature_pca"], before)
+
+
+def test_a_viewer_draws_a_known_view_again_without_rendering_it(tmp_path, towers, monkeypatch):
+    model = _lively(head())
+    FakeViewer(model, tmp_path)
+    first = model.get_outputs_for_camera(camera())
+    assert "similarity" not in first
+    rendered = []
+    render_hidden = model._render_hidden
+    monkeypatch.setattr(
+        model, "_render_hidden", lambda *args: rendered.append(args) or render_hidden(*args)
+    )
+    model.controls.ask.a_positives.value = "mug"
+    wait(lambda: "similarity" in model.get_outputs_for_camera(camera()))
+    again = model.get_outputs_for_camera(camera())
+    assert again["similarity"].shape == (9, 13, 3)  # colours on an absolute scale
+    assert torch.equal(again["rgb"], first["rgb"])
+    assert not rendered
+    model.get_outputs_for_camera(camera(height=10))
+    assert rendered
+    rendered.clear()
+    model.train()(rays())  # training changes the scene
+    rendered.clear()
+    model.eval().get_outputs_for_camera(camera())
+    assert rendered
+
+
+def test_without_a_viewer_every_frame_is_rendered():
+    model = _lively(head())
+    first = model.get_outputs_for_camera(camera())["feature_pca"]
+    torch.nn.init.normal_(model.feature_field.trunk.grid.table)
+    assert not torch.equal(model.get_outputs_for_camera(camera())["feature_pca"], first)
+
+
+def test_a_click_takes_the_feature_that_is_rendered_there(tmp_path, towers):
+    model = _lively(head("dino", 6, has_text=False), head("clip")).train()
+    model.eval()
+    view = camera()
+    bundle = view.generate_rays(camera_indices=0, keep_shape=True)
+    rendered = model.get_outputs_for_camera(view, request=RenderRequest(features=True))
+    row, column = 4, 7
+    found = model._features_along(
+        tuple(bundle.origins[row, column].tolist()),
+        tuple((3 * bundle.directions[row, column]).tolist()),
+    )
+    for name, feature in found.items():
+        expected = rendered[f"feature_{name}"][row, column]
+        torch.testing.assert_close(feature, expected, atol=1e-5, rtol=1e-4)
+    assert not model.training
+    model.train()._features_along((0.0, 0.0, 0.0), (0.0, 0.0, -1.0))
+    assert model.training
+
+
+def test_a_click_beside_everything_is_refused():
+    model = _lively(head())
+    with torch.no_grad():
+        for parameter in model.field.mlp_base.parameters():
+            parameter.zero_()
+    model.field.average_init_density = 0.0
+    with pytest.raises(F3rmError, match="nothing where you clicked"):
+        model._features_along((0.0, 0.0, 0.0), (0.0, 0.0, -1.0))
+
+
+def test_buttons_are_pressed_without_a_camera(tmp_path, towers):
+    model = _lively(head())
+    viewer = FakeViewer(model, tmp_path)
+    press(model.controls.pca.a_refresh)
+    press(model.controls.pca.b_reset)
+    assert [action.action for action in viewer.machine.actions][:2] == ["rerender", "rerender"]
