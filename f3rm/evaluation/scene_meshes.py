@@ -76,9 +76,8 @@ def _build(shape: Shape) -> trimesh.Trimesh:
     if shape == "ring":
         return create.torus(1.0, 0.36, major_sections=_ROUND_SECTIONS, minor_sections=40)
     body = create.revolve(np.array(_PROFILES[shape]), sections=_ROUND_SECTIONS)
-    if shape == "mug":
-        return cast("trimesh.Trimesh", trimesh.util.concatenate([body, _handle()]))
-    return body
+    parts = [body, _handle()] if shape == "mug" else [body]
+    return cast("trimesh.Trimesh", trimesh.util.concatenate(parts))
 
 
 def _handle() -> trimesh.Trimesh:
