@@ -145,11 +145,8 @@ class Bench:
         return clock() - start
 
     def medians(self, ways: dict[str, tuple[Gather, int | None]]) -> dict[str, float]:
-        """Times the ways in turn, three gathers each, so that the machine's moods hit all alike.
-
-        Nothing waits and nothing has a second thread, so the thread's own time is the whole cost;
-        unlike the wall's it does not count what else runs on the machine.
-        """
+        """Times the ways in turn, three gathers each, so that the machine's moods hit all alike."""
+        # Nothing waits or has a second thread: the thread's own time is all that a gather costs.
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(self.repeats):
             for name, (gather, num_images) in ways.items():
