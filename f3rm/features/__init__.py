@@ -29,7 +29,7 @@ The modules are the interface; nothing is imported here, so that each part costs
 - :mod:`~f3rm.features.gather`, :mod:`~f3rm.features.gather_fast`, :mod:`~f3rm.features.paging` and
   :mod:`~f3rm.features.places`: many random rows at once, from memory or from a cold disk.
 - :mod:`~f3rm.features.residence`, :mod:`~f3rm.features.lookup` and
-  :mod:`~f3rm.features.prefetch`: where rows are while training, by pixel, and before they are needed.
+  :mod:`~f3rm.features.prefetch`: where rows are while training, by pixel, before they are needed.
 - :mod:`~f3rm.features.device`: the device a name such as ``auto`` means on this machine.
 - :mod:`~f3rm.features.standalone`: whole datasets in one call; the names that scripts use.
 """
