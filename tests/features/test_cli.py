@@ -54,6 +54,15 @@ def test_errors_are_one_message_and_exit_code_1(tmp_path, python, command):
     assert "Traceback" not in err
 
 
+@pytest.fixture
+def attentive():
+    """Lets processes that are started hear Ctrl-C, though the tests may run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("attentive")
 def test_ctrl_c_says_how_to_go_on(tmp_path, toy_plugin, python):
     root = write_dataset(tmp_path / "scene", [(24, 33)] * 60)
     slow = (toy_plugin / "f3rm_toy.py").read_text().replace('"mean"', '"slow"')
