@@ -12,7 +12,6 @@ Weights are random: ViT-L/14 on a GPU, a small DINO on the CPU. Images are rando
 """
 
 import argparse
-import json
 import platform
 import resource
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command import make_parser, show
 from PIL import Image
 
 from f3rm._types import BackboneRef
@@ -167,8 +167,7 @@ def measure(num: int, repeats: int, device: torch.device) -> dict[str, object]:
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=16, help="images of the dataset")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each kind")
     parser.add_argument(
@@ -176,7 +175,6 @@ def main() -> None:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu or cuda; a GPU if there is one",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -185,11 +183,7 @@ def main() -> None:
         print_peak(arguments.peak_of, device)
         return
     result = measure(arguments.images, arguments.repeats, device)
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:>20}: {value}")
+    show(result, as_json=arguments.json)
 
 
 if __name__ == "__main__":

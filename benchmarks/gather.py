@@ -14,11 +14,9 @@ thread's own time, cold ones of the wall's:
 - ``rss_anon_gb``: anonymous memory of this process after all that; mapped files do not count.
 """
 
-import argparse
 import contextlib
 import ctypes
 import gc
-import json
 import math
 import os
 import shutil
@@ -31,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command import make_parser, show
 
 from f3rm._types import BackboneRef, ImplementationError
 from f3rm.features.chunks import write_chunk
@@ -275,12 +274,10 @@ def check_room(folder: Path, num_images: int) -> None:
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the store is made")
     parser.add_argument("--images", type=int, default=2000, help="2000 make 6.1 GB")
     parser.add_argument("--repeats", type=int, default=31, help="timed gathers of each kind")
-    parser.add_argument("--threads", type=int, default=1, help="torch's CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
@@ -288,11 +285,7 @@ def main() -> None:
     check_room(Path(arguments.folder), arguments.images)
     with tempfile.TemporaryDirectory(prefix="f3rm-gather-", dir=arguments.folder) as folder:
         result = measure(Path(folder), arguments.images, arguments.repeats)
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:>20}: {value}")
+    show(result, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@
 The model has Nerfacto's and f3rm's own sizes and random weights: what is measured is arithmetic.
 """
 
-import argparse
-import json
 import multiprocessing
 import platform
 import statistics
@@ -24,6 +22,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from command import make_parser, show
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
@@ -195,21 +194,15 @@ def measure(side: int, repeats: int, device: str, *, memory: bool) -> dict[str, 
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = make_parser(__doc__)
     parser.add_argument("--side", type=int, default=64, help="pixels per side of the frame")
     parser.add_argument("--repeats", type=int, default=5, help="timed frames of each kind")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; see step.py")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     result = measure(given.side, given.repeats, given.device, memory=not given.no_memory)
-    if given.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:>25}: {value}")
+    show(result, as_json=given.json)
 
 
 if __name__ == "__main__":

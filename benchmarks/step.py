@@ -10,14 +10,13 @@
 Random rays and targets: what is measured is arithmetic, not data loading.
 """
 
-import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from command import make_parser, show
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
@@ -150,25 +149,14 @@ def measure(num_rays: int, repeats: int, device: torch.device) -> dict[str, obje
 
 def main() -> None:
     """Parses the command line, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = make_parser(__doc__)
     parser.add_argument("--rays", type=int, default=1024, help="rays per step")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each kind")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads; with more than one, whatever else runs on the machine decides the ratio",
-    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(arguments.rays, arguments.repeats, torch.device(arguments.device))
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:>20}: {value}")
+    show(result, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,18 @@ scaled by (n + 0.1) / n (at most 0.07 source cells apart).
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the customary name)
+
+RESNET_STRIDE = 8
+"""Pixels between the cells of a ResNet's features."""
 
 
 def maskclip_features(
@@ -68,27 +72,63 @@ def projected_tokens(
 def resnet_features(
     visual: ModifiedResNet, images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch patches channels"]:
-    """Computes MaskCLIP's vector per cell of the last feature map, for CLIP's ResNets.
+    """Computes MaskCLIP's vector per cell, for CLIP's ResNets.
+
+    Cells are 8 pixels apart, a quarter of the network's stride: its last two stages run once for
+    each of the 2 x 2 places that their cells can begin at, and the results are interleaved. A
+    cell's vector is what the network gives for the picture moved there, so nothing has to be
+    trained for it.
+
+    Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015,
+    section 3.2 (shift and stitch). What differs: the stages before the last two run once.
 
     Args:
         visual: A ResNet in evaluation mode.
-        images: Normalised RGB, a whole number of 32-pixel cells high and wide.
+        images: Normalised RGB, a whole number of 8-pixel cells high and wide.
 
     Returns:
         Features in the space of the text embeddings, not normalised, in the tower's dtype; cells
         row by row.
     """
-    return project_cells(visual, resnet_maps(visual, images))
+    # The network's own cells are centred 16 pixels from their first; with this border, 4 pixels
+    # from the first of the picture.
+    padded = F.pad(images, (RESNET_STRIDE + RESNET_STRIDE // 2,) * 4, mode="replicate")
+    third = _at_all_places(visual.layer3, _second_maps(visual, padded))
+    rows, cols = images.shape[-2] // RESNET_STRIDE, images.shape[-1] // RESNET_STRIDE
+    maps = third.new_empty(len(images), _channels(visual.layer4), rows, cols)
+    for down, right in product(range(2), range(2)):
+        part = _at_all_places(visual.layer4, third[..., down::2, right::2])
+        maps[..., down::2, right::2] = part
+    return project_cells(visual, maps)
+
+
+def _at_all_places(
+    stage: nn.Sequential, maps: Float[Tensor, "batch hidden rows_before cols_before"]
+) -> Float[Tensor, "batch channels rows cols"]:
+    """Runs a stage that halves its input; cells are as far apart as the input's, one fewer."""
+    rows, cols = maps.shape[-2] - 1, maps.shape[-1] - 1
+    result = maps.new_empty(len(maps), _channels(stage), rows, cols)
+    for down, right in product(range(min(2, rows)), range(min(2, cols))):
+        result[..., down::2, right::2] = stage(maps[..., down:, right:])
+    return result
+
+
+def _channels(stage: nn.Sequential) -> int:
+    return cast("Bottleneck", stage[-1]).conv3.out_channels
 
 
 def resnet_maps(
     visual: ModifiedResNet, images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "batch hidden rows cols"]:
-    """Computes a ResNet's last feature map, which its attention pooling takes."""
+    """Computes a ResNet's last feature map, which its attention pooling takes: stride 32."""
+    return visual.layer4(visual.layer3(_second_maps(visual, images)))
+
+
+def _second_maps(
+    visual: ModifiedResNet, images: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch hidden rows cols"]:
     maps = visual.stem(images.to(visual.conv1.weight.dtype))
-    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-        maps = layer(maps)
-    return maps
+    return visual.layer2(visual.layer1(maps))
 
 
 def project_cells(

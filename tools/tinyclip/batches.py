@@ -28,21 +28,23 @@ from tools.tinyclip.words import (
 )
 
 CELL = 32
-"""Pixels of the network's input per cell of its features."""
+"""Pixels of the network's input per cell of its last map."""
 _SAMPLES = 8
 """Pixels across a cell that decide what the cell shows."""
-_INSIDE = 0.5
-"""Share of a patch that an object must cover for the patch to count as its."""
+_INSIDE = 0.4
+"""Share of a cell that an object must cover for the cell to count as its."""
 _MAX_OBJECTS = 32
 _FALSE_FULL_TEXTS = 24
 _FALSE_PAIRS = 0.5
 """Share of the texts of two attributes that a batch is not about."""
-_ZOOM = (1.5, 8.0)
+_ZOOM = (0.5, 4.0)
 """Least and largest magnification of a cut-out."""
-_CELLS_ACROSS = ((4.8, 6.0), (3.5, 8.0))
-"""How many cells wide or high the thing that a cut-out is about is, at first and at last."""
+_CELLS_ACROSS = ((0.0, 0.46875, 1.0), (1.4, 1.2125, 1.2), (1.9, 2.4156, 4.2))
+"""Least and most cells across the thing that a cut-out is about, at shares of the training."""
 _CAPTION_OBJECTS = 4
 _LEAST_PATCHES = 2
+NO_SHAPE = -100
+"""Number of what is no thing, as torch's cross entropy leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Regions:
         picture: Which picture each region is in.
         truth: Attributes of each region.
         things: The things among them.
+        shapes: Of each patch, the number of the shape that it shows, or :data:`NO_SHAPE`.
     """
 
     weights: Float[Tensor, "regions patches"]
     picture: Int[Tensor, " regions"]
     truth: tuple[frozenset[str], ...]
     things: frozenset[Thing]
+    shapes: Int[Tensor, "batch patches"]
 
 
 @dataclass(frozen=True)
@@ -167,10 +171,10 @@ def _window(
     """Returns top, left, height and width of a cut-out about one of the things, if there is one."""
     boxes = boxes or ((0, 0, 0, *full),)
     _, top, left, height, width = boxes[int(rng.integers(len(boxes)))]
-    first, last = _CELLS_ACROSS
+    shares, least, most = _CELLS_ACROSS
     low, high = (
-        math.log(min((1 - progress) * a + progress * b, 0.97 * grid[0]))
-        for a, b in zip(first, last, strict=True)
+        math.log(min(float(np.interp(progress, shares, cells)), 0.97 * grid[0]))
+        for cells in (least, most)
     )
     zoom = math.exp(rng.uniform(low, high)) * CELL / max(height, width)
     zoom = min(max(zoom, _ZOOM[0]), _ZOOM[1])
@@ -212,12 +216,16 @@ def _regions(
     inside = shares > _INSIDE
     weights, pictures, truths = [], [], []
     things: set[Thing] = set()
+    shapes = torch.full(shares.shape[:2], NO_SHAPE)
     for picture, number in inside.any(dim=1).nonzero().tolist():
         patches = inside[picture, :, number].nonzero()[:, 0]
         scene = scenes[picture]
         if scene.things[number] is not None and number not in whole[picture]:
             continue
-        things |= {thing for thing in (scene.things[number],) if thing is not None}
+        thing = scene.things[number]
+        if thing is not None:
+            things.add(thing)
+            shapes[picture, patches] = SHAPES.index(thing.shape)
         # Alone, a few, or all: what is read out densely are single patches, but shapes are learnt
         # from many.
         for wanted in (len(patches), int(rng.choice([1, 1, 2, 4]))):
@@ -228,7 +236,9 @@ def _regions(
             weights.append(weight)
             pictures.append(picture)
             truths.append(_truth(scene, number))
-    return Regions(torch.stack(weights), torch.tensor(pictures), tuple(truths), frozenset(things))
+    return Regions(
+        torch.stack(weights), torch.tensor(pictures), tuple(truths), frozenset(things), shapes
+    )
 
 
 def _whole(ids: Int[Tensor, "height width"]) -> frozenset[int]:

@@ -106,8 +106,10 @@ def _surfaces(rng: np.random.Generator, table_half: float | None) -> list[Part]:
     """Returns wall, floor and perhaps a table whose top is at height 0."""
     floor = 0.0 if table_half is None else -float(rng.uniform(0.4, 0.9))
     room, height = float(rng.uniform(2.1, 3.2)), float(rng.uniform(1.6, 2.4))
+    # The walls begin below the floor, so that no face of theirs lies in its plane.
+    walls = (0.0, 0.0, floor + height - 0.1)
     parts = [
-        Part("wall", "box", (0.0, 0.0, floor + height), (room, room, height), _surface(rng)),
+        Part("wall", "box", walls, (room, room, height), _surface(rng)),
         Part("floor", "box", (0.0, 0.0, floor - 0.02), (room, room, 0.02), _surface(rng)),
     ]
     if table_half is not None:

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
+from f3rm.backbones.clip_dense import RESNET_STRIDE
 from f3rm.evaluation.scene_meshes import SHAPES
 from f3rm.evaluation.scene_objects import COLOURS, MATERIALS, Thing
-from tools.tinyclip.batches import CELL, patch_shares
+from tools.tinyclip.batches import patch_shares
 from tools.tinyclip.pictures import ScenePictures
 from tools.tinyclip.words import UNSEEN_PAIRS
 
@@ -19,8 +20,8 @@ Encode = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch 
 EncodeTexts = Callable[[tuple[str, ...]], Float[Tensor, "texts channels"]]
 """Texts to unit embeddings."""
 
-PIXELS = 10
-"""Pixels of a picture per cell; a thing of usual size is 4 to 13 cells wide."""
+SCALE = 1.0
+"""Pixels of the network's input per pixel of a picture; a usual thing is 40 to 130 wide there."""
 _WHOLE = 0.999
 _PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 _CANONICAL = ("object", "things", "stuff", "texture")
@@ -136,11 +137,14 @@ def _gather(
     patches: list[tuple[Tensor, Thing]] = []
     wholes: list[tuple[Tensor, Thing]] = []
     for scene in scenes:
-        grid = (scene.ids.shape[1] // PIXELS, scene.ids.shape[2] // PIXELS)
-        shares = patch_shares(torch.from_numpy(scene.ids).int(), grid)
+        rows, cols = (round(SCALE * side / RESNET_STRIDE) for side in scene.ids.shape[1:])
+        size = (rows * RESNET_STRIDE, cols * RESNET_STRIDE)
+        ids = torch.from_numpy(scene.ids)[:, None].float()
+        ids = F.interpolate(ids, size=size, mode="nearest-exact")[:, 0].int()
+        shares = patch_shares(ids, (rows, cols))
         pixels = torch.from_numpy(scene.rgb).permute(0, 3, 1, 2).float() / 255
-        size = (grid[0] * CELL, grid[1] * CELL)
-        features = encode(F.interpolate(pixels, size=size, mode="bicubic").clamp(0, 1))
+        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        features = encode(pixels)
         for picture in range(len(pixels)):
             for number, thing in enumerate(scene.things):
                 inside = shares[picture, :, number] > _WHOLE

@@ -16,12 +16,12 @@ from torch.nn import functional as F  # noqa: N812 (the customary name)
 from f3rm.backbones.clip_dense import project_cells, resnet_features, resnet_maps
 from f3rm.backbones.clip_source import CONFIG_NAME, WEIGHT_NAMES
 from f3rm.evaluation.scene_meshes import SHAPES
-from tools.tinyclip.batches import CELL, Batch
+from tools.tinyclip.batches import CELL, NO_SHAPE, Batch
 
 CONTEXT = 24
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,
-    "vision_cfg": {"layers": [1, 1, 2, 3], "width": 12, "image_size": 6 * CELL},
+    "vision_cfg": {"layers": [1, 1, 2, 3], "width": 16, "image_size": 3 * CELL},
     "text_cfg": {
         "context_length": CONTEXT,
         "vocab_size": 49408,
@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     },
 }
 PREPROCESSING = {
-    "size": 6 * CELL,
+    "size": 3 * CELL,
     "mean": open_clip.OPENAI_DATASET_MEAN,
     "std": open_clip.OPENAI_DATASET_STD,
 }
@@ -39,15 +39,14 @@ LOGIT_SCALE = 16.0
 """One over the temperature of training."""
 
 _CAPTION_WEIGHT = 0.15
-_NO_SHAPE = -100
 
 
 def build_model(seed: int) -> open_clip.CLIP:
     """Returns the untrained model.
 
-    Its image tower is the smallest of CLIP's ResNets that sees things as a whole: a cell of the
-    last map sees about eight cells across. A vision transformer of the same cost learnt colours and
-    no shapes from as many pictures.
+    Its image tower is a small one of CLIP's ResNets: a cell of the last map sees about eight cells
+    across, which is more than a thing. A vision transformer of the same cost learnt colours and no
+    shapes from as many pictures.
     """
     torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG)
@@ -109,20 +108,19 @@ def loss_of(
     """
     visual = cast("ModifiedResNet", model.visual)
     pixels = normalised(batch.images).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        maps = resnet_maps(visual, pixels)
-        cells = project_cells(visual, maps).float()
-        texts = embed_texts(model, batch.texts + batch.captions).float()
+    maps = resnet_maps(visual, pixels)
+    cells = project_cells(visual, maps)
+    texts = embed_texts(model, batch.texts + batch.captions)
     phrases, captions = texts[: len(batch.texts)], texts[len(batch.texts) :]
     scores = LOGIT_SCALE * F.normalize(_pool(batch, cells), dim=-1) @ phrases.T
     to_text = _region_to_text(scores, batch.true, batch.levels)
     to_region = _text_to_region(scores, batch.true, batch.levels)
-    shape = _shape_loss(tutor, batch, maps.flatten(2).transpose(1, 2).float())
+    named = tutor(maps.flatten(2).transpose(1, 2)).flatten(0, 1)
+    shape = F.cross_entropy(named, batch.regions.shapes.flatten(), ignore_index=NO_SHAPE)
     loss = to_text + 0.5 * to_region + shape
     terms = {"to_text": to_text.item(), "to_region": to_region.item(), "tutor": shape.item()}
     if batch.images.shape[-1] == CONFIG["vision_cfg"]["image_size"]:  # what is pooled has one size
-        with torch.autocast("cpu", torch.bfloat16):
-            pictures = visual.attnpool(maps).float()
+        pictures = visual.attnpool(maps)
         contrast = _picture_to_caption(F.normalize(pictures, dim=-1), captions)
         loss = loss + _CAPTION_WEIGHT * contrast
         terms["caption"] = contrast.item()
@@ -143,16 +141,6 @@ def _pool(batch: Batch, cells: Float[Tensor, "batch cells dims"]) -> Float[Tenso
     weights = batch.regions.weights.new_zeros(len(batch.regions.weights), pictures, size)
     weights[torch.arange(len(weights)), batch.regions.picture] = batch.regions.weights
     return weights.flatten(1) @ cells.reshape(pictures * size, dims)
-
-
-def _shape_loss(
-    tutor: nn.Linear, batch: Batch, cells: Float[Tensor, "batch cells hidden"]
-) -> Tensor:
-    known = [
-        next((index for index, shape in enumerate(SHAPES) if shape in truth), _NO_SHAPE)
-        for truth in batch.regions.truth
-    ]
-    return F.cross_entropy(tutor(_pool(batch, cells)), torch.tensor(known), ignore_index=_NO_SHAPE)
 
 
 def _picture_to_caption(

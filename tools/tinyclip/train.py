@@ -41,10 +41,18 @@ from tools.tinyclip.words import UNSEEN_PAIRS
 PUBLISHED = Path("f3rm/backbones/tinyclip")
 RECORD = "training.json"
 
-_GRIDS = (((6, 6), 48), ((8, 8), 27), ((9, 12), 16), ((15, 20), 6))
+_GRIDS = (((2, 2), 96), ((3, 3), 48), ((4, 5), 22), ((5, 7), 12))
 """Cells (rows, columns) and pictures of the kinds of batches."""
-_CHANCES = ((0.70, 0.20, 0.07, 0.03), (0.40, 0.25, 0.20, 0.15))
-"""How often each is drawn at the beginning and at the end."""
+_CHANCES = (
+    (0.0, (0.70, 0.30, 0.00, 0.00)),
+    (0.25, (0.5875, 0.3375, 0.0375, 0.0375)),
+    (0.2501, (0.05, 0.25, 0.30, 0.40)),
+    (1.0, (0.00, 0.15, 0.30, 0.55)),
+)
+"""How often each is drawn at a share of the training; in between, interpolated.
+
+Small cut-outs teach shapes quickly, but from their borders a cell also learns where it is.
+"""
 
 
 @dataclass
@@ -116,7 +124,8 @@ class _Batches(Dataset[Batch]):
         torch.set_num_threads(1)
         rng = np.random.default_rng([self._settings.seed, step])
         share = step / self._settings.steps
-        chances = (1 - share) * np.array(_CHANCES[0]) + share * np.array(_CHANCES[1])
+        shares, points = zip(*_CHANCES, strict=True)
+        chances = np.array([np.interp(share, shares, kind) for kind in zip(*points, strict=True)])
         grid, size = _GRIDS[int(rng.choice(len(_GRIDS), p=chances / chances.sum()))]
         return draw_batch(self._scenes, rng, size=size, grid=grid, progress=share)
 
