@@ -5,19 +5,25 @@ A feature type is a preset's name, an alias, the name of a third-party adapter (
 name.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import xxhash
 
 from f3rm._types import BackboneRef, FeatureTypeError
 from f3rm.features.codecs import parse_codec
+from f3rm.features.geometry import Fit
+from f3rm.features.type_text import (
+    absolute_if_local,
+    by_type,
+    parse_weights,
+    split_type,
+    suggestion,
+)
 
 ALGORITHM_VERSION = 1
 """Raised when decoding, resizing or normalising changes, so that no older cache is mistaken."""
@@ -26,7 +32,6 @@ ENTRY_POINT_GROUP = "f3rm.backbones"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
-Value = TypeVar("Value")
 Interpolation = Literal["bicubic", "bilinear"]
 Background = Literal["black", "white"]
 StoredDtype = Literal["float16", "float32"]
@@ -49,6 +54,11 @@ class FeatureSpec:
         precision: What the network computes in: float32, or mixed with one of the half types.
         codec: ``int8`` or ``pca<d>``, which :mod:`~f3rm.features.codecs` explains; ``none`` stores
             the channels themselves.
+        fit: Whether images are stretched to whole patches, or put into the middle of a square of
+            ``short_side``, whose border does not count as image.
+        window: Side and step in pixels of windows that are read one by one and blended; None reads
+            the image as a whole.
+        scales: Factors of the network input whose features are averaged.
     """
 
     name: str
@@ -60,6 +70,9 @@ class FeatureSpec:
     dtype: StoredDtype = "float16"
     precision: Precision = "float32"
     codec: str = "none"
+    fit: Fit = "stretch"
+    window: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.name):
@@ -72,6 +85,18 @@ class FeatureSpec:
             msg = (
                 f"FeatureSpec: short_side must be at least 1 pixel, got {self.short_side}. Ask for "
                 "more."
+            )
+            raise FeatureTypeError(msg)
+        if self.window is not None and not 1 <= self.window[1] <= self.window[0]:
+            msg = (
+                "FeatureSpec: window must be a side and a step of at least 1 and at most the side, "
+                f"got {self.window}. Take e.g. (336, 224)."
+            )
+            raise FeatureTypeError(msg)
+        if not self.scales or min(self.scales) <= 0:
+            msg = (
+                f"FeatureSpec: scales must be one or more positive factors, got {self.scales}. "
+                "Take e.g. (0.75, 1, 1.25)."
             )
             raise FeatureTypeError(msg)
 
@@ -98,6 +123,12 @@ class FeatureSpec:
             settings["precision"] = self.precision
         if self.codec != "none":
             settings["codec"] = self.codec
+        if self.fit != "stretch":
+            settings["fit"] = self.fit
+        if self.window is not None:
+            settings["window"] = list(self.window)
+        if self.scales != (1.0,):
+            settings["scales"] = list(self.scales)
         return settings
 
     def key(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> str:
@@ -109,8 +140,13 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain strings, numbers, lists and dicts for JSON."""
-        return {**asdict(self), "background": list(self.background)}
+        plain = {**asdict(self), "background": list(self.background), "scales": list(self.scales)}
+        return {**plain, "window": None if self.window is None else list(self.window)}
 
+
+_ROBOPOINT = BackboneRef(
+    "llava", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b"
+)
 
 PRESETS: Mapping[str, FeatureSpec] = {
     "CLIP": FeatureSpec(
@@ -131,11 +167,33 @@ PRESETS: Mapping[str, FeatureSpec] = {
         tap="final",
         short_side=518,
     ),
+    "PROXYCLIP": FeatureSpec(
+        name="proxyclip",
+        backbone=BackboneRef(
+            "proxyclip", "ViT-B-16-quickgelu,facebook/dino-vitb8", "openai,facebook/dino-vitb8"
+        ),
+        tap="-1|dense(proxy)",
+        short_side=448,
+    ),
+    "ROBOPOINTPROJ": FeatureSpec(
+        name="robopointproj",
+        backbone=_ROBOPOINT,
+        tap="-2|proj",
+        short_side=336,
+        fit="square",
+    ),
+    "ROBOPOINTNOPROJ": FeatureSpec(
+        name="robopointnoproj",
+        backbone=_ROBOPOINT,
+        tap="-2",
+        short_side=336,
+        fit="square",
+    ),
     "TINYCLIP": FeatureSpec(
         name="tinyclip",
         backbone=BackboneRef("clip", "tinyclip", "builtin:tinyclip"),
         tap="-1|dense(maskclip)",
-        short_side=1080,
+        short_side=360,
     ),
 }
 """The feature types that ship with the project, by upper-case name."""
@@ -162,7 +220,8 @@ def resolve_feature_type(
     """Looks up a feature type by name; upper and lower case are the same.
 
     Args:
-        text: A type, an alias, or several joined by ``+``, e.g. ``"DINO+CLIP"``.
+        text: A type, an alias, or several joined by ``+``, e.g. ``"DINO+CLIP"``; with settings in
+            brackets, which :mod:`~f3rm.features.type_text` explains.
         weights: Weights other than the default, by type: a mapping, or entries like
             ``"CLIP=PATH"``.
         short_side: Resizing other than the default, by type, in pixels.
@@ -176,11 +235,16 @@ def resolve_feature_type(
 
     Raises:
         FeatureTypeError: If a name is unknown or used twice, or an override names a type that is
-            not used, or the codec is unknown.
+            not used, or the codec or a setting is unknown.
+        TapError: If a tap in brackets is malformed.
     """
     stored = parse_codec(codec)
-    names = [part.strip().upper() for part in ALIASES.get(text.strip().upper(), text).split("+")]
-    parts = [part for name in names for part in ALIASES.get(name, name).split("+")]
+    named = [
+        (part, changes)
+        for name, changes in split_type(text)
+        for part in ALIASES.get(name, name).split("+")
+    ]
+    parts = [part for part, _ in named]
     repeated = sorted({part for part in parts if parts.count(part) > 1})
     if repeated:
         msg = (
@@ -188,9 +252,9 @@ def resolve_feature_type(
             "twice. Drop one."
         )
         raise FeatureTypeError(msg)
-    found = {part: _lookup(part) for part in parts}
-    chosen_weights = _by_type("weights", _parse_weights(weights), parts)
-    chosen_sides = _by_type("short_side", short_side or {}, parts)
+    found = {part: replace(_lookup(part), **changes) for part, changes in named}
+    chosen_weights = by_type("weights", parse_weights(weights), parts)
+    chosen_sides = by_type("short_side", short_side or {}, parts)
     specs: list[FeatureSpec] = []
     for part, spec in found.items():
         spec = replace(spec, background=BACKGROUNDS[background], precision=precision)
@@ -199,7 +263,7 @@ def resolve_feature_type(
         else:
             spec = replace(spec, codec=stored.text)
         if part in chosen_weights:
-            ref = replace(spec.backbone, weights=_absolute_if_local(chosen_weights[part]))
+            ref = replace(spec.backbone, weights=absolute_if_local(chosen_weights[part]))
             spec = replace(spec, backbone=ref)
         specs.append(replace(spec, short_side=chosen_sides.get(part, spec.short_side)))
     return tuple(specs)
@@ -216,7 +280,7 @@ def _lookup(name: str) -> FeatureSpec:
         f"resolve_feature_type: feature type must be one of {', '.join(known)} or several joined "
         f"by '+', got {name!r}."
     )
-    raise FeatureTypeError(f"{msg} {_suggestion(name, known)}")
+    raise FeatureTypeError(f"{msg} {suggestion(name, known)}")
 
 
 def _third_party(point: EntryPoint) -> FeatureSpec:
@@ -231,41 +295,3 @@ def _third_party(point: EntryPoint) -> FeatureSpec:
             f"{error}. Update the package that brings it."
         )
         raise FeatureTypeError(msg) from error
-
-
-def _parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
-    if isinstance(weights, Mapping):
-        return weights
-    parsed: dict[str, str] = {}
-    for entry in weights:
-        name, separator, value = entry.partition("=")
-        if not (name and separator and value):
-            msg = (
-                f"resolve_feature_type: weights must look like CLIP=PATH, got {entry!r}. Name the "
-                "type they are for."
-            )
-            raise FeatureTypeError(msg)
-        parsed[name] = value
-    return parsed
-
-
-def _by_type(argument: str, values: Mapping[str, Value], parts: Sequence[str]) -> dict[str, Value]:
-    chosen = {name.strip().upper(): value for name, value in values.items()}
-    for name in chosen:
-        if name not in parts:
-            msg = (
-                f"resolve_feature_type: {argument} must name one of the types in use, "
-                f"{', '.join(parts)}, got {name!r}. {_suggestion(name, list(parts))}"
-            )
-            raise FeatureTypeError(msg)
-    return chosen
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"Did you mean {' or '.join(near)}?" if near else "Choose one of these."
-
-
-def _absolute_if_local(weights: str) -> str:
-    path = Path(weights).expanduser()
-    return str(path.absolute()) if path.exists() else weights

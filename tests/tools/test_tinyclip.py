@@ -139,8 +139,8 @@ def test_learning_a_batch_lowers_its_loss(scenes):
 
 
 def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, monkeypatch, capsys):
-    monkeypatch.setattr(train, "_GRIDS", (((6, 6), 2),))
-    monkeypatch.setattr(train, "_CHANCES", ((1.0,), (1.0,)))
+    monkeypatch.setattr(train, "_GRIDS", (((3, 3), 2),))
+    monkeypatch.setattr(train, "_CHANCES", ((0.0, (1.0,)), (1.0, (1.0,))))
     weights = []
     for name, stops in (("whole", [4]), ("interrupted", [2, 4])):
         work = tmp_path / name
@@ -163,5 +163,6 @@ def test_the_shipped_model_tells_things_apart(tmp_path):
     scenes = [load_scene(tmp_path, HELD_OUT_FROM + 500 + index) for index in range(2)]
     backbone = load_backbone(PRESETS["TINYCLIP"].backbone, towers=("image", "text"))
     found = train.measure(*train.towers(backbone), scenes)
-    assert found["colour"] > 0.8
-    assert found["whole_colour_and_shape"] > 10 * found["chance_pairs"]
+    assert found["colour"] > 0.9
+    assert found["colour_and_shape"] > 0.4
+    assert found["whole_colour_and_shape"] > 0.4
