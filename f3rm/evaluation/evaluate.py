@@ -14,23 +14,33 @@ import torch
 
 from f3rm import __version__
 from f3rm._types import DatasetError
+from f3rm.evaluation.finding import FOUND_IOU, score_finding
 from f3rm.evaluation.held_out import score_views
-from f3rm.evaluation.language import Language, choose_head, open_language
+from f3rm.evaluation.language import Language, open_language
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD
 from f3rm.evaluation.multiview import DEPTH_TOLERANCE
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.predictions import psnr
 from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
 from f3rm.evaluation.report import Evaluation
-from f3rm.evaluation.run_loading import LoadedRun, check_same_views, field_model, load_run
-from f3rm.evaluation.summary import head_numbers, head_summary, query_rows, query_summary
+from f3rm.evaluation.summary import (
+    find_summary,
+    head_numbers,
+    head_summary,
+    query_rows,
+    query_summary,
+)
 from f3rm.evaluation.surfaces import NUM_POINTS, SurfaceScores, score_surfaces
 from f3rm.evaluation.truth import SceneTruth
-from f3rm.evaluation.vocabulary import CANONICAL, TEMPERATURE
+from f3rm.evaluation.vocabulary import TEMPERATURE
 from f3rm.features.device import resolve_device
 from f3rm.features.items import dataset_root
 from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.questions import choose_head
+from f3rm.scene.run_loading import LoadedRun, check_same_views, field_model, load_run
+from f3rm.scene.scene import Scene
+from f3rm.semantics.similarity import CANONICAL_NEGATIVES
 
 
 def evaluate_run(
@@ -78,12 +88,16 @@ def evaluate_run(
         surfaces = score_surfaces(
             run, model, truth, language, seed=seed, show_progress=show_progress
         )
+    finding = None
+    if truth is not None and language is not None:
+        finding = score_finding(Scene(run), truth, language.head)
     heads = head_numbers(scores, surfaces, list(model.heads))
     plain = None
     if nerfacto is not None:
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {
         **query_summary(scores, surfaces),
+        **find_summary(finding),
         **head_summary(heads),
         "psnr": mean_of(scores.psnr),
         "nerfacto_psnr": plain,
@@ -161,9 +175,10 @@ def _context(
             "device": str(device),
             "queries_head": language.head if language else None,
             "temperature": TEMPERATURE,
-            "canonical_phrases": list(CANONICAL),
+            "canonical_phrases": list(CANONICAL_NEGATIVES),
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",
             "min_pixels": MIN_PIXELS,
+            "found_box_iou": FOUND_IOU,
             "surface_points": NUM_POINTS,
             "depth_tolerance": DEPTH_TOLERANCE,
             "teacher_sampling": "bilinear",

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
-from torch.nn import functional
 
 from f3rm.camera_render import CameraOutputs
 from f3rm.evaluation.language import Language
@@ -15,18 +13,18 @@ from f3rm.evaluation.predictions import (
     FeatureCosines,
     feature_cosines,
     field_scores,
-    hidden_of,
     mean_training_feature,
     psnr,
     render_view,
     teacher_scores,
 )
 from f3rm.evaluation.query_scores import Answers, QueryScores
-from f3rm.evaluation.run_loading import LoadedRun
 from f3rm.feature_datamanager import ImageTargets
-from f3rm.features.geometry import Size
 from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.drawing import to_picture
+from f3rm.scene.run_loading import LoadedRun
+from f3rm.scene.surface import hidden_of
 
 
 @dataclass(frozen=True)
@@ -158,13 +156,3 @@ def _ask(
         field=field_scores(hidden_of(outputs), language.scorer, (height, width)),
         teacher=teacher,
     )
-
-
-def to_picture(
-    image: Float[Tensor, "rows cols channels"], size: Size
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Turns colours in [0, 1] into bytes, at another size if need be; alpha is dropped."""
-    colours = image[..., :3].float().cpu().permute(2, 0, 1)[None]
-    if colours.shape[2:] != torch.Size(size):
-        colours = functional.interpolate(colours, size=size, mode="bilinear", align_corners=False)
-    return (colours[0].permute(1, 2, 0).clamp(0, 1) * 255 + 0.5).byte().numpy()

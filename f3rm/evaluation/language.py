@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from f3rm._types import F3rmError, HeadSpec
+from f3rm._types import HeadSpec
 from f3rm.evaluation.truth import SceneTruth
-from f3rm.evaluation.vocabulary import CANONICAL, Scorer, Vocabulary
+from f3rm.evaluation.vocabulary import Scorer, Vocabulary
 from f3rm.model import FeatureFieldModel
+from f3rm.semantics.similarity import CANONICAL_NEGATIVES
 from f3rm.viewer.text_query import TextEncoder
 
 
@@ -26,30 +27,6 @@ class Language:
     scorer: Scorer
 
 
-def choose_head(model: FeatureFieldModel, wanted: str | None) -> HeadSpec | None:
-    """Returns the wanted head, or the first that has a text tower, or None where none has.
-
-    Args:
-        model: The trained model.
-        wanted: Name of a head, or None.
-
-    Raises:
-        F3rmError: If the wanted head does not exist or has no text tower.
-    """
-    speaking = [spec for spec in model.feature_field.specs if spec.has_text]
-    if wanted is None:
-        return speaking[0] if speaking else None
-    spec = model.feature_field.head(wanted).spec
-    if not spec.has_text:
-        names = ", ".join(repr(other.name) for other in speaking) or "none of this run"
-        msg = (
-            f"choose_head: head must have a text tower, got {wanted!r}. Those that have one: "
-            f"{names}."
-        )
-        raise F3rmError(msg)
-    return spec
-
-
 def open_language(model: FeatureFieldModel, spec: HeadSpec, truth: SceneTruth) -> Language:
     """Embeds a scene's phrases with a head's text tower, as they stand, without a template.
 
@@ -63,7 +40,7 @@ def open_language(model: FeatureFieldModel, spec: HeadSpec, truth: SceneTruth) -
     """
     vocabulary = Vocabulary.of(truth)
     texts = vocabulary.texts
-    embeddings = TextEncoder(spec.backbone).encode([*texts, *CANONICAL]).to(model.device)
+    embeddings = TextEncoder(spec.backbone).encode([*texts, *CANONICAL_NEGATIVES]).to(model.device)
     weight = model.feature_field.head(spec.name).weight
     scorer = Scorer(embeddings[: len(texts)], embeddings[len(texts) :], weight)
     return Language(spec.name, truth, vocabulary, scorer)

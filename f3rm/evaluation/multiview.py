@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.evaluation.frames import FileCamera
-from f3rm.evaluation.predictions import HIDDEN_ONLY, hidden_of
 from f3rm.evaluation.truth import ViewTruth
 from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.file_camera import FileCamera
+from f3rm.scene.surface import HIDDEN_ONLY, hidden_of
 
 DEPTH_TOLERANCE = 0.01
 """A view sees a point if the truth's depth at its pixel is the point's, up to this share."""
@@ -243,7 +243,7 @@ def render_points(
     model: FeatureFieldModel, camera: FileCamera, xy: Float[Tensor, "points 2"]
 ) -> Float[Tensor, "points hidden"]:
     """Renders hidden vectors of single pixels (x, y) of a file, which need not be whole numbers."""
-    hidden = [xy.new_zeros((0, model.config.feat_hidden_dim))]
+    hidden = [xy.new_zeros((0, model.feature_field.hidden_dim))]
     for part in xy.split(_RENDERED_POINTS) if len(xy) else ():
         bundle = camera.rays(part.to(model.device))
         outputs = model.get_outputs_for_camera_ray_bundle(bundle, request=HIDDEN_ONLY)

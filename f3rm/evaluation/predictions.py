@@ -15,15 +15,14 @@ from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.camera_render import CameraOutputs, FeatureTargets, RenderRequest
+from f3rm.camera_render import CameraOutputs, FeatureTargets
 from f3rm.evaluation.vocabulary import Scorer
 from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
 from f3rm.features.geometry import Size
 from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
-
-HIDDEN_ONLY = RenderRequest(pca=False, similarity=False, hidden=True)
+from f3rm.scene.surface import HIDDEN_ONLY
 
 _CHUNK_PIXELS = 1 << 14
 _MEAN_PIXELS = 1 << 14
@@ -45,12 +44,6 @@ class FeatureCosines:
 def render_view(model: FeatureFieldModel, camera: Cameras) -> CameraOutputs:
     """Renders colours and hidden vectors of a camera."""
     return model.get_outputs_for_camera(camera.to(model.device), request=HIDDEN_ONLY)
-
-
-def hidden_of(outputs: CameraOutputs) -> Float[Tensor, "height width hidden"]:
-    """Returns the hidden vectors of a render that asked for them, of a model with heads."""
-    assert outputs.hidden is not None  # noqa: S101 - a field without heads is refused before
-    return outputs.hidden
 
 
 @torch.no_grad()

@@ -1,10 +1,5 @@
-"""Rays against triangle meshes: the one door to Open3D, whose ray caster (Embree) the scenes use.
+"""Rays against triangle meshes, by Open3D's ray caster (Embree)."""
 
-Open3D comes with Nerfstudio. It is imported when a scene is first built, not before: it takes a
-second, and on Linux it needs a system library (libusb) that small containers lack.
-"""
-
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +9,7 @@ from jaxtyping import Bool, Float32, Int
 
 from f3rm._types import F3rmError
 from f3rm.evaluation.scene_meshes import Mesh
+from f3rm.scene.open3d_library import require_open3d
 
 
 class RaycastError(F3rmError):
@@ -46,7 +42,7 @@ class Raycaster:
     """
 
     def __init__(self, meshes: Sequence[Mesh]) -> None:
-        open3d = _open3d()
+        open3d = require_open3d("Raycaster: Open3D, which renders the scene", error=RaycastError)
         self._tensor = open3d.core.Tensor
         self._scene = open3d.t.geometry.RaycastingScene()
         for mesh in meshes:
@@ -86,15 +82,3 @@ class Raycaster:
         self, origins: Float32[np.ndarray, "rays 3"], directions: Float32[np.ndarray, "rays 3"]
     ) -> Any:
         return self._tensor(np.concatenate((origins, directions), axis=-1))
-
-
-def _open3d() -> Any:
-    try:
-        return importlib.import_module("open3d")
-    except ImportError as error:
-        msg = (
-            f"Raycaster: Open3D, which renders the scene, must be importable, got: {error}. If a "
-            "system library is missing, install it (Debian and Ubuntu: apt-get install "
-            "libusb-1.0-0 libgl1 libgomp1); if Open3D is, pip install open3d."
-        )
-        raise RaycastError(msg) from error

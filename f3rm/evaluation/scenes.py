@@ -26,9 +26,10 @@ from f3rm.evaluation.scene_truth import (
     training_planes,
     write_view,
 )
-from f3rm.evaluation.truth import IMAGE_FOLDER, SCENE_FILE, truth_files
+from f3rm.evaluation.truth import IMAGE_FOLDER, truth_files
 from f3rm.features.items import TRANSFORMS
 from f3rm.features.progress import track
+from f3rm.scene.metres import SCENE_FILE
 
 GENERATOR_VERSION = 2
 """Raised when the same settings give other pictures, so that no older dataset is mistaken."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from f3rm.evaluation.finding import FindScore
 from f3rm.evaluation.held_out import HeldOutScores
 from f3rm.evaluation.multiview import MultiviewCosines
 from f3rm.evaluation.query_scores import (
@@ -124,3 +125,15 @@ def ratio(value: float | None, reference: float | None) -> float | None:
     if value is None or reference is None or reference <= 0:
         return None
     return value / reference
+
+
+def find_summary(score: FindScore | None) -> Numbers:
+    """Returns how well things were found in 3D, and what is absent recognised."""
+    return {
+        "find_box_iou": score.box_iou if score else None,
+        "find_centre_error": score.centre_error if score else None,
+        "find_recall": score.recall if score else None,
+        "find_precision": score.precision if score else None,
+        "not_here_precision": score.not_here_precision if score else None,
+        "not_here_recall": score.not_here_recall if score else None,
+    }

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from f3rm.evaluation.frames import FileCamera, SceneFrame, scene_from_dataset
 from f3rm.evaluation.language import Language
 from f3rm.evaluation.multiview import (
     MultiviewCosines,
@@ -13,11 +12,13 @@ from f3rm.evaluation.multiview import (
     compare_views,
     surface_points,
 )
-from f3rm.evaluation.run_loading import LoadedRun, Split
 from f3rm.evaluation.surface_scores import SurfaceScore, point_scores, score_points
 from f3rm.evaluation.truth import SceneTruth
 from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.file_camera import FileCamera
+from f3rm.scene.frames import Frame, scene_from_dataset
+from f3rm.scene.run_loading import LoadedRun, Split
 
 NUM_POINTS = 4096
 """Surface points that are drawn: once evenly over pixels, once evenly over objects."""
@@ -36,14 +37,14 @@ class SurfaceScores:
     heads: dict[str, MultiviewCosines] = field(default_factory=dict)
 
 
-def scene_frame(run: LoadedRun, truth: SceneTruth) -> SceneFrame:
+def scene_frame(run: LoadedRun, truth: SceneTruth) -> Frame:
     """Returns the frame that a run is trained in, against its dataset's metres.
 
     Raises:
         DatasetError: If transforms.json cannot be read.
     """
     scene = scene_from_dataset(run.manager.train_dataparser_outputs, run.data)
-    return SceneFrame(scene @ np.linalg.inv(truth.metres_from_dataset))
+    return Frame(scene @ np.linalg.inv(truth.metres_from_dataset))
 
 
 def score_surfaces(
@@ -68,7 +69,7 @@ def score_surfaces(
     Raises:
         DatasetError: If the truth is damaged, or a camera is no perspective camera.
     """
-    scale = scene_frame(run, truth).scene_per_metre
+    scale = scene_frame(run, truth).scene_per_unit
     held_out = list(seen_views(run.held_out, truth))
     asked = None
     if language is not None:

@@ -4,7 +4,6 @@ It needs no Nerfstudio and no ray caster. :mod:`f3rm.evaluation.scene_truth` wri
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from PIL import Image, UnidentifiedImageError
 
 from f3rm._types import DatasetError
+from f3rm.scene.metres import METRES_KEY, SCENE_FILE, affine_map, finite_number
 
-SCENE_FILE = "scene.json"
 IMAGE_FOLDER = "images"
 IDS_FOLDER = "truth/ids"
 DEPTH_FOLDER = "truth/depth"
@@ -26,7 +25,6 @@ MILLIMETRES_PER_METRE = 1000.0
 
 ObjectKind = Literal["object", "surface"]
 
-_AFFINE_ROW = (0.0, 0.0, 0.0, 1.0)
 _GREY_MODES = ("L", "I;16", "I")
 
 
@@ -180,7 +178,7 @@ def _scene_truth(folder: Path, content: Mapping[str, Any]) -> SceneTruth:
         objects=objects,
         queries=queries,
         absent=tuple(_text(name) for name in content["absent"]),
-        metres_from_dataset=_affine(content["metres_from_dataset"]),
+        metres_from_dataset=affine_map(content[METRES_KEY]),
     )
 
 
@@ -199,7 +197,7 @@ def _object(entry: Any, index: int) -> TruthObject:
         kind=kind,
         centre=_triple(entry["centre"]),
         half_size=_triple(entry["half_size"]),
-        yaw=_number(entry["yaw"]),
+        yaw=finite_number(entry["yaw"]),
     )
 
 
@@ -211,25 +209,9 @@ def _query(entry: Any, objects: tuple[TruthObject, ...]) -> TruthQuery:
     return TruthQuery(text=_text(entry["text"]), ids=ids)
 
 
-def _affine(rows: Any) -> Float64[np.ndarray, "4 4"]:
-    matrix = np.array([[_number(value) for value in row] for row in rows], dtype=np.float64)
-    good = matrix.shape == (4, 4) and tuple(matrix[3].tolist()) == _AFFINE_ROW
-    if not good or abs(np.linalg.det(matrix)) < 1e-12:
-        msg = f"metres_from_dataset is no invertible affine map: {matrix.tolist()}"
-        raise ValueError(msg)
-    return matrix
-
-
 def _triple(values: Any) -> tuple[float, float, float]:
-    x, y, z = (_number(value) for value in values)
+    x, y, z = (finite_number(value) for value in values)
     return x, y, z
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        msg = f"{value!r} is no finite number"
-        raise ValueError(msg)
-    return float(value)
 
 
 def _whole(value: Any) -> int:
@@ -258,7 +240,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         raise DatasetError(msg) from error
     except (OSError, ValueError, RecursionError) as error:
         _fail_damaged(path, str(error), error)
-    if not isinstance(content, Mapping) or "metres_from_dataset" not in content:
+    if not isinstance(content, Mapping) or METRES_KEY not in content:
         _fail_damaged(path, "no description with truth")
     return content
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 from f3rm.evaluation.truth import SceneTruth
 from f3rm.semantics.similarity import make_query, relevancy, to_hidden
 
-CANONICAL = ("object", "things", "stuff", "texture")
 TEMPERATURE = 0.1
 
 _EPSILON = 1e-12

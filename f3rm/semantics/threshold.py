@@ -15,6 +15,9 @@ RELEVANCY_FLOOR = 0.5
 LEAST_CONTRAST = 0.04
 """How far above the floor the best score of something present is, at least."""
 
+COSINE_FLOOR = 0.2
+"""The same for plain cosines of CLIP."""
+
 _BINS = 256
 _NOTHING = float("inf")
 
@@ -61,3 +64,20 @@ def automatic_threshold(
     if float(scores.max()) < floor + least_contrast:
         return _NOTHING
     return max(floor, otsu_threshold(scores))
+
+
+def found_from(
+    scores: Float[Tensor, " pixels"], *, compares: bool, is_present: bool = False
+) -> float:
+    """Chooses the threshold of a query by :func:`automatic_threshold`.
+
+    Args:
+        scores: Its scores.
+        compares: Whether they are relevancies, which compare with negatives, or plain cosines.
+        is_present: Whether what is asked is known to be there.
+    """
+    return automatic_threshold(
+        scores,
+        floor=RELEVANCY_FLOOR if compares else COSINE_FLOOR,
+        least_contrast=0.0 if is_present else LEAST_CONTRAST,
+    )

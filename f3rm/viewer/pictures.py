@@ -6,31 +6,15 @@ must look absent.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from nerfstudio.utils.colormaps import apply_float_colormap
 from torch import Tensor
 
+from f3rm.semantics.palette import PALETTE, composite
 from f3rm.semantics.similarity import similarities_from_hidden, to_hidden
-from f3rm.semantics.threshold import LEAST_CONTRAST, RELEVANCY_FLOOR, automatic_threshold
+from f3rm.semantics.threshold import found_from
 from f3rm.viewer.asked import Asked
 from f3rm.viewer.elements import escaped
-
-PALETTE = (
-    (213, 94, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (204, 121, 167),
-    (0, 114, 178),
-    (230, 159, 0),
-    (160, 160, 160),
-)
-"""Colours of queries that are shown apart (Okabe and Ito's, which colour-blind people can tell)."""
-
-_COSINE_FLOOR = 0.2
-_DIMMED = 0.45
-_OPACITY = 0.65
 
 
 @dataclass(frozen=True)
@@ -85,37 +69,26 @@ def scores_of(
 
 
 def _automatic(scores: Float[Tensor, "*batch"], asked: Asked, index: int) -> float:
-    floor = RELEVANCY_FLOOR if len(asked.queries[index].negatives) else _COSINE_FLOOR
-    contrast = 0.0 if asked.is_present[index] else LEAST_CONTRAST
-    return automatic_threshold(scores.flatten(), floor=floor, least_contrast=contrast)
+    compares = len(asked.queries[index].negatives) > 0
+    present = asked.is_present[index]
+    return found_from(scores.flatten(), compares=compares, is_present=present)
 
 
 def _shown(scores: Float[Tensor, "*batch"], asked: Asked) -> Float[Tensor, "*batch channels"]:
-    if not asked.look.coloured:
-        return scores[..., None]
-    span = max(asked.look.high - asked.look.low, 1e-6)
-    return apply_float_colormap(((scores - asked.look.low) / span).clamp(0, 1)[..., None], "turbo")
+    look = asked.look
+    return coloured(scores, look.low, look.high) if look.coloured else scores[..., None]
 
 
-def composite(
-    rgb: Float[Tensor, "*batch 3"],
-    scores: Float[Tensor, "*batch queries"],
-    thresholds: tuple[float, ...],
-) -> Float[Tensor, "*batch 3"]:
-    """Lays the colours of found queries over a picture and dims the rest to grey.
+def coloured(scores: Float[Tensor, "*batch"], low: float, high: float) -> Float[Tensor, "*batch 3"]:
+    """Colours scores by a scale that is the same for every picture.
 
     Args:
-        rgb: The picture, values in [0, 1].
-        scores: One score per pixel and query.
-        thresholds: From which score on a pixel belongs to a query; where several claim it, the one
-            whose threshold it exceeds most gets it.
+        scores: The scores.
+        low: The score that gets the first colour, blue.
+        high: The score that gets the last one, red.
     """
-    excess = scores - scores.new_tensor(thresholds)
-    best, query = excess.max(dim=-1)
-    palette = rgb.new_tensor(PALETTE)[: len(thresholds)] / 255  # (queries, 3)
-    found = (1 - _OPACITY) * rgb + _OPACITY * palette[query]
-    grey = rgb.mean(dim=-1, keepdim=True).expand_as(rgb) * _DIMMED
-    return torch.where((best >= 0)[..., None], found, grey)
+    span = max(high - low, 1e-6)
+    return apply_float_colormap(((scores - low) / span).clamp(0, 1)[..., None], "turbo")
 
 
 def legend(asked: Asked, thresholds: tuple[float, ...]) -> str:

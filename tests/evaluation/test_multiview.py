@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from f3rm.evaluation.frames import FileCamera
 from f3rm.evaluation.language import open_language
 from f3rm.evaluation.multiview import (
     DEPTH_TOLERANCE,
@@ -18,13 +17,15 @@ from f3rm.evaluation.multiview import (
     surface_points,
     teacher_mean,
 )
-from f3rm.evaluation.predictions import hidden_of, render_view
-from f3rm.evaluation.run_loading import field_model, load_run
+from f3rm.evaluation.predictions import render_view
 from f3rm.evaluation.surface_scores import point_scores, score_points
 from f3rm.evaluation.surfaces import scene_frame, seen_views
 from f3rm.evaluation.truth import SceneTruth, ViewTruth
 from f3rm.evaluation.vocabulary import Label, Vocabulary
 from f3rm.features.store import gather_reference
+from f3rm.scene.frames import FileCamera
+from f3rm.scene.run_loading import field_model, load_run
+from f3rm.scene.surface import hidden_of
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from f3rm.evaluation.held_out import HeldOutScores, ScoredView, to_picture
+from f3rm.evaluation.held_out import HeldOutScores, ScoredView
 from f3rm.evaluation.pictures import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -25,6 +25,7 @@ from f3rm.evaluation.report import Evaluation, QueryRow, query_numbers
 from f3rm.evaluation.summary import head_numbers, head_summary, query_rows, query_summary, ratio
 from f3rm.evaluation.surfaces import SurfaceScores
 from f3rm.evaluation.vocabulary import Label, Vocabulary
+from f3rm.scene.drawing import to_picture
 
 WORDS = Vocabulary((Label("red mug", (0,)), Label("blue box", (1,))), (), ())
 

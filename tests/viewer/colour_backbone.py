@@ -19,8 +19,8 @@ COLOURS = {
     "grey": (0.5, 0.5, 0.5),
 }
 SPECS = {
-    "COLOURS": FeatureSpec("colours", BackboneRef("colours", "colours", "none"), "mean", 120),
-    "MUTE": FeatureSpec("mute", BackboneRef("mute", "mute", "none"), "mean", 120),
+    "COLOURS": FeatureSpec("colours", BackboneRef("colours", "colours", "none"), "final", 120),
+    "MUTE": FeatureSpec("mute", BackboneRef("mute", "mute", "none"), "final", 120),
 }
 ADAPTERS = {
     "colours": "tests.viewer.colour_backbone:ColourBackbone",

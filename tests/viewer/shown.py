@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,10 @@ class Shown:
         self.model = self.pipeline.model
         self.controls = self.model.controls
         self.page: Any = None
-        try:
+        with ExitStack() as if_interrupted:
+            if_interrupted.callback(self.close)  # the server's threads keep this process alive
             self._open(browser)
-        except BaseException:
-            self.close()  # the server's threads would keep this process alive
-            raise
+            if_interrupted.pop_all()
 
     def _open(self, browser):
         self.viewer.set_camera_visibility(False)

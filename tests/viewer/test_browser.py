@@ -9,9 +9,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from f3rm.viewer.pictures import PALETTE
+from f3rm.semantics.palette import PALETTE
+from tests.run_fixtures import small_config, train
 from tests.viewer.colour_backbone import ColourBackbone
-from tests.viewer.conftest import small_config, train
 from tests.viewer.shown import Shown
 
 pytestmark = [

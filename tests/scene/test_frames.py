@@ -9,10 +9,11 @@ from hypothesis import given, settings, strategies as st
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-from f3rm._types import DatasetError
-from f3rm.evaluation.frames import FileCamera, SceneFrame, scene_from_dataset
+from f3rm._types import DatasetError, F3rmError
 from f3rm.evaluation.scenes import SceneSettings, make_scene
 from f3rm.evaluation.truth import SceneTruth
+from f3rm.scene.file_camera import FileCamera
+from f3rm.scene.frames import Frame, Frames, scene_from_dataset
 
 KINDS = ("tabletop", "tabletop-distorted", "tabletop-mixed")
 
@@ -33,7 +34,7 @@ def folders(tmp_path_factory):
 def _frame(folder, outputs):
     truth = SceneTruth.read(folder)
     scene = scene_from_dataset(outputs, folder)
-    return truth, SceneFrame(scene @ np.linalg.inv(truth.metres_from_dataset))
+    return truth, Frame(scene @ np.linalg.inv(truth.metres_from_dataset))
 
 
 def _cameras(folder, outputs, truth):
@@ -60,7 +61,7 @@ def test_what_a_camera_unprojects_lies_in_the_boxes_of_the_scene(folders, kind, 
         xy = _grid(view.ids.shape, step=2)
         x, y = xy.long().T
         ids, depth = view.ids[y, x], torch.from_numpy(view.depth[y, x])
-        metres = frame.to_metres(camera.unproject(xy, depth * frame.scene_per_metre))
+        metres = frame.from_scene(camera.unproject(xy, depth * frame.scene_per_unit))
         for thing in truth.objects:
             if thing.kind == "object":
                 local = metres[ids == thing.id].double() - torch.tensor(thing.centre).double()
@@ -104,19 +105,79 @@ def test_a_camera_of_a_smaller_picture_is_addressed_by_the_files_pixels(folders)
     torch.testing.assert_close(camera.project(expected)[0], xy, atol=1e-3, rtol=0)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.floats(0.1, 9), st.floats(-3, 3), st.integers(0, 99))
-def test_metres_and_scene_invert_each_other_and_lengths_scale(scale, shift, seed):
-    rng = np.random.default_rng(seed)
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+def _random_frame(scale, shift, seed):
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
     matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = scale * turn, shift
-    frame = SceneFrame(matrix)
-    points = torch.from_numpy(rng.normal(size=(5, 3)))
-    torch.testing.assert_close(frame.to_metres(frame.to_scene(points)), points)
-    assert frame.scene_per_metre == pytest.approx(scale)
+    matrix[:3, :3], matrix[:3, 3] = scale * turn * np.sign(np.linalg.det(turn)), shift
+    return Frame(matrix)
+
+
+FRAMES = st.builds(_random_frame, st.floats(0.1, 9), st.floats(-3, 3), st.integers(0, 99))
+
+
+@settings(max_examples=20, deadline=None)
+@given(FRAMES, st.integers(0, 99))
+def test_a_frame_and_the_scene_invert_each_other_and_lengths_scale(frame, seed):
+    points = torch.from_numpy(np.random.default_rng(seed).normal(size=(5, 3)))
+    torch.testing.assert_close(frame.from_scene(frame.to_scene(points)), points)
+    torch.testing.assert_close(frame.to_scene(frame.from_scene(points)), points)
     distance = (frame.to_scene(points)[0] - frame.to_scene(points)[1]).norm()
-    assert float(distance / (points[0] - points[1]).norm()) == pytest.approx(scale)
+    assert float(distance / (points[0] - points[1]).norm()) == pytest.approx(frame.scene_per_unit)
+
+
+@settings(max_examples=20, deadline=None)
+@given(FRAMES)
+def test_cameras_move_with_what_they_see(frame):
+    camera = Cameras(torch.eye(4)[None, :3], fx=9.0, fy=9.0, cx=4.0, cy=3.0, width=8, height=6)
+    moved = frame.cameras_to_scene(camera)
+    ray, there = camera.generate_rays(0), moved.generate_rays(0)
+    ahead = (ray.origins + 2 * ray.directions).double()
+    expected = there.origins + 2 * frame.scene_per_unit * there.directions
+    torch.testing.assert_close(frame.to_scene(ahead).float(), expected, atol=1e-4, rtol=1e-4)
+    back = frame.cameras_from_scene(moved).camera_to_worlds
+    torch.testing.assert_close(back, camera.camera_to_worlds, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(FRAMES)
+def test_the_way_up_of_a_frame_is_the_scenes(frame):
+    up = torch.from_numpy(frame.up(is_level=False))
+    lifted = frame.to_scene(torch.stack((torch.zeros(3).double(), up)))
+    expected = torch.tensor([0, 0, frame.scene_per_unit]).double()
+    torch.testing.assert_close(lifted[1] - lifted[0], expected, atol=1e-9, rtol=1e-6)
+    assert frame.up(is_level=True).tolist() == [0, 0, 1]
+
+
+def test_all_frames_of_a_generated_scene_agree(folders):
+    outputs = _outputs(folders / "tabletop")
+    frames = Frames.of_dataset(outputs, folders / "tabletop")
+    content = json.loads((folders / "tabletop" / "transforms.json").read_text())
+    poses = torch.tensor([f["transform_matrix"] for f in content["frames"]])[:, :3]
+    by_name = {f["file_path"]: pose for f, pose in zip(content["frames"], poses, strict=True)}
+    seen = frames.get("dataset").cameras_from_scene(outputs.cameras).camera_to_worlds
+    for path, pose in zip(outputs.image_filenames, seen, strict=True):
+        expected = by_name[path.relative_to(folders / "tabletop").as_posix()]
+        torch.testing.assert_close(pose, expected, atol=1e-5, rtol=1e-5)
+    truth, metres = _frame(folders / "tabletop", outputs)
+    del truth
+    known = frames.get("metres").scene_from_frame
+    np.testing.assert_allclose(known, metres.scene_from_frame, atol=1e-9)
+
+
+def test_a_frame_that_is_not_known_is_refused_with_those_that_are(folders, tmp_path):
+    outputs = _outputs(folders / "tabletop")
+    (tmp_path / "transforms.json").write_text('{"frames": []}')
+    with pytest.raises(F3rmError, match=r"one of nerfstudio, dataset, got 'metres'"):
+        Frames.of_dataset(outputs, tmp_path).get("metres")
+    skewed = np.eye(4)
+    skewed[0, 1] = 0.5
+    for content in (
+        '{"metres_from_dataset": 3}',
+        json.dumps({"metres_from_dataset": skewed.tolist()}),
+    ):
+        (tmp_path / "scene.json").write_text(content)
+        with pytest.raises(DatasetError, match=r"scene.json"):
+            Frames.of_dataset(outputs, tmp_path)
 
 
 def test_what_was_done_to_the_poses_before_is_not_undone(folders, tmp_path):

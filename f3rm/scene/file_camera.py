@@ -1,92 +1,13 @@
-"""Where things are: the run's scene frame against metres, and cameras by the pixels of their files.
+"""The camera of one photograph, addressed by the pixels of its file."""
 
-Three frames meet in an evaluation. The *dataset* frame is that of the poses in transforms.json;
-Nerfstudio's dataparser turns, centres and scales it into the *scene* frame that a model is trained
-in; ground truth is in *metres*. Transforms are 4 x 4 and named ``a_from_b``.
-"""
-
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from f3rm._types import DatasetError
 from f3rm.features.geometry import Size
-from f3rm.features.items import TRANSFORMS, dataset_root
-
-
-def scene_from_dataset(outputs: DataparserOutputs, data: Path) -> Float64[np.ndarray, "4 4"]:
-    """Returns the map from the poses of transforms.json to the frame that a run is trained in.
-
-    Nerfstudio's own transform starts one step earlier where the file has ``applied_transform`` or
-    ``applied_scale``: it undoes what ns-process-data did to the poses. That step is taken back.
-
-    Args:
-        outputs: What the run's dataparser made of the dataset.
-        data: The dataset folder, or a ``.json`` file in it.
-
-    Raises:
-        DatasetError: If transforms.json cannot be read.
-    """
-    meta = _read_transforms(data)
-    applied = np.eye(4)
-    if "applied_transform" in meta:
-        applied[:3] = np.asarray(meta["applied_transform"], dtype=np.float64)[:3]
-    transform = np.eye(4)
-    transform[:3] = outputs.dataparser_transform.double().cpu().numpy()[:3]
-    transform = transform @ np.linalg.inv(applied)
-    scale = outputs.dataparser_scale / float(meta.get("applied_scale", 1.0))
-    return np.diag([scale, scale, scale, 1.0]) @ transform
-
-
-def _read_transforms(data: Path) -> dict[str, Any]:
-    source = data.expanduser() if data.suffix == ".json" else dataset_root(data) / TRANSFORMS
-    try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = (
-            f"scene_from_dataset: {str(source)!r} must be readable JSON, got: {error}. Point "
-            "--data at the dataset that the run was trained on."
-        )
-        raise DatasetError(msg) from error
-
-
-@dataclass(frozen=True)
-class SceneFrame:
-    """A run's scene frame, in metres.
-
-    Attributes:
-        scene_from_metres: A similarity: turn, scale, shift.
-    """
-
-    scene_from_metres: Float64[np.ndarray, "4 4"]
-
-    @property
-    def scene_per_metre(self) -> float:
-        """Length of a metre in the scene frame."""
-        return float(np.cbrt(np.abs(np.linalg.det(self.scene_from_metres[:3, :3]))))
-
-    def to_scene(self, metres: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """Carries positions in metres to the scene frame."""
-        return _transformed(self.scene_from_metres, metres)
-
-    def to_metres(self, scene: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """Carries positions in the scene frame to metres."""
-        return _transformed(np.linalg.inv(self.scene_from_metres), scene)
-
-
-def _transformed(matrix: Float64[np.ndarray, "4 4"], points: Tensor) -> Tensor:
-    affine = torch.from_numpy(matrix)
-    moved = points.cpu().double() @ affine[:3, :3].T + affine[:3, 3]
-    return moved.to(points)
 
 
 class FileCamera:

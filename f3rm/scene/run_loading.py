@@ -1,4 +1,4 @@
-"""Opens a trained run for evaluation: its configuration, dataset, model and teacher features.
+"""Opens a trained run: its configuration, dataset, model and teacher features.
 
 A run's ``config.yml`` stores paths as they were typed. The checkpoint is looked for beside the
 file, so a run may be moved as a whole; where the dataset was moved, its place must be given.
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManager,
@@ -25,23 +24,18 @@ from nerfstudio.models.nerfacto import NerfactoModel
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from nerfstudio.utils.eval_utils import eval_load_checkpoint
 from torch import Tensor
+from torch.nn import Module
 
-from f3rm._types import F3rmError
 from f3rm.compat import lazy_lpips
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
 from f3rm.features.items import read_items
 from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.run_config import RunError, config_file, read_config, refused
 
-_UNREADABLE = (OSError, yaml.YAMLError, ImportError, AttributeError, TypeError, ValueError)
-"""What reading a configuration raises that is damaged or names classes of another program."""
 _CPU_RAYS = 1 << 10
 """Rays at once on a CPU: they fit its caches. 4,096 take a quarter longer, 8,192 twice as long."""
-
-
-class RunError(F3rmError):
-    """A run's configuration, checkpoint or dataset cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Split:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained run, open for evaluation.
+    """A trained run, open for questions.
 
     Attributes:
         config_path: Its ``config.yml``.
@@ -90,11 +84,11 @@ class LoadedRun:
         return self.manager.fixed_indices_eval_dataloader.get_camera(index)
 
 
-def load_run(config_path: Path, *, data: Path | None = None, device: torch.device) -> LoadedRun:
+def load_run(run: Path, *, data: Path | None = None, device: torch.device) -> LoadedRun:
     """Opens a run with its newest checkpoint.
 
     Args:
-        config_path: The run's ``config.yml``.
+        run: The run's ``config.yml``, or the folder that this is in.
         data: The dataset's place, if not the one that the run was trained from.
         device: Where the model goes.
 
@@ -102,9 +96,8 @@ def load_run(config_path: Path, *, data: Path | None = None, device: torch.devic
         RunError: If configuration, checkpoint or dataset cannot be used.
         F3rmError: If the dataset's photographs or its feature cache are broken.
     """
-    # A link to the file stands for it: what belongs to the run lies beside the file.
-    config_path = config_path.expanduser().resolve()
-    config = _read_config(config_path)
+    config_path = config_file(run)
+    config = read_config(config_path)
     config.load_dir = _checkpoints(config_path, config)
     root = _locate_data(config, data)
     _use_plain_data_manager(config)
@@ -118,7 +111,7 @@ def load_run(config_path: Path, *, data: Path | None = None, device: torch.devic
     step = _load_checkpoint(config, pipeline)
     manager, model = pipeline.datamanager, pipeline.model
     if not (isinstance(model, NerfactoModel) and isinstance(manager, VanillaDataManager)):
-        raise _refused(config_path, f"a run of {config.method_name}")
+        raise refused(config_path, f"a run of {config.method_name}")
     stores = manager.stores if isinstance(manager, FeatureDataManager) else {}
     return LoadedRun(
         config_path=config_path,
@@ -140,28 +133,8 @@ def field_model(run: LoadedRun) -> FeatureFieldModel:
         RunError: If it has none.
     """
     if not isinstance(run.model, FeatureFieldModel):
-        raise _refused(run.config_path, f"a run of {run.config.method_name}, without features")
+        raise refused(run.config_path, f"a run of {run.config.method_name}, without features")
     return run.model
-
-
-def _refused(config_path: Path, got: str) -> RunError:
-    return RunError(
-        f"load_run: {str(config_path)!r} must be the config.yml of a run of f3rm, or of nerfacto "
-        f"where one is asked for, got {got}. Give the file that ns-train wrote beside "
-        "nerfstudio_models."
-    )
-
-
-def _read_config(path: Path) -> TrainerConfig:
-    try:
-        # Nerfstudio's runs name Python classes, which only this loader reads; as with ns-eval,
-        # open runs that you trust.
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)  # noqa: S506
-    except _UNREADABLE as error:
-        raise _refused(path, f"what cannot be read: {error}") from error
-    if not isinstance(config, TrainerConfig):
-        raise _refused(path, f"a {type(config).__name__}")
-    return config
 
 
 def _checkpoints(config_path: Path, config: TrainerConfig) -> Path:
@@ -176,6 +149,16 @@ def _checkpoints(config_path: Path, config: TrainerConfig) -> Path:
 
 
 def _load_checkpoint(config: TrainerConfig, pipeline: VanillaPipeline) -> int:
+    missing: list[str] = []
+
+    def note_missing(module: Module, keys: Any) -> None:
+        del module
+        # Nerfstudio loads the model, if need be once more and less strictly, and then the pipeline
+        # around it, of which the model's keys are then missing.
+        if not any(name.startswith("_model.") for name in keys.missing_keys):
+            missing[:] = keys.missing_keys
+
+    pipeline.model.register_load_state_dict_post_hook(note_missing)
     try:
         _, step = eval_load_checkpoint(config, pipeline)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
@@ -184,6 +167,13 @@ def _load_checkpoint(config: TrainerConfig, pipeline: VanillaPipeline) -> int:
             f"{error}. Remove it if it is incomplete, or train again."
         )
         raise RunError(msg) from error
+    if missing:
+        msg = (
+            f"load_run: the newest checkpoint in {str(config.load_dir)!r} must hold the whole "
+            f"model, but {len(missing)} of its tensors are missing, e.g. {missing[0]!r}. If it was "
+            "trained with tiny-cuda-nn, open it on a machine that has it and a GPU."
+        )
+        raise RunError(msg)
     return step
 
 
@@ -200,7 +190,8 @@ def _locate_data(config: TrainerConfig, data: Path | None) -> Path:
     if not place.exists():
         msg = (
             f"load_run: the run's dataset must be where it was trained from, got "
-            f"{str(place)!r}, which does not exist. Give its new place with --data."
+            f"{str(place)!r}, which does not exist. Give its new place with --data (data= in "
+            "Python)."
         )
         raise RunError(msg)
     manager.data = place

@@ -1,0 +1,175 @@
+"""Finds the instances of what a question asks, on the surface points of a scene.
+
+Points that answer are joined where they are near each other; each connected piece that is large
+enough and convinces by itself is an instance. A question whose best score is no better than that of
+the canonical negatives by a margin has no answer: it is "not here".
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from f3rm.scene.boxes import fit_box
+from f3rm.scene.found import Found, Instance
+from f3rm.scene.frames import Frame, FrameName
+from f3rm.scene.questions import Question
+from f3rm.scene.surface import SurfacePoints
+from f3rm.semantics.threshold import found_from
+
+LEAST_POINTS = 12
+"""Cells that an instance fills, at least."""
+
+_JOINED = 2.5
+"""Points up to so many cells apart belong to one instance."""
+_BEST = 8
+"""A place's score is the mean over so many neighbours, so that no single ray decides."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Surface points with the scores of a question.
+
+    Attributes:
+        points: The points, thinned, in the scene frame.
+        spacing: Edge of a cell of theirs.
+        question: The question.
+        scores: Its score at each point.
+        threshold: From which score on a point answers; infinity for none.
+    """
+
+    points: SurfacePoints
+    spacing: float
+    question: Question
+    scores: Float[Tensor, " points"]
+    threshold: float
+
+
+def score_surface(
+    points: SurfacePoints, spacing: float, question: Question, threshold: float | None
+) -> Scored:
+    """Scores surface points and chooses the threshold.
+
+    Args:
+        points: The points, thinned, in the scene frame.
+        spacing: Edge of a cell of theirs.
+        question: The question.
+        threshold: From which score on a point answers; None to choose it by the scene.
+    """
+    scores = question.scores(points.hidden.to(question.device)).float().cpu()
+    if not len(scores):
+        return Scored(points, spacing, question, scores, torch.inf)
+    smooth = smoothed(points.positions, scores)
+    chosen = found_from(smooth, compares=question.compares) if threshold is None else threshold
+    return Scored(points, spacing, question, smooth, chosen)
+
+
+def smoothed(
+    positions: Float[Tensor, "points 3"], values: Float[Tensor, " points"]
+) -> Float[Tensor, " points"]:
+    """Returns each point's mean over its eight nearest points, itself among them."""
+    count = min(_BEST, len(positions))
+    _, near = KDTree(positions.numpy()).query(positions.numpy(), k=count)
+    return values[torch.from_numpy(near).reshape(len(positions), count)].mean(dim=1)
+
+
+def find_instances(
+    scored: Scored, *, frame: Frame, name: FrameName, up: Float[np.ndarray, "3"]
+) -> Found:
+    """Finds what answers a question.
+
+    Args:
+        scored: The scene's points and their scores.
+        frame: The frame of the answer.
+        name: Its name.
+        up: Which way is up there.
+    """
+    pieces = [_instance(scored, piece, frame, name, up) for piece in _pieces(scored)]
+    instances = tuple(sorted(pieces, key=lambda instance: -instance.score))
+    best = float(scored.scores.max()) if len(scored.scores) else None
+    return Found(
+        question=scored.question.label,
+        instances=instances,
+        reason="" if instances else _reason(scored, best),
+        best_score=best,
+        threshold=scored.threshold,
+        frame=name,
+    )
+
+
+def _reason(scored: Scored, best: float | None) -> str:
+    label = scored.question.label
+    if best is None:
+        return f"not here: the field shows no surface at all, so nothing answers {label!r}"
+    if not (scored.scores >= scored.threshold).any():
+        return (
+            f"not here: the best score of {label!r} is {best:.2f}, which anything could have; "
+            "what is there scores higher"
+        )
+    return f"not here: what answers {label!r} is scattered over a few points"
+
+
+def _pieces(scored: Scored) -> Iterator[Int[np.ndarray, " piece"]]:
+    """Yields the indices of the points of each instance."""
+    answering = np.flatnonzero((scored.scores >= scored.threshold).numpy())
+    if not len(answering):
+        return
+    positions = scored.points.positions.numpy()[answering]
+    for piece in connected(positions, _JOINED * scored.spacing):
+        if len(piece) >= LEAST_POINTS and _convinces(scored, answering[piece]):
+            yield answering[piece]
+
+
+def _convinces(scored: Scored, piece: Int[np.ndarray, " piece"]) -> bool:
+    """Whether a piece would be found if the scene had nothing else."""
+    alone = found_from(scored.scores[torch.from_numpy(piece)], compares=scored.question.compares)
+    return alone < np.inf
+
+
+def connected(
+    positions: Float[np.ndarray, "points 3"], radius: float
+) -> list[Int[np.ndarray, " piece"]]:
+    """Splits points into pieces between which there is a gap.
+
+    Args:
+        positions: The points.
+        radius: Points nearer than it are of one piece.
+
+    Returns:
+        The indices of each piece's points, largest piece first.
+    """
+    pairs = KDTree(positions).query_pairs(radius, output_type="ndarray")
+    shape = (len(positions), len(positions))
+    graph = coo_matrix((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape)
+    count, piece = connected_components(graph, directed=False)
+    pieces = [np.flatnonzero(piece == number) for number in range(count)]
+    return sorted(pieces, key=len, reverse=True)
+
+
+def _instance(
+    scored: Scored,
+    piece: Int[np.ndarray, " piece"],
+    frame: Frame,
+    name: FrameName,
+    up: Float[np.ndarray, "3"],
+) -> Instance:
+    everything = frame.from_scene(scored.points.positions)
+    points = everything[torch.from_numpy(piece)]
+    box = fit_box(points.double().numpy(), up)
+    inside = torch.from_numpy(box.contains(everything.double().numpy()))
+    answers = scored.scores >= scored.threshold
+    shared = int((inside & answers).sum()) / max(int(inside.sum()), 1)
+    return Instance(
+        score=float(scored.scores[torch.from_numpy(piece)].mean()),
+        confidence=shared,
+        box=box,
+        points=points,
+        spacing=scored.spacing / frame.scene_per_unit,
+        frame=name,
+    )

@@ -1,0 +1,103 @@
+"""What a scene answers: instances of what was asked, or why there are none; labels of points."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from f3rm.scene.boxes import OrientedBox
+from f3rm.scene.frames import FrameName
+
+NONE_OF_THESE = "none of these"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One thing that answers a question.
+
+    Attributes:
+        score: Mean score of its points.
+        confidence: Share of the surface inside its box that answers the question, in [0, 1].
+        box: The upright box around it.
+        points: Its points, a grid's cell apart.
+        spacing: Edge of such a cell.
+        frame: The frame of box, points and spacing.
+    """
+
+    score: float
+    confidence: float
+    box: OrientedBox
+    points: Float[Tensor, "points 3"]
+    spacing: float
+    frame: FrameName
+
+    @property
+    def centre(self) -> Float[np.ndarray, "3"]:
+        """Middle of its box."""
+        return self.box.centre
+
+    @property
+    def extent(self) -> Float[np.ndarray, "3"]:
+        """Full lengths of its box along its axes."""
+        return self.box.extent
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON, without the points."""
+        return {"score": self.score, "confidence": self.confidence, **self.box.to_dict()}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to a question; false where there is none.
+
+    Attributes:
+        question: What was asked, as it was read.
+        instances: What answers it, best score first.
+        reason: Why there is nothing; empty where there is something.
+        best_score: The highest score of any place of the scene; None in a scene without surfaces.
+        threshold: From which score on a place was taken as an answer; infinity for none.
+        frame: The frame of the instances.
+    """
+
+    question: str
+    instances: tuple[Instance, ...]
+    reason: str
+    best_score: float | None
+    threshold: float
+    frame: FrameName
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self.instances)
+
+    def __getitem__(self, index: int) -> Instance:
+        return self.instances[index]
+
+
+@dataclass(frozen=True)
+class Identified:
+    """Which of several labels fits each point.
+
+    Attributes:
+        labels: The labels.
+        indices: The best label of each point; -1 where none of these fits.
+        scores: Its score, or the highest where none fits; 0 outside of the scene.
+        margins: How far that is above the second best label or the threshold, whichever is higher;
+            0 where none fits.
+    """
+
+    labels: tuple[str, ...]
+    indices: Int[Tensor, " points"]
+    scores: Float[Tensor, " points"]
+    margins: Float[Tensor, " points"]
+
+    @property
+    def names(self) -> list[str]:
+        """The label of each point, or ``none of these``."""
+        known = (*self.labels, NONE_OF_THESE)
+        return [known[index] for index in self.indices.tolist()]

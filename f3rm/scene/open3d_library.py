@@ -1,0 +1,35 @@
+"""The one door to Open3D, which comes with Nerfstudio.
+
+It is imported when it is first needed, not before: it takes a second, and on Linux it needs system
+libraries (libusb) that small containers lack.
+"""
+
+import importlib
+from typing import Any
+
+from f3rm._types import F3rmError
+
+
+class Open3dError(F3rmError):
+    """Open3D cannot be used on this machine."""
+
+
+def require_open3d(purpose: str, *, error: type[F3rmError] = Open3dError) -> Any:
+    """Imports Open3D.
+
+    Args:
+        purpose: Who needs it, as the subject of a clause: ``"Raycaster: Open3D, which renders"``.
+        error: The error to raise.
+
+    Raises:
+        F3rmError: Of the class ``error``, if it cannot be imported.
+    """
+    try:
+        return importlib.import_module("open3d")
+    except ImportError as cause:
+        msg = (
+            f"{purpose}, must be importable, got: {cause}. If a system library is missing, install "
+            "it (Debian and Ubuntu: apt-get install libusb-1.0-0 libgl1 libgomp1); if Open3D is, "
+            "pip install open3d."
+        )
+        raise error(msg) from cause

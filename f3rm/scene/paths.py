@@ -1,0 +1,124 @@
+"""Cameras to render from: those of photographs, a path between them, or one that was drawn."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nerfstudio.cameras.camera_paths import get_path_from_json
+from nerfstudio.cameras.camera_utils import get_interpolated_poses_many
+from nerfstudio.cameras.cameras import Cameras
+
+from f3rm._types import F3rmError
+from f3rm.scene.field import SceneField
+
+PHOTOGRAPHS = ("train", "eval")
+INTERPOLATED = "interpolate"
+
+
+class CameraPathError(F3rmError):
+    """A camera path cannot be read."""
+
+
+@dataclass(frozen=True)
+class Path3D:
+    """Cameras in their order.
+
+    Attributes:
+        names: A file name for each, without its ending.
+        cameras: The cameras, in the run's own frame.
+    """
+
+    names: tuple[str, ...]
+    cameras: Cameras
+
+
+def choose_path(
+    scene: SceneField, views: str, *, between: int = 10, downscale: float = 1.0
+) -> Path3D:
+    """Returns the cameras to render from.
+
+    Args:
+        scene: The scene.
+        views: ``train`` or ``eval`` for the cameras of these photographs, ``interpolate`` for a
+            path through those of the held-out ones, or a camera path file (.json) of Nerfstudio's
+            viewer.
+        between: Frames from one camera to the next on an interpolated path.
+        downscale: How many times smaller the pictures are made.
+
+    Raises:
+        CameraPathError: If it is none of these, or the file cannot be read.
+    """
+    if views == "train" or views == "eval":
+        cameras = scene.cameras(views, frame="nerfstudio")
+        names = _unique_names(scene.views(views))
+    else:
+        cameras = interpolated(scene, between) if views == INTERPOLATED else read_path(Path(views))
+        names = tuple(f"frame_{number:05d}" for number in range(len(cameras)))
+    if downscale != 1:
+        cameras.rescale_output_resolution(1 / downscale)
+    return Path3D(names, cameras)
+
+
+def _unique_names(views: tuple[str, ...]) -> tuple[str, ...]:
+    stems = tuple(Path(view).stem for view in views)
+    if len(set(stems)) == len(stems):
+        return stems
+    return tuple("_".join(Path(view).with_suffix("").parts).strip("/_") for view in views)
+
+
+def interpolated(scene: SceneField, between: int) -> Cameras:
+    """Returns a path through the held-out cameras, each followed by the nearest that is left.
+
+    The lens is the first camera's, without distortion.
+
+    Args:
+        scene: The scene.
+        between: Frames from one camera to the next.
+
+    Raises:
+        CameraPathError: If there are not two held-out cameras.
+    """
+    cameras = scene.cameras("eval", frame="nerfstudio")
+    if len(cameras) < 2:
+        msg = (
+            f"interpolated: the run must hold out two views to go between, got {len(cameras)}. "
+            "Give a camera path file instead."
+        )
+        raise CameraPathError(msg)
+    poses, _ = get_interpolated_poses_many(
+        cameras.camera_to_worlds,
+        cameras.get_intrinsics_matrices(),
+        steps_per_transition=between,
+        order_poses=True,
+    )
+    first = cameras[0]
+    return Cameras(
+        camera_to_worlds=torch.as_tensor(poses)[:, :3],
+        fx=float(first.fx),
+        fy=float(first.fy),
+        cx=float(first.cx),
+        cy=float(first.cy),
+        width=int(first.width),
+        height=int(first.height),
+        camera_type=first.camera_type,
+    )
+
+
+def read_path(file: Path) -> Cameras:
+    """Reads a camera path of Nerfstudio's viewer; it is in the run's own frame.
+
+    Raises:
+        CameraPathError: If it cannot be read or has no camera.
+    """
+    try:
+        content = json.loads(file.expanduser().read_text(encoding="utf-8"))
+        cameras = get_path_from_json(content)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        msg = (
+            f"read_path: views must be train, eval, {INTERPOLATED} or a camera path (.json) that "
+            f"Nerfstudio's viewer saved, got {str(file)!r}: {type(error).__name__}: {error}. Save "
+            "one in the viewer's Render tab."
+        )
+        raise CameraPathError(msg) from error
+    return cameras

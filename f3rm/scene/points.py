@@ -1,0 +1,97 @@
+"""The field at points, and which points lie in the scene: those that a training camera looks at."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+from torch.nn import functional
+
+from f3rm._types import F3rmError
+from f3rm.model import FeatureFieldModel
+
+_BATCH = 1 << 15
+_CONE_SLACK = 1e-4
+
+
+def check_points(positions: Tensor, *, who: str) -> Tensor:
+    """Returns positions in single precision, or refuses them.
+
+    Args:
+        positions: What was given.
+        who: The function that was called, for the message.
+
+    Raises:
+        F3rmError: If they are not finite rows of three numbers.
+    """
+    if positions.ndim != 2 or positions.shape[1] != 3 or positions.is_complex():
+        msg = (
+            f"{who}: points must be of shape (points, 3), got {tuple(positions.shape)}. Give one "
+            "row x, y, z per point."
+        )
+        raise F3rmError(msg)
+    bad = ~torch.isfinite(positions).all(dim=1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        msg = (
+            f"{who}: points must be finite, got {positions[row].tolist()} in row {row} "
+            f"({int(bad.sum())} such rows of {len(positions)}). Leave them out."
+        )
+        raise F3rmError(msg)
+    return positions if positions.dtype == torch.float64 else positions.float()
+
+
+@torch.no_grad()
+def hidden_at(
+    model: FeatureFieldModel, positions: Float[Tensor, "points 3"]
+) -> Iterator[Float[Tensor, "batch hidden"]]:
+    """Yields hidden vectors of positions in the scene frame, in batches on the model's device."""
+    for batch in positions.split(_BATCH) if len(positions) else ():
+        yield model.feature_field.hidden(batch.to(model.device))
+
+
+@torch.no_grad()
+def density_at(
+    model: FeatureFieldModel, positions: Float[Tensor, "points 3"]
+) -> Float[Tensor, " points"]:
+    """Returns the density at positions in the scene frame, per unit of length there, on the CPU."""
+    if not len(positions):
+        return positions.new_zeros(0)
+    batches = (batch.to(model.device) for batch in positions.split(_BATCH))
+    return torch.cat([model.field.density_fn(batch).detach()[:, 0].cpu() for batch in batches])
+
+
+class SeenSpace:
+    """What training cameras look at: the union of the cones around their pictures.
+
+    A cone is a little wider than its picture; it is the same test for every lens.
+
+    Args:
+        cameras: The training cameras, in the scene frame.
+    """
+
+    def __init__(self, cameras: Cameras) -> None:
+        cameras = cameras.to("cpu").reshape((-1,))
+        poses = cameras.camera_to_worlds
+        self._eyes = poses[:, :, 3]
+        self._forward = functional.normalize(-poses[:, :, 2], dim=-1)
+        sizes = torch.cat((cameras.height, cameras.width), dim=-1).float()
+        ends = torch.tensor([(y, x) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0)])
+        coords = sizes[:, None] * ends  # (cameras, 9, 2): corners, middles of edges, middle
+        indices = torch.arange(len(sizes))[:, None, None].expand(-1, len(ends), 1)
+        bundle = cameras.generate_rays(camera_indices=indices, coords=coords)
+        cosines = (bundle.directions * self._forward[:, None]).sum(-1)
+        self._least_cosine = cosines.amin(dim=1) - _CONE_SLACK
+
+    def contains(self, positions: Float[Tensor, "points 3"]) -> Bool[Tensor, " points"]:
+        """Returns which positions of the scene frame a training camera looks at."""
+        positions = positions.detach().cpu().float()
+        seen = torch.zeros(len(positions), dtype=torch.bool)
+        for eye, forward, least in zip(self._eyes, self._forward, self._least_cosine, strict=True):
+            unseen = (~seen).nonzero()[:, 0]
+            if not len(unseen):
+                break
+            towards = functional.normalize(positions[unseen] - eye, dim=-1)
+            seen[unseen] = towards @ forward >= least
+        return seen

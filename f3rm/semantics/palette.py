@@ -1,0 +1,61 @@
+"""Which query a place belongs to, and the colours that queries are told apart by."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PALETTE = (
+    (213, 94, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+    (230, 159, 0),
+    (160, 160, 160),
+)
+"""Colours of queries that are shown apart (Okabe and Ito's, which colour-blind people can tell)."""
+
+_DIMMED = 0.45
+_OPACITY = 0.65
+_DARKER = 0.55
+
+
+def palette(count: int) -> Float[Tensor, "queries 3"]:
+    """Returns a colour in [0, 1] for each query; after eight they repeat, darker each time."""
+    first = torch.tensor(PALETTE) / 255
+    rounds = -(-count // len(PALETTE))
+    return torch.cat([first * _DARKER**number for number in range(rounds)] or [first])[:count]
+
+
+def belongs(
+    scores: Float[Tensor, "*batch queries"], thresholds: tuple[float, ...]
+) -> Int[Tensor, "*batch"]:
+    """Returns the query that each place belongs to, -1 for none.
+
+    Args:
+        scores: One score per place and query.
+        thresholds: From which score on a place belongs to a query; where several claim it, the one
+            whose threshold it exceeds most gets it.
+    """
+    best, query = (scores - scores.new_tensor(thresholds)).max(dim=-1)
+    return torch.where(best >= 0, query, -1)
+
+
+def composite(
+    rgb: Float[Tensor, "*batch 3"],
+    scores: Float[Tensor, "*batch queries"],
+    thresholds: tuple[float, ...],
+) -> Float[Tensor, "*batch 3"]:
+    """Lays the colours of found queries over a picture and dims the rest to grey.
+
+    Args:
+        rgb: The picture, values in [0, 1].
+        scores: One score per pixel and query.
+        thresholds: See :func:`belongs`.
+    """
+    query = belongs(scores, thresholds)
+    colours = palette(len(thresholds)).to(rgb)  # (queries, 3)
+    found = (1 - _OPACITY) * rgb + _OPACITY * colours[query.clamp_min(0)]
+    grey = rgb.mean(dim=-1, keepdim=True).expand_as(rgb) * _DIMMED
+    return torch.where((query >= 0)[..., None], found, grey)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from f3rm._types import F3rmError
+from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
+
+UP = np.array([0.0, 0.0, 1.0])
+SIZES = st.tuples(*[st.floats(0.1, 3)] * 3)
+SHIFTS = st.tuples(*[st.floats(-2, 2)] * 3)
+YAWS = st.floats(-3, 3)
+
+
+def _box(size, shift, yaw):
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    axes = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])
+    return OrientedBox(np.array(shift, float), axes, np.array(size, float))
+
+
+BOXES = st.builds(_box, SIZES, SHIFTS, YAWS)
+
+
+def _filled(box, count=4000, seed=0):
+    local = np.random.default_rng(seed).uniform(-0.5, 0.5, (count, 3)) * box.extent
+    return box.centre + local @ box.axes.T
+
+
+@settings(max_examples=20, deadline=None)
+@given(BOXES, st.integers(0, 9))
+def test_the_box_of_a_filled_box_is_that_box(box, seed):
+    up = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    up = up * np.sign(np.linalg.det(up))  # a frame in which up is another direction
+    fitted = fit_box(_filled(box) @ up.T, up[:, 2])
+    np.testing.assert_allclose(fitted.centre @ up, box.centre, atol=0.05)
+    np.testing.assert_allclose(fitted.volume, box.volume, rtol=0.2)
+    np.testing.assert_allclose(fitted.axes.T @ fitted.axes, np.eye(3), atol=1e-9)
+    assert np.linalg.det(fitted.axes) == pytest.approx(1)
+    np.testing.assert_allclose(fitted.axes[:, 2], up[:, 2], atol=1e-9)
+
+
+def test_a_stray_point_does_not_decide():
+    box = _box((1, 0.5, 0.3), (0, 0, 0), 0.4)
+    points = np.concatenate((_filled(box), [[5.0, 5.0, 5.0]]))
+    assert box_iou(fit_box(points, UP), box) > 0.9
+
+
+@settings(max_examples=20, deadline=None)
+@given(BOXES, BOXES)
+def test_the_overlap_is_that_of_random_points(first, second):
+    points = _filled(first, count=20_000)
+    shared = second.contains(points).mean() * first.volume
+    expected = shared / (first.volume + second.volume - shared)
+    assert box_iou(first, second) == pytest.approx(expected, abs=0.02)
+    assert box_iou(first, second) == pytest.approx(box_iou(second, first), abs=1e-4)
+    assert box_iou(first, first) == pytest.approx(1, abs=1e-4)
+
+
+def test_corners_lie_on_the_box_and_boxes_one_above_the_other_share_nothing():
+    box = _box((1, 2, 3), (1, 1, 1), 0.7)
+    corners = box.corners()
+    assert box.contains(corners, margin=1e-9).all()
+    assert not box.contains(box.centre + 1.01 * (corners - box.centre)).any()
+    assert box.yaw == pytest.approx(0.7)
+    assert box_iou(box, _box((1, 2, 3), (1, 1, 4.1), 0.7)) == 0
+    assert box.to_dict()["extent"] == [1, 2, 3]
+
+
+def test_points_on_a_line_have_a_box_and_too_few_have_none():
+    line = np.linspace([0, 0, 0], [1, 0, 0], 10)
+    np.testing.assert_allclose(fit_box(line, UP).extent, [1, 0, 0], atol=0.03)
+    with pytest.raises(F3rmError, match=r"fit_box: it takes three points .* got 2"):
+        fit_box(line[:2], UP)
+    with pytest.raises(F3rmError, match="up vector"):
+        fit_box(line, np.zeros(3))
+    tilted = fit_box(line, np.array([1.0, 0, 0]))
+    with pytest.raises(F3rmError, match="same up axis"):
+        box_iou(tilted, fit_box(line, UP))

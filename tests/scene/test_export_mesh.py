@@ -1,0 +1,65 @@
+"""Depth pictures become meshes."""
+
+import numpy as np
+import trimesh
+
+from f3rm.scene.export_files import kept_triangles
+from f3rm.scene.export_mesh import DepthView, fuse
+from tests.scene_fixtures import need_raycaster
+
+RADIUS = 0.4
+SIZE = 96
+
+
+def _sphere_view(number, total):
+    """What a camera on a circle sees of a sphere at the origin."""
+    angle = 2 * np.pi * number / total
+    forward = -np.array([np.cos(angle), np.sin(angle), 0.3])
+    eye = -1.5 * forward
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, [0, 0, 1.0])
+    right /= np.linalg.norm(right)
+    turn = np.stack([right, np.cross(forward, right), forward], axis=-1)  # x right, y down
+    across = (np.arange(SIZE) - (SIZE - 1) / 2) / SIZE
+    x, y = np.meshgrid(across, across)
+    rays = np.stack([x, y, np.ones_like(x)], axis=-1) @ turn.T  # depth 1 along the axis
+    # |eye + depth * ray| = radius
+    a, b, c = (rays**2).sum(-1), rays @ eye, eye @ eye - RADIUS**2
+    root = b**2 - a * c
+    depth = np.where(root > 0, (-b - np.sqrt(np.maximum(root, 0))) / a, 0)
+    scene_from_camera = np.eye(4)
+    scene_from_camera[:3] = np.column_stack([turn, eye])
+    hits = eye + depth[..., None] * rays
+    rgb = np.where(hits[..., 2:] > 0, [200, 0, 0], [0, 0, 200]).astype(np.uint8)
+    centre = (SIZE - 1) / 2
+    return DepthView(
+        rgb=np.ascontiguousarray(rgb),
+        depth=depth.astype(np.float32),
+        intrinsics=np.array([[SIZE, 0, centre], [0, SIZE, centre], [0, 0, 1.0]]),
+        camera_from_scene=np.linalg.inv(scene_from_camera),
+    )
+
+
+def test_depth_pictures_of_a_sphere_become_a_sphere():
+    need_raycaster()
+    mesh = fuse((_sphere_view(number, 12) for number in range(12)), voxel=0.03)
+    away = np.abs(np.linalg.norm(mesh.vertices, axis=1) - RADIUS)
+    assert len(away) > 2000
+    assert away.max() < 0.03  # a voxel
+    assert np.median(away) < 0.005
+    solid = trimesh.Trimesh(mesh.vertices, mesh.triangles, process=False)
+    outwards = (solid.face_normals * solid.triangles_center).sum(axis=1)
+    assert (outwards > 0).mean() > 0.99
+    upper = mesh.vertices[:, 2] > 0.06
+    assert np.abs(mesh.colours[upper].astype(int) - [200, 0, 0]).max() <= 1
+
+
+def test_triangles_with_a_dropped_corner_go_and_lone_corners_with_them():
+    triangles = np.array([[0, 1, 2], [2, 3, 4], [4, 5, 6]])
+    kept = np.array([True, True, True, True, True, False, True])
+    left, used = kept_triangles(triangles, kept)
+    assert left.tolist() == [[0, 1, 2], [2, 3, 4]]
+    assert used.tolist() == [0, 1, 2, 3, 4]
+    none, nothing = kept_triangles(triangles, np.zeros(7, dtype=bool))
+    assert none.shape == (0, 3)
+    assert len(nothing) == 0

@@ -1,0 +1,217 @@
+"""A trained run answers as its dataset's truth says; points and pictures agree with the model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from f3rm.camera_render import RenderRequest
+from f3rm.evaluation.finding import score_finding, true_box
+from f3rm.scene import PROMPT_TEMPLATES
+from f3rm.scene.boxes import box_iou
+from f3rm.scene.images import render_bands
+from f3rm.scene.questions import Questioner
+from f3rm.semantics.similarity import make_query, similarity
+
+OUTPUTS = ["rgb", "depth", "accumulation", "pca", "similarity", "composite", "mask", "labels"]
+
+
+@pytest.fixture(scope="module")
+def points(scene):
+    return scene.surface_points(frame="nerfstudio").positions[:300]
+
+
+@pytest.fixture(scope="module")
+def camera(scene):
+    camera = scene.cameras("eval")[0]
+    camera.rescale_output_resolution(0.5)
+    return camera
+
+
+def _things(run, name):
+    return [thing for thing in run.truth.objects if thing.name == name]
+
+
+def test_answers_do_not_depend_on_the_frame_that_points_are_given_in(scene, points):
+    expected = scene.features(points, frame="nerfstudio")
+    assert expected.shape == (300, scene.head().spec.channels)
+    for name, frame in scene.frames.known.items():
+        there = frame.from_scene(points.double())
+        torch.testing.assert_close(
+            scene.features(there, frame=name), expected, atol=1e-3, rtol=1e-3
+        )
+        density = scene.density(there, frame=name) / frame.scene_per_unit
+        expected_density = scene.density(points, frame="nerfstudio")
+        torch.testing.assert_close(density, expected_density, atol=1e-2, rtol=2e-2)
+    as_numbers = scene.features(points.tolist(), frame="nerfstudio")
+    torch.testing.assert_close(as_numbers, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_similarity_is_that_of_the_full_features(scene, points):
+    encoder = Questioner(scene.model)
+    head = scene.head("colours")
+    features = scene.features(points, "colours", frame="nerfstudio")
+    phrases = ["a red thing", "grey", "blue"]
+    text = encoder._embed(head.spec, phrases, ("{}",))
+    expected = similarity(features, make_query(text[:1], text[1:], temperature=0.2))
+    found = scene.similarity(
+        points, "a red thing", negatives=phrases[1:], temperature=0.2, frame="nerfstudio"
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    cosine = scene.similarity(points, "a red thing", negatives=[], frame="nerfstudio")
+    torch.testing.assert_close(
+        cosine, functional.cosine_similarity(features, text[:1]), atol=1e-4, rtol=1e-4
+    )
+    named = scene.similarity(points, "red", templates=PROMPT_TEMPLATES, frame="nerfstudio")
+    torch.testing.assert_close(
+        named, scene.similarity(points, "red", frame="nerfstudio"), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_points_are_named_by_what_they_lie_on_or_by_none(scene, run):
+    boxes = {thing.name: true_box(thing) for thing in run.truth.objects if thing.kind == "object"}
+    surface = scene.surface_points(frame="metres")
+    right: list[bool] = []
+    for name, box in boxes.items():
+        inside = torch.from_numpy(box.contains(surface.positions.double().numpy(), margin=-0.01))
+        colour = next((word for word in name.split() if word in COLOUR_WORDS), None)
+        if colour is None or "striped" in name or not inside.any():
+            continue
+        labels = scene.identify(surface.positions[inside], COLOUR_WORDS, frame="metres")
+        right += [label == colour for label in labels.names]
+        assert (labels.margins >= 0).all()
+    assert np.mean(right) > 0.8
+    floor = scene.identify(surface.positions, "red; blue", none_threshold=1.1, frame="metres")
+    assert set(floor.names) == {"none of these"}
+    assert floor.labels == ("red", "blue")
+
+
+COLOUR_WORDS = ["orange", "purple", "turquoise", "pink", "yellow", "blue", "green"]
+
+
+def test_things_are_found_in_metres_and_apart(scene, run):
+    found = scene.find("orange", frame="metres")
+    (thing,) = _things(run, "orange box")
+    assert len(found) == 1
+    assert found.reason == ""
+    assert np.linalg.norm(found[0].centre - thing.centre) < 0.04
+    assert box_iou(found[0].box, true_box(thing)) > 0.5
+    assert found[0].score > 0.6
+    assert 0.5 < found[0].confidence <= 1
+    purple = scene.find("purple", frame="metres")
+    assert len(purple) == 3  # two rings and a ball
+    assert [instance.score for instance in purple] == sorted(
+        (instance.score for instance in purple), reverse=True
+    )
+
+
+def test_the_same_things_are_found_in_every_frame(scene):
+    metres, dataset = scene.find("orange", frame="metres"), scene.find("orange")
+    frames = scene.frames
+    moved = frames.get("dataset").to_scene(torch.from_numpy(dataset[0].centre)[None])
+    there = frames.get("metres").from_scene(moved)[0].numpy()
+    np.testing.assert_allclose(there, metres[0].centre, atol=0.02)
+    per_metre = frames.get("metres").scene_per_unit / frames.get("dataset").scene_per_unit
+    assert dataset[0].box.volume == pytest.approx(metres[0].box.volume * per_metre**3, rel=0.3)
+
+
+def test_what_is_not_there_is_said_to_be_absent(scene):
+    found = scene.find("yellow")
+    assert not found
+    assert found.reason.startswith("not here: the best score of 'yellow' is 0.")
+    assert found.threshold == math.inf
+    assert scene.threshold("yellow") == math.inf
+    assert scene.find("orange", threshold=1.5).reason.startswith("not here")
+
+
+def test_questions_are_combined(scene):
+    both = scene.find("purple or orange")
+    assert len(both) == len(scene.find("purple")) + len(scene.find("orange"))
+    assert not scene.find("purple and orange")
+    assert len(scene.find("(purple or orange) and not purple")) == len(scene.find("orange"))
+    assert not scene.find("purple; orange")  # nothing orange on what is purple
+    assert len(scene.find("orange > orange")) == 1
+    assert scene.find("orange; orange").question == "orange > orange"
+
+
+def test_the_evaluation_counts_what_was_found(scene, run):
+    score = score_finding(scene, run.truth, None)
+    assert score.centre_error is not None
+    assert score.recall is not None
+    assert score.centre_error < 0.1
+    assert score.recall > 0.7
+    for value in (score.box_iou, score.precision, score.not_here_precision, score.not_here_recall):
+        assert value is not None
+        assert 0 < value <= 1
+
+
+def test_pictures_equal_the_models_own(scene, camera):
+    wanted = RenderRequest(pca=True, similarity=False, features=True, hidden=True)
+    known = scene.frames.get("dataset")
+    expected = scene.model.get_outputs_for_camera(known.cameras_to_scene(camera), request=wanted)
+    images = scene.render(camera, ["rgb", "accumulation", "pca", "depth", "features", "hidden"])
+    pairs = {
+        "rgb": expected["rgb"],
+        "accumulation": expected["accumulation"][..., 0],
+        "pca": expected["feature_pca"],
+        "depth": expected["depth"][..., 0] / known.scene_per_unit,
+        "features": expected[scene.model.key("feature", scene.heads[0])],
+        "hidden": expected.hidden,
+    }
+    for name, picture in pairs.items():
+        torch.testing.assert_close(images[name], picture.cpu(), atol=1e-4, rtol=1e-3)
+
+
+def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
+    query = ["purple", "orange", "yellow"]
+    images = scene.render(camera, OUTPUTS, query=query)
+    height, width = int(camera.height), int(camera.width)
+    for name in ("similarity", "mask"):
+        assert images[name].shape == (height, width, 3)
+    thresholds = torch.tensor([scene.threshold(text) for text in query])
+    on_surface = images["accumulation"] >= 0.5
+    expected = (images["similarity"] >= thresholds) & on_surface[..., None]
+    assert torch.equal(images["mask"], expected)
+    assert torch.equal(images["labels"] >= 0, expected.any(-1))
+    assert not (images["labels"] == 2).any()  # nothing is yellow
+    grey = images["composite"][images["labels"] < 0]
+    assert float((grey - grey.mean(-1, keepdim=True)).abs().max()) < 1e-5
+    same = scene.render(camera, ["labels"], query="purple; orange; yellow")
+    assert torch.equal(same["labels"], images["labels"])
+
+
+def test_the_mask_of_an_instance_is_where_the_photograph_shows_it(scene, run):
+    (instance,) = scene.find("orange").instances
+    (thing,) = _things(run, "orange box")
+    ious = []
+    for index, name in enumerate(scene.views("eval")):
+        truth = run.truth.view(name).mask([thing.id])
+        mask = scene.mask(instance, scene.cameras("eval")[index]).numpy()
+        if truth.sum() > 50:
+            ious.append((mask & truth).sum() / (mask | truth).sum())
+    assert np.mean(ious) > 0.5
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])
+def test_no_more_rays_are_rendered_at_once_in_a_larger_picture(scene, factor):
+    camera = scene.cameras("eval", frame="nerfstudio")[0].reshape((1,))
+    camera.rescale_output_resolution(factor)
+    sizes = [bundle.origins.shape[:2] for bundle, _ in render_bands(scene.model, camera)]
+    limit = max(scene.model.config.eval_num_rays_per_chunk, int(camera.width))
+    assert all(rows * columns <= limit for rows, columns in sizes)
+    assert sum(rows for rows, _ in sizes) == int(camera.height)
+
+
+def test_a_surface_is_where_its_views_see_it(scene, run):
+    surface = scene.surface_points(frame="metres", spacing=0.02)
+    boxes = [true_box(thing) for thing in run.truth.objects]
+    near = np.zeros(len(surface), dtype=bool)
+    for box in boxes:
+        near |= box.contains(surface.positions.double().numpy(), margin=0.03)
+    assert near.mean() > 0.6
+    assert surface.hidden.shape[1] == scene.model.feature_field.hidden_dim
+    assert 0 <= float(surface.colours.min()) <= float(surface.colours.max()) <= 1
+    again = scene.surface_points(frame="metres", spacing=0.02)
+    assert torch.equal(again.positions, surface.positions)
