@@ -25,6 +25,10 @@ class FeatureTypeError(F3rmError):
     """A feature type, or the weights given for one, has an unknown name."""
 
 
+class TapError(F3rmError):
+    """A tap is malformed, or names what its backbone does not have."""
+
+
 class BackboneUnavailableError(F3rmError):
     """A backbone's package, weights or text tower cannot be had."""
 

@@ -57,7 +57,7 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: FeatureDataManager)
     feature_type: str = "CLIP"
-    """CLIP, DINO, DINOV2, DINOCLIP, or several joined by ``+``."""
+    """CLIP, DINO, DINOV2, ROBOPOINTproj, ... (``f3rm models``), or several joined by ``+``."""
     enable_cache: bool = True
     """Whether extracted features are kept in the dataset's folder for the next run."""
     feature_cache_dir: Path | None = None

@@ -1,6 +1,8 @@
 """The feature field: a trunk over contracted positions and one linear head per feature type.
 
 It knows nothing of density or colour, and no feature type by name: a :class:`HeadSpec` says all.
+Heads that were trained at another time have a trunk of their own: the hidden vectors of all trunks
+stand side by side, and a head reads those of its trunk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.spatial_distortions import SpatialDistortion
 from torch import Tensor, nn
+from torch.nn import functional
 
 from f3rm._types import F3rmError, HeadSpec, ImplementationError
 from f3rm.networks.base import Implementation, NetworkConfig, build_network
@@ -47,7 +50,14 @@ class FeatureStats:
 
 
 class FeatureHead(nn.Module):
-    """A bias-free linear map from hidden vector to feature, and the statistics of its target."""
+    """A bias-free linear map from hidden vector to feature, and the statistics of its target.
+
+    Args:
+        spec: What it distils.
+        hidden_dim: Width of a trunk's hidden vector.
+        trunk: Which of the field's trunks it reads.
+        num_trunks: How many there are.
+    """
 
     variance: Tensor
     pca_mean: Tensor
@@ -55,9 +65,12 @@ class FeatureHead(nn.Module):
     pca_low: Tensor
     pca_high: Tensor
 
-    def __init__(self, spec: HeadSpec, hidden_dim: int) -> None:
+    def __init__(
+        self, spec: HeadSpec, hidden_dim: int, *, trunk: int = 0, num_trunks: int = 1
+    ) -> None:
         super().__init__()
         self.spec = spec
+        self.trunk, self.num_trunks = trunk, num_trunks
         self.linear = nn.Linear(hidden_dim, spec.channels, bias=False)
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("pca_mean", torch.zeros(spec.channels))
@@ -66,9 +79,19 @@ class FeatureHead(nn.Module):
         self.register_buffer("pca_high", torch.ones(3))
 
     @property
+    def columns(self) -> slice:
+        """Which channels of the field's hidden vector the head reads; its weight is 0 elsewhere."""
+        width = self.linear.in_features
+        return slice(self.trunk * width, (self.trunk + 1) * width)
+
+    @property
     def weight(self) -> Float[Tensor, "channels hidden"]:
         """The basis W: features are ``W H``."""
-        return self.linear.weight
+        if self.num_trunks == 1:
+            return self.linear.weight
+        total = self.num_trunks * self.linear.in_features
+        around = (self.columns.start, total - self.columns.stop)
+        return functional.pad(self.linear.weight, around)
 
     @property
     def pca(self) -> PcaBasis:
@@ -84,8 +107,8 @@ class FeatureHead(nn.Module):
         self.pca_high.copy_(stats.pca.high)
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch channels"]:
-        """Projects hidden vectors to features."""
-        return self.linear(hidden)
+        """Projects the field's hidden vectors to features."""
+        return self.linear(hidden[..., self.columns])
 
 
 @dataclass
@@ -121,13 +144,19 @@ class FeatureField(nn.Module):
         self.scene_box = scene_box
         self.spatial_distortion = spatial_distortion
         self.trunk = build_network(config.network, config.implementation)
+        self.more_trunks = nn.ModuleList()
         self.heads = nn.ModuleDict()
-        self._build_heads(heads)
+        self._build_heads([(spec, 0) for spec in heads])
 
     @property
     def specs(self) -> tuple[HeadSpec, ...]:
         """The heads, in order."""
         return tuple(self.head(name).spec for name in self.heads)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Channels of a hidden vector: those of all trunks."""
+        return (1 + len(self.more_trunks)) * self.config.network.hidden_dim
 
     def head(self, name: str) -> FeatureHead:
         """Returns a head by name.
@@ -149,9 +178,39 @@ class FeatureField(nn.Module):
         return (self.spatial_distortion(positions) + 2.0) / 4.0
 
     def hidden(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch hidden"]:
-        """Evaluates the trunk at world positions (Nerfstudio's scene frame)."""
+        """Evaluates the trunks at world positions (Nerfstudio's scene frame), side by side."""
         flat = self.normalise(positions).reshape(-1, 3)
-        return self.trunk(flat).view(*positions.shape[:-1], -1)
+        hidden = self.trunk(flat)
+        if self.more_trunks:
+            hidden = torch.cat([hidden, *(trunk(flat) for trunk in self.more_trunks)], dim=-1)
+        return hidden.view(*positions.shape[:-1], -1)
+
+    def adopt(self, other: "FeatureField") -> None:
+        """Takes over the trunks and heads of another field of the same sizes, beside its own.
+
+        The features of the heads that are here do not change.
+
+        Raises:
+            F3rmError: If sizes or implementation differ, or a head's name is taken.
+        """
+        if other.config != self.config:
+            msg = (
+                f"adopt: both fields must have the same sizes, got {self.config} and "
+                f"{other.config}. Train the other one with the sizes of this."
+            )
+            raise F3rmError(msg)
+        taken = sorted(set(self.heads) & set(other.heads))
+        if taken:
+            msg = f"adopt: heads must have names of their own, got {taken} twice. Leave one out."
+            raise F3rmError(msg)
+        first = 1 + len(self.more_trunks)
+        self.more_trunks.extend([other.trunk, *other.more_trunks])
+        for name in other.heads:
+            head = other.head(name)
+            head.trunk += first
+            self.heads[name] = head
+        for name in self.heads:
+            self.head(name).num_trunks = 1 + len(self.more_trunks)
 
     def forward(self, ray_samples: RaySamples) -> dict[FeatureFieldHeadNames, Tensor]:
         """Evaluates the trunk at ray samples, without gradient into where they lie.
@@ -166,6 +225,7 @@ class FeatureField(nn.Module):
         return {
             "implementation": self.config.implementation,
             "heads": [spec.to_dict() for spec in self.specs],
+            "trunks": [self.head(name).trunk for name in self.heads],
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -184,21 +244,36 @@ class FeatureField(nn.Module):
                 "for 'tcnn')."
             )
             raise ImplementationError(msg)
-        specs = tuple(HeadSpec.from_dict(plain) for plain in state["heads"])
+        specs = [HeadSpec.from_dict(plain) for plain in state["heads"]]
+        trunks: Sequence[int] = state.get("trunks", [0] * len(specs))
         sizes = [(spec.name, spec.channels) for spec in specs]
-        if sizes == [(spec.name, spec.channels) for spec in self.specs]:
+        here = [(spec.name, spec.channels) for spec in self.specs]
+        if sizes == here and not any(trunks) and not self.more_trunks:
             return
         if self.training and len(self.heads):
+            if any(trunks):
+                msg = (
+                    f"FeatureField: {sizes[trunks.index(max(trunks))][0]!r} was added to this run "
+                    "later, and ns-train cannot go on with it. Add it again, with more steps, to "
+                    "the run it was added to: f3rm attach --help."
+                )
+                raise F3rmError(msg)
             msg = (
-                f"FeatureField: the checkpoint has the heads {sizes}, the data has "
-                f"{[(spec.name, spec.channels) for spec in self.specs]}. Resume with the feature "
-                "type and weights of the first run."
+                f"FeatureField: the checkpoint has the heads {sizes}, the data has {here}. Resume "
+                "with the feature type and weights of the first run."
             )
             raise F3rmError(msg)
-        self._build_heads(specs)
+        self._build_heads(list(zip(specs, trunks, strict=True)))
 
-    def _build_heads(self, specs: Sequence[HeadSpec]) -> None:
+    def _build_heads(self, heads: Sequence[tuple[HeadSpec, int]]) -> None:
+        """Builds heads, each with the number of its trunk, and the trunks that they need."""
+        network = self.config.network
         device = next((p.device for p in self.trunk.parameters()), torch.device("cpu"))
+        num_trunks = 1 + max((trunk for _, trunk in heads), default=0)
+        self.more_trunks = nn.ModuleList(
+            build_network(network, self.config.implementation) for _ in range(num_trunks - 1)
+        ).to(device)
         self.heads.clear()
-        for spec in specs:
-            self.heads[spec.name] = FeatureHead(spec, self.config.network.hidden_dim).to(device)
+        for spec, trunk in heads:
+            head = FeatureHead(spec, network.hidden_dim, trunk=trunk, num_trunks=num_trunks)
+            self.heads[spec.name] = head.to(device)

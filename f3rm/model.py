@@ -332,11 +332,18 @@ class FeatureFieldModel(NerfactoModel):
         batch: dict[str, Any],
         metrics_dict: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Adds one mean squared error per head.
+        """Adds one mean squared error per head."""
+        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        return losses | self.feature_losses(outputs, batch)
+
+    def feature_losses(
+        self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Returns one mean squared error per head.
 
         With several heads each is divided by its target's variance, so that none drowns another.
         """
-        losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        losses: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             key = self.key("feature", name)
             if key in batch:
@@ -347,7 +354,13 @@ class FeatureFieldModel(NerfactoModel):
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Adds each head's mean cosine between rendered and extracted features."""
-        metrics = super().get_metrics_dict(outputs, batch)
+        return super().get_metrics_dict(outputs, batch) | self.feature_metrics(outputs, batch)
+
+    def feature_metrics(
+        self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Returns each head's mean cosine between rendered and extracted features."""
+        metrics: dict[str, Tensor] = {}
         for name in self.heads:
             key = self.key("feature", name)
             if key in batch:

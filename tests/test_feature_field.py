@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from tests.nerf_fixtures import head, scene_box
 SMALL = NetworkConfig(num_levels=2, log2_hashmap_size=8, max_res=32, hidden_dim=16)
 
 
-def _field(*specs: HeadSpec, contraction=True):
+def _field(*specs: HeadSpec, contraction=True, network=SMALL):
     distortion = SceneContraction(order=float("inf")) if contraction else None
     return FeatureField(
-        FeatureFieldConfig(SMALL), specs, scene_box=scene_box(), spatial_distortion=distortion
+        FeatureFieldConfig(network), specs, scene_box=scene_box(), spatial_distortion=distortion
     )
 
 
@@ -65,3 +66,59 @@ def test_an_unknown_head_is_named_with_the_known_ones():
 
 def test_head_spec_survives_plain_dicts():
     assert HeadSpec.from_dict(head("clip").to_dict()) == head("clip")
+
+
+def _filled(field, seed):
+    torch.manual_seed(seed)
+    for parameter in field.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return field.eval()
+
+
+def test_adopted_heads_and_own_ones_keep_their_features_bit_for_bit():
+    positions = torch.rand(7, 5, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    fields = [
+        _filled(_field(head("clip", 12)), 1),
+        _filled(_field(head("dino", 6), head("pixels", 3)), 2),
+        _filled(_field(head("siglip", 9)), 3),
+    ]
+    expected = {
+        name: field.head(name)(field.hidden(positions)) for field in fields for name in field.heads
+    }
+    whole = fields[0]
+    whole.adopt(fields[1])
+    whole.adopt(fields[2])
+    hidden = whole.hidden(positions)
+    assert hidden.shape == (7, 5, whole.hidden_dim) == (7, 5, 48)
+    assert list(whole.heads) == ["clip", "dino", "pixels", "siglip"]
+    for name, features in expected.items():
+        module = whole.head(name)
+        assert torch.equal(module(hidden), features), name
+        assert module.weight.shape == (module.spec.channels, 48)
+        torch.testing.assert_close(hidden @ module.weight.T, features)
+        elsewhere = module.weight.clone()
+        elsewhere[:, module.columns] = 0
+        assert not elsewhere.any()
+
+
+def test_a_checkpoint_brings_its_trunks():
+    whole = _filled(_field(head("clip", 12)), 1)
+    whole.adopt(_filled(_field(head("dino", 6)), 2))
+    opened = _field().eval()
+    opened.load_state_dict(whole.state_dict())
+    positions = torch.rand(9, 3)
+    assert torch.equal(opened.hidden(positions), whole.hidden(positions))
+    for name in whole.heads:
+        features = whole.head(name)(whole.hidden(positions))
+        assert torch.equal(opened.head(name)(opened.hidden(positions)), features), name
+    with pytest.raises(F3rmError, match="'dino' was added to this run later"):
+        _field(head("clip", 12), head("dino", 6)).train().load_state_dict(whole.state_dict())
+
+
+def test_a_field_of_other_sizes_or_with_a_name_twice_is_not_adopted():
+    field = _field(head("clip", 12))
+    with pytest.raises(F3rmError, match=r"got \['clip'\] twice"):
+        field.adopt(_field(head("clip", 12)))
+    other = _field(head("dino", 6), network=replace(SMALL, num_levels=3))
+    with pytest.raises(F3rmError, match="the same sizes"):
+        field.adopt(other)

@@ -6,7 +6,19 @@ library.
 """
 
 from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
+from f3rm.backbones.taps import Op, Tap, parse_taps
 from f3rm.backbones.weights import weights_identity
 
-__all__ = ["Backbone", "Tower", "adapter_names", "load_backbone", "weights_identity"]
+__all__ = [
+    "Backbone",
+    "LayerInfo",
+    "Op",
+    "Tap",
+    "Tower",
+    "adapter_names",
+    "load_backbone",
+    "parse_taps",
+    "weights_identity",
+]

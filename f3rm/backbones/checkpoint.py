@@ -38,7 +38,8 @@ def read_state_dict(path: Path, *, keep: Callable[[str], bool] = bool) -> dict[s
         path: A ``.safetensors`` file, or one that ``torch.save`` or ``torch.jit.save`` wrote. A
             state dict nested in a training checkpoint is found, and the ``module.`` of a parallel
             wrapper dropped.
-        keep: Chooses tensors by name. With safetensors only these are read from disk.
+        keep: Chooses tensors by name. Only these are read from disk, except from files in torch's
+            oldest formats.
 
     Returns:
         Tensors by name.
@@ -71,7 +72,8 @@ def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tens
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    mapped = zipfile.is_zipfile(path)  # Then only the tensors that are used are read from disk.
+    content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     for key in _NESTING_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -26,11 +26,17 @@ from f3rm.backbones.clip_towers import (
     patch_size,
     require_supported_image,
 )
+from f3rm.backbones.clip_vit import AVERAGED_RULES, clip_vit, rules_of
+from f3rm.backbones.layers import LayerInfo, dense_layer
+from f3rm.backbones.taps import Tap
+from f3rm.backbones.vit import Vit
 from f3rm.backbones.weights import unavailable, weights_identity
 
 
 class ClipBackbone(Backbone):
     """A CLIP model of open_clip with a vision transformer or one of CLIP's ResNets."""
+
+    default_tap = "-1|dense(maskclip)"
 
     def __init__(
         self,
@@ -56,6 +62,13 @@ class ClipBackbone(Backbone):
         self.has_text = has_supported_text(source.config)
         self.visual = visual
         self.text = text
+        self._vit: Vit | None = None
+        if visual is not None:
+            self.dense_rules = AVERAGED_RULES
+        if visual is not None and not isinstance(visual, ModifiedResNet):
+            self._vit = clip_vit(visual)
+            self.num_heads = self._vit.num_heads
+            self.dense_rules = rules_of(visual)
 
     @classmethod
     def load(
@@ -116,6 +129,31 @@ class ClipBackbone(Backbone):
         else:
             features = maskclip_features(self.visual, images)
         return features.unflatten(1, grid)
+
+    def layers(self) -> list[LayerInfo]:
+        """Describes the layers of the image tower; of a ResNet the last one, read densely.
+
+        Raises:
+            BackboneUnavailableError: If the image tower was not loaded.
+        """
+        if self.visual is None:
+            raise self._not_loaded("image")
+        if self._vit is None:
+            return [dense_layer(self.channels, self.patch_size)]
+        return self._vit.layers()
+
+    def read_taps(
+        self, images: Float[Tensor, "batch 3 height width"], taps: Sequence[Tap]
+    ) -> dict[Tap, Tensor]:
+        """Computes checked taps; see :meth:`f3rm.backbones.base.Backbone.run`.
+
+        Raises:
+            ValueError: If a size is no multiple of the patch.
+        """
+        self.feature_grid(images)
+        if self._vit is None:
+            return super().read_taps(images, taps)
+        return self._vit.read(images, taps)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:

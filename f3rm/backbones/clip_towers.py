@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from f3rm._types import BackboneRef
 from f3rm.backbones.checkpoint import read_state_dict
+from f3rm.backbones.clip_dense import RESNET_STRIDE
 from f3rm.backbones.clip_source import ClipSource
 from f3rm.backbones.weights import unavailable
 
@@ -26,7 +27,6 @@ ImageTower = VisionTransformer | ModifiedResNet
 
 _SMALLEST_VISION = {"layers": 1, "width": 64, "patch_size": 1, "image_size": 1}
 _SMALLEST_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
-_RESNET_STRIDE = 32
 _VISUAL_PREFIX = "visual."
 _TEXT_PREFIX = "text."
 _SHARED_NAMES = ("logit_scale", "logit_bias")
@@ -53,7 +53,7 @@ def has_supported_text(config: Mapping[str, Any]) -> bool:
 
 
 def patch_size(config: Mapping[str, Any]) -> int:
-    """Returns pixels per feature cell: of a ViT its patch, of a ResNet its stride.
+    """Returns pixels per feature cell: of a ViT its patch, of a ResNet a quarter of its stride.
 
     Args:
         config: open_clip's ``model_cfg``.
@@ -61,7 +61,7 @@ def patch_size(config: Mapping[str, Any]) -> int:
     vision = config["vision_cfg"]
     if isinstance(vision.get("layers", 12), int):
         return vision.get("patch_size", 16)
-    return _RESNET_STRIDE
+    return RESNET_STRIDE
 
 
 def is_averaged(visual: VisionTransformer) -> bool:

@@ -5,7 +5,8 @@ original DINO and DINOv2 code scaled by (n + 0.1) / n (at most 0.07 source cells
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,13 +27,14 @@ from transformers import (
 )
 
 from f3rm._types import BackboneRef
-from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Tower
+from f3rm.backbones.hf_vit import hf_vit
+from f3rm.backbones.layers import LayerInfo
+from f3rm.backbones.taps import Tap
+from f3rm.backbones.vit import Vit
 from f3rm.backbones.weights import local_weights, unavailable, weights_identity
 
 DinoFamily = Literal["dino", "dinov2", "dinov2_with_registers"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "vit": ViTModel,
@@ -70,6 +72,7 @@ class DinoBackbone(Backbone):
         self.mean = mean
         self.std = std
         self.has_text = False
+        self.num_heads = network.config.num_attention_heads
         self._num_prefix_tokens = 1 + getattr(network.config, "num_register_tokens", 0)
         # DINOv2's classes always resize their positional embeddings and do not know the option.
         resizes_on_request = isinstance(network, ViTModel)
@@ -127,6 +130,27 @@ class DinoBackbone(Backbone):
         grid = self.feature_grid(images)
         tokens = self.network(images.to(self.network.dtype), **self._options).last_hidden_state
         return tokens[:, self._num_prefix_tokens :].unflatten(1, grid)
+
+    def layers(self) -> list[LayerInfo]:
+        """Describes the layers that taps can name: ``embed``, the blocks, ``final``."""
+        return self._vit.layers()
+
+    def read_taps(
+        self, images: Float[Tensor, "batch 3 height width"], taps: Sequence[Tap]
+    ) -> dict[Tap, Tensor]:
+        """Computes checked taps; see :meth:`f3rm.backbones.base.Backbone.run`.
+
+        Raises:
+            ValueError: If a size is no multiple of the patch.
+        """
+        self.feature_grid(images)
+        return self._vit.read(images, taps)
+
+    @cached_property
+    def _vit(self) -> Vit:
+        embeddings = cast("nn.Module", self.network.embeddings)
+        dtype, options = self.network.dtype, self._options
+        return hf_vit(self.network, lambda images: embeddings(images.to(dtype), **options))
 
     def provenance(self) -> dict[str, str]:
         """Returns transformers' and torch's versions and the weights' identity."""

@@ -24,6 +24,10 @@ _SHIPPED = {
     "clip": "f3rm.backbones.clip:ClipBackbone",
     "dino": "f3rm.backbones.dino:DinoBackbone",
     "dinov2": "f3rm.backbones.dino:DinoBackbone",
+    "vae": "f3rm.backbones.video_vae:VideoVae",
+    "llava": "f3rm.backbones.llava:LlavaBackbone",
+    "module": "f3rm.backbones.module:ModuleBackbone",
+    "proxyclip": "f3rm.backbones.clip_proxy:ProxyBackbone",
 }
 _DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
 """Import names whose package is called otherwise on the package index."""

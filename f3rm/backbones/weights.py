@@ -8,20 +8,28 @@ A ``weights`` string is read by one rule:
    holds a backslash or more than one slash, or ends in the suffix of a weight file.
 4. Anything else is a tag or a hub name (``openai``, ``org/name``, ``hf-hub:org/name``), which has
    at most one slash.
+
+Backbones that are made of several take several such strings, joined by commas; a file or folder
+whose name has a comma is one string nevertheless.
 """
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import xxhash
 
 from f3rm._types import BackboneRef, BackboneUnavailableError
+from f3rm.backbones.llava_names import INDEX_NAMES, is_vision
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _CHUNK_BYTES = 1 << 22
 _BUILTIN_PREFIX = "builtin:"
 _BUILTIN_FOLDERS = {"tinyclip": Path(__file__).parent / "tinyclip"}
+_USED_TENSORS: Mapping[str, Callable[[str], bool]] = {"llava": is_vision}
+"""By adapter: which tensors of a checkpoint are read. Shards without any are not hashed."""
 
 
 def local_weights(ref: BackboneRef) -> Path | None:
@@ -64,6 +72,12 @@ def weights_identity(ref: BackboneRef) -> str:
     Raises:
         BackboneUnavailableError: If the path does not exist or the folder holds no weights.
     """
+    parts = joined_parts(ref.weights)
+    if len(parts) > 1:
+        models = ref.model.split(",")
+        models += models[-1:] * (len(parts) - len(models))
+        refs = [replace(ref, model=m, weights=w) for m, w in zip(models, parts, strict=False)]
+        return ",".join(weights_identity(part) for part in refs)
     path = local_weights(ref)
     if path is None:
         return f"hub:{ref.model}@{ref.weights or ref.model}"
@@ -75,6 +89,11 @@ def weights_identity(ref: BackboneRef) -> str:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             _add_content(digest, file)
     return f"xxh3:{digest.hexdigest()}"
+
+
+def joined_parts(weights: str) -> list[str]:
+    """Splits the weights of several backbones; the name of one file or folder stays whole."""
+    return [weights] if Path(weights).expanduser().exists() else weights.split(",")
 
 
 def unavailable(ref: BackboneRef, reason: str) -> BackboneUnavailableError:
@@ -127,12 +146,26 @@ def _reads_like_path(weights: str) -> bool:
 
 def _identifying_files(ref: BackboneRef, folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    weights = [file for file in files if file.suffix in WEIGHT_SUFFIXES]
+    unused = _unused_shards(ref, folder)
+    weights = [f for f in files if f.suffix in WEIGHT_SUFFIXES and f.name not in unused]
     if not weights:
         raise unavailable(
             ref, f"the folder {str(folder)!r} holds no {'/'.join(WEIGHT_SUFFIXES)} file"
         )
     return [file for file in files if file in weights or file.suffix == ".json"]
+
+
+def _unused_shards(ref: BackboneRef, folder: Path) -> set[str]:
+    """Returns the shards that an adapter never opens, by the checkpoint's index."""
+    uses = _USED_TENSORS.get(ref.adapter)
+    index = next((folder / name for name in INDEX_NAMES if (folder / name).is_file()), None)
+    if uses is None or index is None:
+        return set()
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise unavailable(ref, f"{str(index)!r} is no index ({error!r})") from error
+    return set(places.values()) - {file for tensor, file in places.items() if uses(tensor)}
 
 
 def _add_content(digest: xxhash.xxh3_128, file: Path) -> None:

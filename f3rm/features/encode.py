@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from f3rm._types import CacheError, DeviceError
 from f3rm.backbones.base import Backbone
 from f3rm.features.codecs import Codec, CodecSpec, CodedDtype, parse_codec
-from f3rm.features.geometry import Size
+from f3rm.features.geometry import Size, border_of
 from f3rm.features.images import ImageInfo, read_inspected
 from f3rm.features.plan import ChunkPlan
 from f3rm.features.spec import FeatureSpec, Interpolation
@@ -53,6 +53,7 @@ def prepare(
     *,
     interpolation: Interpolation = "bicubic",
     device: torch.device,
+    border: tuple[float, float, float] | None = None,
 ) -> Float[Tensor, "3 net_height net_width"]:
     """Resizes an image for the network.
 
@@ -61,12 +62,15 @@ def prepare(
         size: Height and width of the network input in pixels.
         interpolation: How to resize; always with antialiasing.
         device: Where the work is done.
+        border: Colour that images are made square with, the image in the middle; None leaves them.
 
     Returns:
         Colours in [0, 1], not yet normalised.
     """
     image = torch.as_tensor(pixels).to(device, non_blocking=True)  # (H, W, 3)
     image = image.permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+    if border is not None:
+        image = _squared(image, border)
     resized = interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)
     return resized[0].clamp(0, 1)
 
@@ -75,6 +79,7 @@ class Encoder:
     """Computes the rows of chunks with one backbone.
 
     Attributes:
+        backbone: The model.
         channels: Feature channels C.
         codec_spec: Which codec stores the features.
         codec: The codec; None until :func:`~f3rm.features.fit.settle_codec` has fitted it.
@@ -82,16 +87,33 @@ class Encoder:
         spec: What is extracted.
     """
 
-    def __init__(self, backbone: Backbone, spec: FeatureSpec, batch_size: int | None) -> None:
-        """Keeps the loaded ``backbone``; a ``batch_size`` of None depends on the network size."""
-        self.channels = backbone.channels
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: FeatureSpec,
+        batch_size: int | None,
+        *,
+        channels: int | None = None,
+    ) -> None:
+        """Keeps the loaded backbone.
+
+        Args:
+            backbone: The model.
+            spec: What is extracted.
+            batch_size: Images per network call; None chooses by the network size.
+            channels: Channels of a cell; None for the backbone's.
+        """
+        self.channels = channels or backbone.channels
         self.codec_spec = codec_spec_of(spec)
         self.codec = Codec(self.codec_spec, self.channels) if spec.codec == "none" else None
         self.device = backbone.device
         self.spec = spec
-        self._backbone = backbone
+        self.backbone = backbone
         self._batch_size = batch_size
         self._limit: int | None = None
+        # LLaVA's border: the mean colour, rounded down to 8 bits.
+        red, green, blue = (int(255 * value) / 255 for value in backbone.mean)
+        self._border = (red, green, blue) if spec.fit == "square" else None
         self._mean = torch.tensor(backbone.mean, device=backbone.device)[:, None, None]
         self._std = torch.tensor(backbone.std, device=backbone.device)[:, None, None]
 
@@ -172,7 +194,7 @@ class Encoder:
     def _run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
         images = torch.stack([self._network_input(image, plan) for image in inputs])
         with self._autocast():
-            return self._backbone.encode_image((images - self._mean) / self._std)
+            return self.backbone.encode_image((images - self._mean) / self._std)
 
     def _network_input(self, image: Tensor, plan: ChunkPlan) -> Float[Tensor, "3 height width"]:
         return self._resized(image, plan) if image.dtype == torch.uint8 else image
@@ -185,6 +207,7 @@ class Encoder:
             plan.network_size,
             interpolation=self.spec.interpolation,
             device=self.device,
+            border=self._border,
         )
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -214,11 +237,23 @@ class Encoder:
         expected = (count, *plan.grid, self.channels)
         if tuple(features.shape) != expected:
             msg = (
-                f"extract_features: the backbone {self._backbone.ref.adapter!r} must return "
+                f"extract_features: the backbone {self.backbone.ref.adapter!r} must return "
                 f"features of shape {expected}, got {tuple(features.shape)}. Its adapter has a "
                 "bug: report it there."
             )
             raise CacheError(msg)
+
+
+def _squared(
+    image: Float[Tensor, "1 3 height width"], border: tuple[float, float, float]
+) -> Float[Tensor, "1 3 side side"]:
+    """Puts an image into the middle of a square of one colour."""
+    height, width = image.shape[-2:]
+    side = max(height, width)
+    top, left = border_of((height, width))
+    square = image.new_tensor(border)[None, :, None, None].repeat(1, 1, side, side)
+    square[..., top : top + height, left : left + width] = image
+    return square
 
 
 def codec_spec_of(spec: FeatureSpec) -> CodecSpec:

@@ -5,20 +5,21 @@ engine only starts them and waits. torchrun and Slurm need no engine: whatever t
 worker.
 """
 
-import importlib
 import multiprocessing
 import os
+from contextlib import ExitStack
 from dataclasses import replace
-from types import ModuleType
 from typing import Literal
 
 import torch
 
 from f3rm._types import F3rmError
+from f3rm.backbones.optional import require
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.extraction import prepared, run_job
 from f3rm.features.job import Job, LoadBackbone
 from f3rm.features.store import FeatureStore
+from f3rm.features.work import ModelWorker
 
 Engine = Literal["local", "ray"]
 """Who starts the workers."""
@@ -34,6 +35,7 @@ def run_with(
     engine: Engine = "local",
     workers: int | None = None,
     load: LoadBackbone = load_backbone,
+    worker: type[ModelWorker] = ModelWorker,
 ) -> FeatureStore:
     """Does a job with several workers.
 
@@ -42,6 +44,7 @@ def run_with(
         engine: Who starts the workers.
         workers: How many; None is one, or with Ray one per GPU of the cluster.
         load: Loads the backbone; sent to the workers.
+        worker: What each of them does.
 
     Raises:
         EngineError: If the engine is not installed, or loses its workers.
@@ -52,41 +55,44 @@ def run_with(
         raise EngineError(msg)
     job = prepared(job)
     if engine == "ray":
-        _run_on_ray(job, load, workers)
-        return run_job(job, load)
-    return _run_here(job, load, workers or 1)
+        _run_on_ray(job, load, worker, workers)
+        return run_job(job, load, worker)
+    return _run_here(job, load, worker, workers or 1)
 
 
-def _run_here(job: Job, load: LoadBackbone, workers: int) -> FeatureStore:
+def _run_here(
+    job: Job, load: LoadBackbone, worker: type[ModelWorker], workers: int
+) -> FeatureStore:
     """Works in this process, and in others beside it."""
     context = multiprocessing.get_context("spawn")
     helpers = [
-        context.Process(target=_help, args=(job, load, rank, workers), daemon=True)
+        context.Process(target=_help, args=(job, load, worker, rank, workers), daemon=True)
         for rank in range(1, workers)
     ]
     for helper in helpers:
         helper.start()
-    try:
-        store = run_job(job, load)
-    except BaseException:
+    with ExitStack() as if_interrupted:
         for helper in helpers:
-            helper.terminate()
-        raise
-    finally:
-        for helper in helpers:
-            helper.join()
+            if_interrupted.callback(helper.join)
+            if_interrupted.callback(helper.terminate)
+        store = run_job(job, load, worker)
+        if_interrupted.pop_all()
+    for helper in helpers:
+        helper.join()
     return store
 
 
-def _help(job: Job, load: LoadBackbone, rank: int, workers: int) -> None:
+def _help(job: Job, load: LoadBackbone, worker: type[ModelWorker], rank: int, workers: int) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    run_job(replace(job, progress=False), load)
+    run_job(replace(job, progress=False), load, worker)
 
 
-def _run_on_ray(job: Job, load: LoadBackbone, workers: int | None) -> None:
+def _run_on_ray(
+    job: Job, load: LoadBackbone, worker: type[ModelWorker], workers: int | None
+) -> None:
     """Runs one task per worker on the cluster that Ray finds, or on this machine."""
-    ray = _import_ray()
+    ray = require("ray", extra="ray", purpose="run_with: engine 'ray'", error=EngineError)
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False)
@@ -96,7 +102,7 @@ def _run_on_ray(job: Job, load: LoadBackbone, workers: int | None) -> None:
         task = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=3)(_work_on_ray)
         quiet = replace(job, progress=False)
         count = workers or max(1, gpus)
-        ray.get([task.remote(quiet, load) for _ in range(count)])
+        ray.get([task.remote(quiet, load, worker) for _ in range(count)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, F3rmError):
             raise error.cause from error
@@ -112,17 +118,6 @@ def _run_on_ray(job: Job, load: LoadBackbone, workers: int | None) -> None:
             ray.shutdown()
 
 
-def _work_on_ray(job: Job, load: LoadBackbone) -> int:
+def _work_on_ray(job: Job, load: LoadBackbone, worker: type[ModelWorker]) -> int:
     """Returns a number, not the store: features go to the disk, never through Ray."""
-    return len(run_job(job, load))
-
-
-def _import_ray() -> ModuleType:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        msg = (
-            f"run_with: engine 'ray' needs the package ray, which is missing or unusable here "
-            f"({error}). Install it: pip install f3rm[ray]"
-        )
-        raise EngineError(msg) from error
+    return len(run_job(job, load, worker))

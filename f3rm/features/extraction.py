@@ -15,7 +15,7 @@ from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.device import is_first_rank, resolve_device
 from f3rm.features.folders import check_writable, recover
-from f3rm.features.images import ImageFailedError, inspect_images
+from f3rm.features.images import ImageFailedError
 from f3rm.features.items import ImageItem
 from f3rm.features.job import Job, LoadBackbone, OnError, identity_of
 from f3rm.features.manifest import MANIFEST
@@ -96,12 +96,15 @@ def prepared(job: Job) -> Job:
     return job if known else replace(job, before=identity_of(job.folder))
 
 
-def run_job(job: Job, load: LoadBackbone = load_backbone) -> FeatureStore:
+def run_job(
+    job: Job, load: LoadBackbone = load_backbone, worker: type[ModelWorker] = ModelWorker
+) -> FeatureStore:
     """Does what :func:`extract_features` does, as one worker of perhaps many.
 
     Args:
         job: What is asked for.
         load: Loads the backbone.
+        worker: What the worker does; another room's kind of it computes other things.
 
     Raises:
         F3rmError: As :func:`extract_features` raises them.
@@ -113,7 +116,7 @@ def run_job(job: Job, load: LoadBackbone = load_backbone) -> FeatureStore:
     if not (job.force or job.renew):
         level = logging.WARNING if (job.folder / MANIFEST).exists() else logging.INFO
         log.log(level, "Extracting %s features: %s.", job.spec.name, reason.rstrip("."))
-    _work(job, load)
+    _work(job, load, worker)
     store = FeatureStore.open(job.folder)
     log.info("%s features of %d images are in %s.", job.spec.name, len(store), job.folder)
     return store
@@ -131,7 +134,7 @@ def wanted(job: Job) -> tuple[FeatureStore | None, str]:
     return find_cache(job.items, job.spec, job.folder, failed_too=record)
 
 
-def _work(job: Job, load: LoadBackbone) -> None:
+def _work(job: Job, load: LoadBackbone, kind: type[ModelWorker]) -> None:
     device = resolve_device(job.device)
     check_writable(job.folder)
     recover(job.folder)
@@ -139,13 +142,13 @@ def _work(job: Job, load: LoadBackbone) -> None:
         return
     failed: dict[str, str] = {}
     record = job.on_error == "record"
-    images = inspect_images(
+    images = kind.inspect(
         job.items, progress=job.progress and is_first_rank(), failed=failed if record else None
     )
     backbone = load(job.spec.backbone, device=device, towers=("image",)) if images else None
     while backbone is not None and images:
         try:
-            worker = ModelWorker.of(job, images, failed, backbone)
+            worker = kind.of(job, images, failed, backbone)
             worker.run(lambda: wanted(job)[0] is not None)
         except ImageFailedError as error:
             if not record:

@@ -6,21 +6,28 @@ pixel; u = 0 is the centre of the first feature cell. This module knows no tenso
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 Size = tuple[int, int]
 """(height, width), in pixels or in cells."""
 
+Fit = Literal["stretch", "square"]
+"""How an image becomes a network input: stretched to a whole number of patches, or put into the
+middle of a square whose border is not part of the image."""
 
-def network_size(image_size: Size, short_side: int, patch: int) -> Size:
+
+def network_size(image_size: Size, short_side: int, patch: int, fit: Fit = "stretch") -> Size:
     """Chooses the size that an image is resized to before the network sees it.
 
-    The short side becomes ``short_side`` and the aspect ratio is kept; then both sides are rounded
-    to the nearest whole number of patches, at least one.
+    Stretched, the short side becomes ``short_side`` and the aspect ratio is kept; then both sides
+    are rounded to the nearest whole number of patches, at least one. A square has ``short_side``
+    on both sides, rounded likewise.
 
     Args:
         image_size: Height and width of the image in pixels.
         short_side: Wanted length of the shorter side in pixels.
         patch: Pixels per feature cell.
+        fit: How the image becomes a network input.
 
     Returns:
         Height and width of the network input in pixels, multiples of ``patch``.
@@ -34,6 +41,8 @@ def network_size(image_size: Size, short_side: int, patch: int) -> Size:
             f"got {image_size}, {short_side}, {patch}. Check the image and the feature type."
         )
         raise ValueError(msg)
+    if fit == "square":
+        image_size = (1, 1)
     scale = short_side / min(image_size)
     height, width = (max(1, math.floor(side * scale / patch + 0.5)) * patch for side in image_size)
     return height, width
@@ -69,6 +78,24 @@ class PixelAffine:
         scale_y, scale_x = (cells / pixels for cells, pixels in zip(grid, image_size, strict=True))
         return cls(scale_x, 0.5 * scale_x - 0.5, scale_y, 0.5 * scale_y - 0.5)
 
+    @classmethod
+    def in_square(cls, image_size: Size, grid: Size) -> "PixelAffine":
+        """Returns the map of an image in the middle of a square that fills the feature grid.
+
+        Args:
+            image_size: Height and width of the original image in pixels.
+            grid: Rows and columns of the feature map.
+        """
+        side = max(image_size)
+        whole = cls.between((side, side), grid)
+        top, left = border_of(image_size)
+        return cls(
+            whole.scale_x,
+            whole.offset_x + whole.scale_x * left,
+            whole.scale_y,
+            whole.offset_y + whole.scale_y * top,
+        )
+
     def cells_from_pixels(self, x: float, y: float) -> tuple[float, float]:
         """Returns the feature coordinates (u, v) of the pixel coordinates (x, y)."""
         return self.scale_x * x + self.offset_x, self.scale_y * y + self.offset_y
@@ -98,8 +125,49 @@ class ValidRect:
         """Returns the rectangle of a map without padding, given its rows and columns."""
         return cls(-0.5, -0.5, grid[1] - 0.5, grid[0] - 0.5)
 
+    @classmethod
+    def in_square(cls, image_size: Size, grid: Size) -> "ValidRect":
+        """Returns the rectangle of an image in the middle of a square.
+
+        Of an image so narrow that no cell's centre lies in it, the nearest row or column counts.
+        """
+        affine = PixelAffine.in_square(image_size, grid)
+        x_min, y_min = affine.cells_from_pixels(-0.5, -0.5)
+        x_max, y_max = affine.cells_from_pixels(image_size[1] - 0.5, image_size[0] - 0.5)
+        x_min, x_max = _with_a_centre(x_min, x_max)
+        y_min, y_max = _with_a_centre(y_min, y_max)
+        return cls(x_min, y_min, x_max, y_max)
+
     def cells(self) -> tuple[range, range]:
         """Returns the rows and the columns whose cell centres lie inside the rectangle."""
         rows = range(math.ceil(self.y_min), math.floor(self.y_max) + 1)
         cols = range(math.ceil(self.x_min), math.floor(self.x_max) + 1)
         return rows, cols
+
+
+def border_of(image_size: Size) -> Size:
+    """Returns the rows above and the columns left of an image in the middle of its square."""
+    height, width = image_size
+    side = max(height, width)
+    return (side - height) // 2, (side - width) // 2
+
+
+def placed(image_size: Size, grid: Size, fit: Fit) -> tuple[PixelAffine, ValidRect]:
+    """Returns where an image lies in its feature map.
+
+    Args:
+        image_size: Height and width of the original image in pixels.
+        grid: Rows and columns of the feature map.
+        fit: How the image became the network's input.
+    """
+    if fit == "square":
+        return PixelAffine.in_square(image_size, grid), ValidRect.in_square(image_size, grid)
+    return PixelAffine.between(image_size, grid), ValidRect.full(grid)
+
+
+def _with_a_centre(low: float, high: float) -> tuple[float, float]:
+    """Widens an interval to the nearest whole number if it holds none."""
+    if math.ceil(low) <= math.floor(high):
+        return low, high
+    nearest = float(round((low + high) / 2))
+    return min(low, nearest), max(high, nearest)

@@ -9,7 +9,7 @@ from f3rm._types import BackboneRef, CacheError
 from f3rm.features import checked
 from f3rm.features.codec_files import CODEC_FILE
 from f3rm.features.codecs import CodecArray, CodecName, CodecRecord, CodedDtype, CosineError
-from f3rm.features.geometry import PixelAffine, ValidRect
+from f3rm.features.geometry import Fit, PixelAffine, ValidRect
 from f3rm.features.records import ChunkRecord, FailedRecord, ImageRecord
 from f3rm.features.spec import FeatureSpec, Interpolation, Precision, StoredDtype
 
@@ -17,6 +17,23 @@ _CHUNK_NAME = re.compile(r"chunk_\d{4,9}\.npy")
 _ITEM_SIZES = {"float16": 2, "float32": 4, "int8": 1}
 
 Value = TypeVar("Value")
+
+
+_LATER_FIELDS: checked.Plain = {
+    "precision": "float32",
+    "codec": "none",
+    "fit": "stretch",
+    "window": None,
+    "scales": [1.0],
+}
+"""Fields that a specification of 0.1.0 had not, as it meant them."""
+
+
+def _window_of(plain: checked.Plain) -> tuple[int, int] | None:
+    if plain["window"] is None:
+        return None
+    side, step = checked.numbers(plain, "window", 2)
+    return int(side), int(step)
 
 
 def spec_of(plain: checked.Plain) -> FeatureSpec:
@@ -28,7 +45,7 @@ def spec_of(plain: checked.Plain) -> FeatureSpec:
     """
     backbone = checked.mapping(plain.get("backbone"), "backbone")
     background = checked.numbers(plain, "background", 3)
-    later = {"precision": "float32", "codec": "none", **plain}  # fields that 0.1.0 had not
+    later = {**_LATER_FIELDS, **plain}
     return FeatureSpec(
         name=checked.text(plain, "name"),
         backbone=BackboneRef(
@@ -45,6 +62,9 @@ def spec_of(plain: checked.Plain) -> FeatureSpec:
             Precision, checked.one_of(later, "precision", ("float32", "bfloat16", "float16"))
         ),
         codec=checked.text(later, "codec"),
+        fit=cast(Fit, checked.one_of(later, "fit", ("stretch", "square"))),
+        window=_window_of(later),
+        scales=tuple(float(scale) for scale in checked.items_of(later, "scales")),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from f3rm.features.geometry import Size, network_size
+from f3rm.features.geometry import Fit, Size, network_size
 from f3rm.features.images import ImageInfo
 from f3rm.features.records import ImageRecord
 
@@ -50,6 +50,7 @@ def plan_chunks(
     short_side: int,
     patch: int,
     shard_size: int,
+    fit: Fit = "stretch",
     older: Names = (),
 ) -> list[ChunkPlan]:
     """Groups images by network size, in order of appearance, and cuts the groups into chunks.
@@ -62,17 +63,17 @@ def plan_chunks(
         short_side: Length in pixels that the shorter side is resized to.
         patch: Pixels per feature cell.
         shard_size: Largest number of images in a chunk.
+        fit: How images become network inputs.
         older: How an older cache was cut; ignored if its chunks are larger than ``shard_size`` or
             too scattered.
     """
     groups: dict[Size, list[ImageInfo]] = {}
     for info in images:
-        groups.setdefault(network_size(info.size, short_side, patch), []).append(info)
-    usable = max((len(names) for names in older), default=0) <= shard_size
+        groups.setdefault(network_size(info.size, short_side, patch, fit), []).append(info)
     plans: list[ChunkPlan] = []
     for size, members in groups.items():
         grid = (size[0] // patch, size[1] // patch)
-        for part in _cut(members, older if usable else (), shard_size):
+        for part in cut_group(members, older, shard_size):
             plans.append(ChunkPlan(f"chunk_{len(plans):04d}.npy", size, grid, part))
     return plans
 
@@ -90,10 +91,18 @@ def inputs_hash(images: Sequence[tuple[str, str, Size]], codec: str = "") -> str
     return digest.hexdigest()
 
 
-def _cut(
+def cut_group(
     members: Sequence[ImageInfo], older: Names, shard_size: int
 ) -> list[tuple[ImageInfo, ...]]:
-    """Cuts the images of one size into chunks."""
+    """Cuts images that go through the network together into chunks.
+
+    Args:
+        members: The images.
+        older: How an older cache was cut; ignored as :func:`plan_chunks` says.
+        shard_size: Largest number of images in a chunk.
+    """
+    if max((len(names) for names in older), default=0) > shard_size:
+        older = ()
     left = {info.item.name: info for info in members}
     parts = [[left.pop(name) for name in names if name in left] for names in older]
     parts = [part for part in parts if part]
@@ -105,5 +114,5 @@ def _cut(
     parts.extend(new[start : start + shard_size] for start in range(0, len(new), shard_size))
     needed = -(-len(members) // shard_size)
     if len(parts) > _SCATTERED * needed:
-        return _cut(members, (), shard_size)
+        return cut_group(members, (), shard_size)
     return [tuple(part) for part in parts]

@@ -7,7 +7,6 @@ from f3rm.features.codecs import CodecRecord
 from f3rm.features.device import resolve_device
 from f3rm.features.extraction import prepared, wanted
 from f3rm.features.folders import building_folder, check_writable, older_folders
-from f3rm.features.images import inspect_images
 from f3rm.features.job import Job, LoadBackbone
 from f3rm.features.journal import Journal, Run
 from f3rm.features.manifest import Manifest, codec_hash
@@ -17,12 +16,15 @@ from f3rm.features.session import older_cut
 from f3rm.features.work import ModelWorker
 
 
-def preview_job(job: Job, load: LoadBackbone = load_backbone) -> Preflight:
+def preview_job(
+    job: Job, load: LoadBackbone = load_backbone, kind: type[ModelWorker] = ModelWorker
+) -> Preflight:
     """Checks the images, loads the model, times one batch, and writes nothing.
 
     Args:
         job: What is asked for.
         load: Loads the backbone, unless a valid cache is there.
+        kind: What a worker of the job does.
 
     Raises:
         F3rmError: What a run would raise before it starts.
@@ -35,9 +37,9 @@ def preview_job(job: Job, load: LoadBackbone = load_backbone) -> Preflight:
     check_writable(job.folder)
     failed: dict[str, str] = {}
     tolerant = failed if job.on_error == "record" else None
-    images = inspect_images(job.items, progress=job.progress, failed=tolerant)
+    images = kind.inspect(job.items, progress=job.progress, failed=tolerant)
     backbone = load(job.spec.backbone, device=device, towers=("image",))
-    worker = ModelWorker.of(job, images, failed, backbone)
+    worker = kind.of(job, images, failed, backbone)
     task = worker.task(lambda: False)
     current = Journal(building_folder(job.folder)).run()
     plans = worker.plan(older_cut(task, current))

@@ -13,12 +13,14 @@ import f3rm
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import weights_identity
 from f3rm.features.codecs import CodecRecord, combine_errors
+from f3rm.features.dense import dense_backbone
 from f3rm.features.device import is_first_rank
 from f3rm.features.encode import Encoder
 from f3rm.features.fit import settle_codec
 from f3rm.features.folders import feature_lock
-from f3rm.features.geometry import PixelAffine, ValidRect
-from f3rm.features.images import ImageInfo
+from f3rm.features.geometry import Fit, placed
+from f3rm.features.images import ImageInfo, inspect_images
+from f3rm.features.items import ImageItem
 from f3rm.features.job import Job
 from f3rm.features.manifest import Manifest, codec_hash
 from f3rm.features.pipeline import make_chunks
@@ -55,6 +57,13 @@ class ModelWorker:
     identity: str
 
     @classmethod
+    def inspect(
+        cls, items: Sequence[ImageItem], *, progress: bool, failed: dict[str, str] | None
+    ) -> list[ImageInfo]:
+        """Looks at every item before anything is written; see :func:`inspect_images`."""
+        return inspect_images(items, progress=progress, failed=failed)
+
+    @classmethod
     def of(
         cls, job: Job, images: Sequence[ImageInfo], failed: Mapping[str, str], backbone: Backbone
     ) -> "ModelWorker":
@@ -62,9 +71,19 @@ class ModelWorker:
         records = tuple(
             FailedRecord.of(item, failed[item.name]) for item in job.items if item.name in failed
         )
-        encoder = Encoder(backbone, job.spec, job.batch_size)
         identity = weights_identity(job.spec.backbone)
-        return cls(job, images, records, backbone, encoder, identity)
+        encoder = cls.make_encoder(job, images, backbone)
+        return cls(job, images, records, encoder.backbone, encoder, identity)
+
+    @classmethod
+    def make_encoder(cls, job: Job, images: Sequence[ImageInfo], backbone: Backbone) -> Encoder:
+        """Returns what computes rows of images.
+
+        Raises:
+            TapError: If the model does not have the tap.
+        """
+        del images
+        return Encoder(dense_backbone(backbone, job.spec), job.spec, job.batch_size)
 
     @property
     def key(self) -> str:
@@ -78,6 +97,7 @@ class ModelWorker:
             short_side=self.job.spec.short_side,
             patch=self.backbone.patch_size,
             shard_size=self.job.shard_size,
+            fit=self.job.spec.fit,
             older=older,
         )
 
@@ -144,9 +164,22 @@ class ModelWorker:
                     time.sleep(POLL_SECONDS)
         return share.records
 
+    def input_bytes(self, info: ImageInfo) -> int:
+        """Returns how much memory an item takes while it waits for the network."""
+        return 3 * info.size[0] * info.size[1]
+
+    def image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
+        """Returns where images are, in the order of the dataset."""
+        return image_records(self.images, plans, self.job.spec.fit)
+
+    def provenance(self, plans: Sequence[ChunkPlan]) -> dict[str, str]:
+        """Returns what the manifest says about the model and how it was read."""
+        del plans
+        return dict(self.backbone.provenance())
+
     def _ahead(self) -> int:
         """Returns how many decoded images may wait: two batches, but no more than 1 GB."""
-        largest = max(3 * info.size[0] * info.size[1] for info in self.images)
+        largest = max(self.input_bytes(info) for info in self.images)
         wanted = 2 * max(self.encoder.batch_size(plan.network_size) for plan in self.plan(()))
         return max(2, min(max(8, wanted), _AHEAD_BYTES // largest))
 
@@ -158,12 +191,12 @@ class ModelWorker:
             weights_identity=self.identity,
             algorithm=ALGORITHM_VERSION,
             key=self.key,
-            channels=self.backbone.channels,
+            channels=self.encoder.channels,
             has_text=self.backbone.has_text,
-            provenance=dict(self.backbone.provenance()),
+            provenance=self.provenance(plans),
             versions=versions(),
             chunks=tuple(chunks),
-            images=image_records(self.images, plans),
+            images=self.image_records(plans),
             failed=tuple(self.failed),
             codec=codec,
         )
@@ -237,7 +270,7 @@ class Share:
 
 
 def image_records(
-    images: Sequence[ImageInfo], plans: Sequence[ChunkPlan]
+    images: Sequence[ImageInfo], plans: Sequence[ChunkPlan], fit: Fit = "stretch"
 ) -> tuple[ImageRecord, ...]:
     """Returns the manifest's records in the order of the dataset."""
     places = {
@@ -248,7 +281,7 @@ def image_records(
     records: list[ImageRecord] = []
     for info in images:
         chunk, row, plan = places[info.item.name]
-        affine, valid = PixelAffine.between(info.size, plan.grid), ValidRect.full(plan.grid)
+        affine, valid = placed(info.size, plan.grid, fit)
         records.append(
             ImageRecord(
                 info.item.name,

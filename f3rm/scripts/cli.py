@@ -17,11 +17,31 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.extract:Extract",
         "Compute the features of a dataset's images and keep them beside it.",
     ),
+    "attach": (
+        "f3rm.scripts.attach:Attach",
+        "Add features to a trained run of nerfacto or f3rm; its colours stay as they are.",
+    ),
+    "render": (
+        "f3rm.scripts.render:Render",
+        "Render views of a trained run, and what it answers, as pictures or videos.",
+    ),
+    "probe": (
+        "f3rm.scripts.probe:ProbeCommand",
+        "Fit a classifier to extracted features, and say how good it is.",
+    ),
+    "bench": ("f3rm.scripts.bench:Bench", "Time the extraction of features on this machine."),
     "eval": ("f3rm.scripts.eval:Eval", "Measure a trained run on its held-out views."),
+    "export": (
+        "f3rm.scripts.export:Export",
+        "Write points, features, meshes and boxes of a trained run to files.",
+    ),
     "cache": (
         "f3rm.scripts.cache:Cache",
         "Show, verify, repair or remove the features of a dataset.",
     ),
+    "models": ("f3rm.scripts.models:Models", "List the feature types and models."),
+    "layers": ("f3rm.scripts.models:Layers", "List what can be read from a model."),
+    "shape": ("f3rm.scripts.models:Shape", "Say which shape features have for images of a size."),
     "make-scene": ("f3rm.scripts.make_scene:MakeScene", "Render a generated scene as a dataset."),
 }
 """Name -> (dataclass as ``module:Class``, one line of help)."""

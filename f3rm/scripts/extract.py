@@ -1,10 +1,11 @@
-"""``f3rm extract``: features of a dataset's images, computed once and kept on disk."""
+"""``f3rm extract``: features of images and videos, computed once and kept on disk."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from f3rm._types import CacheError
 from f3rm.features.device import is_first_rank
 from f3rm.features.engines import Engine, run_with
 from f3rm.features.job import Job, OnError
@@ -13,11 +14,15 @@ from f3rm.features.spec import Background, Precision
 from f3rm.features.standalone import jobs_for_dataset
 from f3rm.features.store import FeatureStore
 from f3rm.scripts.command import Command
+from f3rm.scripts.taps import Export, choose_spec, extract_taps
 
 
 @dataclass
 class Extract(Command):
     """Compute dense features of a dataset's images and keep them on disk, ready for ns-train f3rm.
+
+    With --tap or --spec: any layers of any model, for images and videos in a folder, a list or a
+    pattern; results go to --out.
 
     What is there already and still fits is used as it is; an interrupted run goes on where it
     stopped; started several times, the processes share the work.
@@ -28,9 +33,10 @@ class Extract(Command):
     )
 
     data: Path
-    """Dataset folder with transforms.json in it (made by ns-process-data, for example)."""
+    """Dataset folder with transforms.json in it (made by ns-process-data, for example); with --tap
+    or --spec also any folder, a text file of paths, a pattern in quotes, an image or a video."""
     feature_type: str = "CLIP"
-    """CLIP (for text queries), DINO, DINOV2, DINOCLIP, or several joined by +: DINO+CLIP."""
+    """CLIP (for texts), DINO, DINOV2, ROBOPOINTproj, ... (f3rm models), or several: DINO+CLIP."""
     shard_size: int = 64
     """Images per chunk file."""
     device: str = "auto"
@@ -57,6 +63,24 @@ class Extract(Command):
     """Who starts several workers: this process, or Ray (pip install f3rm[ray])."""
     workers: int | None = None
     """How many; one if not given, or with Ray one per GPU of the cluster."""
+    tap: tuple[str, ...] = ()
+    """Layers to read: final@cls, -1:query@all, "res4|avg(8,3,0)"; f3rm layers lists a model's."""
+    backbone: str | None = None
+    """The model that taps are read from: adapter:model@weights; f3rm models lists adapters."""
+    spec: Path | None = None
+    """YAML with backbone, taps and preparation, or a configuration of VISSL."""
+    out: Path | None = None
+    """With taps: folder for the results."""
+    split: str = "all"
+    """With taps: name of this list of items, e.g. train."""
+    labelled: bool = False
+    """With taps: the folders in DATA are classes, whose numbers are kept as labels."""
+    shard: str | None = None
+    """With taps: items per file: a number, batch, all, or auto (files of some 256 MB)."""
+    export: Export = "none"
+    """With taps: also write one array per tap, a file per item, or VISSL's files."""
+    save_spec: Path | None = None
+    """With taps: write what was asked for as YAML, for --spec."""
 
     def run(self) -> None:
         """Extracts, then prints where the features are; with --dry-run prints the costs.
@@ -66,6 +90,9 @@ class Extract(Command):
         """
         if not is_first_rank():
             logging.getLogger("f3rm").setLevel(logging.WARNING)
+        if self.tap or self.spec or self.backbone:
+            print("\n".join(self._extract_taps()))
+            return
         for job in self._jobs():
             if self.dry_run:
                 print(preview_job(job))
@@ -73,6 +100,32 @@ class Extract(Command):
             store = run_with(job, engine=self.engine, workers=self.workers)
             if is_first_rank():
                 print(_summary(job.spec.name, store))
+
+    def _extract_taps(self) -> list[str]:
+        chosen = choose_spec(self.spec, self.backbone, self.tap)
+        if self.out is None:
+            msg = "f3rm extract: --out must be given with taps, got none. Name a folder."
+            raise CacheError(msg)
+        if self.save_spec is not None:
+            chosen.spec.save(self.save_spec)
+        return extract_taps(
+            self.data,
+            chosen,
+            self.out,
+            split=self.split,
+            labelled=self.labelled,
+            shard=self.shard,
+            export=self.export,
+            dry_run=self.dry_run,
+            options={
+                "batch_size": self.batch_size,
+                "device": self.device,
+                "overwrite": self.force,
+                "on_error": self.on_error,
+                "engine": self.engine,
+                "workers": self.workers,
+            },
+        )
 
     def _jobs(self) -> list[Job]:
         return jobs_for_dataset(

@@ -1,0 +1,108 @@
+"""The vision transformers of transformers (ViT, DINOv2, CLIP), taken apart for taps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from f3rm._types import BackboneUnavailableError
+from f3rm.backbones.vit import Vit
+from f3rm.backbones.vit_block import TokenFunction, VitBlock
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Where a model class keeps its parts, as dotted names; empty where it has none."""
+
+    blocks: str
+    norm: str
+    attention: str
+    out: str
+    norm1: str
+    norm2: str
+    scale1: str = ""
+    scale2: str = ""
+
+
+_DINOV2 = _Names(
+    "encoder.layer",
+    "layernorm",
+    "attention",
+    "o_proj",
+    "norm1",
+    "norm2",
+    "layer_scale1",
+    "layer_scale2",
+)
+_NAMES = {
+    "vit": _Names(
+        "layers", "layernorm", "attention", "o_proj", "layernorm_before", "layernorm_after"
+    ),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
+    "clip_vision_model": _Names(
+        "encoder.layers", "post_layernorm", "self_attn", "out_proj", "layer_norm1", "layer_norm2"
+    ),
+}
+
+
+def hf_vit(
+    network: PreTrainedModel, embed: TokenFunction, *, proj: TokenFunction | None = None
+) -> Vit:
+    """Describes a network in evaluation mode.
+
+    Args:
+        network: A ``ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or
+            ``CLIPVisionModel``.
+        embed: Images to the first block's tokens.
+        proj: What follows it, if anything.
+
+    Raises:
+        BackboneUnavailableError: If this version of transformers names its parts differently.
+    """
+    config: Any = network.config
+    names = _NAMES[config.model_type]
+    try:
+        blocks: Sequence[nn.Module] = attrgetter(names.blocks)(network)
+        return Vit(
+            embed=embed,
+            blocks=[_block(block, names, config.num_attention_heads) for block in blocks],
+            norm=attrgetter(names.norm)(network),
+            width=config.hidden_size,
+            patch_size=config.patch_size,
+            prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
+            proj=proj,
+        )
+    except AttributeError as error:
+        msg = (
+            f"Backbone.run: cannot take {type(network).__name__} of transformers "
+            f"{transformers.__version__} apart ({error}). Install the version that constraints.txt "
+            "names."
+        )
+        raise BackboneUnavailableError(msg) from error
+
+
+def _block(block: nn.Module, names: _Names, num_heads: int) -> VitBlock:
+    def part(name: str) -> Any:
+        return attrgetter(name)(block) if name else nn.Identity()
+
+    attention = part(names.attention)
+    return VitBlock(
+        norm1=part(names.norm1),
+        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=attrgetter(names.out)(attention),
+        norm2=part(names.norm2),
+        mlp=part("mlp"),
+        num_heads=num_heads,
+        scale1=part(names.scale1),
+        scale2=part(names.scale2),
+    )
+
+
+def _joined(*projections: Callable[[Tensor], Tensor]) -> TokenFunction:
+    return lambda tokens: torch.cat([project(tokens) for project in projections], dim=-1)

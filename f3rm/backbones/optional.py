@@ -1,0 +1,35 @@
+"""Optional packages: one way to ask for them, one error that names the extra to install."""
+
+import importlib
+from types import ModuleType
+
+from f3rm._types import F3rmError
+
+
+class MissingExtraError(F3rmError):
+    """An optional package is asked for and cannot be imported."""
+
+
+def require(
+    module: str, *, extra: str, purpose: str, error: type[F3rmError] = MissingExtraError
+) -> ModuleType:
+    """Imports an optional package when it is needed.
+
+    Args:
+        module: What to import, e.g. ``"sklearn.neighbors"``.
+        extra: The extra of f3rm that installs it.
+        purpose: Who needs it, as the subject of a clause, e.g. ``"Probe: a probe"``.
+        error: The error to raise.
+
+    Raises:
+        F3rmError: Of the class ``error``, if the package is missing or does not import here.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        package = module.partition(".")[0]
+        msg = (
+            f"{purpose} needs the package {package}, which is missing or unusable here ({cause}). "
+            f"Install it: pip install f3rm[{extra}]"
+        )
+        raise error(msg) from cause

@@ -1,0 +1,64 @@
+"""``f3rm bench``: how fast a model's features are computed on this machine."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from f3rm.scripts.command import Command
+from f3rm.scripts.taps import choose_spec
+from f3rm.toolkit.bench import BenchError, as_table, benchmark
+from f3rm.toolkit.live import FeatureExtractor
+
+
+@dataclass
+class Bench(Command):
+    """Time the extraction of features on random images: images per second, latency, peak memory."""
+
+    backbone: str | None = None
+    """The model: adapter:model@weights; f3rm models lists adapters."""
+    tap: tuple[str, ...] = ()
+    """Layers to read, e.g. final or -1:query@all; f3rm layers lists a model's."""
+    spec: Path | None = None
+    """YAML with backbone, taps and preparation."""
+    sizes: tuple[str, ...] = ("360x640",)
+    """Sizes of the images in pixels, height x width."""
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    """Images at once."""
+    warmup: int = 3
+    """Runs before the clock starts."""
+    iterations: int = 20
+    """Runs that count."""
+    device: str = "auto"
+    """auto takes the GPU if there is one; else cpu, cuda, cuda:0, ..."""
+    as_json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        """Measures and prints.
+
+        Raises:
+            F3rmError: If the model cannot be had or a number makes no sense.
+        """
+        spec = choose_spec(self.spec, self.backbone, self.tap).spec
+        sizes = [_size(text) for text in self.sizes]
+        extractor = FeatureExtractor(spec, device=self.device)
+        rows = benchmark(
+            extractor,
+            sizes,
+            batches=self.batches,
+            warmup=self.warmup,
+            iterations=self.iterations,
+        )
+        if self.as_json:
+            print(json.dumps([asdict(row) for row in rows], indent=1))
+            return
+        print(f"{spec.backbone.adapter} {spec.backbone.model} on {extractor.backbone.device}")
+        print(as_table(rows))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        msg = f"f3rm bench: --sizes must look like 360x640, height first, got {text!r}."
+        raise BenchError(msg)
+    return int(height), int(width)

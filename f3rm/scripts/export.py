@@ -1,0 +1,149 @@
+"""``f3rm export``: writes a trained scene, or what answers a query, to files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import tyro
+from numpy import ndarray
+
+from f3rm.scene.export_features import export_features
+from f3rm.scene.export_files import ExportError
+from f3rm.scene.export_mesh import Meshing, export_mesh
+from f3rm.scene.export_objects import export_boxes, export_object, metres_per_unit
+from f3rm.scene.export_points import Colour, Look, Sampling, export_points
+from f3rm.scene.frames import FrameName
+from f3rm.scene.scene import Scene, load
+from f3rm.scripts.command import Command
+
+Kind = Literal["points", "features", "object", "mesh", "boxes"]
+
+
+@dataclass
+class Export(Command):
+    """Write a trained scene, or the part of it that answers a query, to files for other programs.
+
+    points: all surfaces as a coloured point cloud (.ply).
+    features: points with all their feature channels (.safetensors, or plain .npy).
+    object: the points that answer --query (.ply).
+    mesh: triangles of the scene, or with --query of what answers it (.ply, .obj, .glb, .stl).
+    boxes: an oriented box for every thing that answers --query (.json).
+    docs/export.md shows each.
+    """
+
+    when_interrupted: ClassVar[str] = "Stopped. Nothing was written."
+
+    config: tyro.conf.Positional[Path]
+    """The run's config.yml, or its folder."""
+    kind: tyro.conf.Positional[Kind]
+    """What is written."""
+    out: Path
+    """The file."""
+    query: str | None = None
+    """What to look for, e.g. "red mug"; for boxes several with semicolons: "red mug; bowl"."""
+    threshold: float | None = None
+    """From which score on a place answers the query; chosen by the scene if not given."""
+    head: str | None = None
+    """The feature head, where the run has several; without it the first that fits."""
+    colour: Colour = "rgb"
+    """Of points and object: the photographs' colours, the PCA of the features, or the score."""
+    frame: FrameName = "dataset"
+    """Frame of all numbers: dataset (that of transforms.json), metres (where the dataset says how
+    it lies in them), or nerfstudio (the run's own)."""
+    rays: int = Sampling.rays
+    """Of points, features and object: pixels that are rendered; most give a point."""
+    spacing: float | None = None
+    """Of points, features and object: average the points in cells of this size."""
+    voxel: float | None = None
+    """Of a mesh: edge of its voxels; by the size of object or scene if not given."""
+    views: int = Meshing.views
+    """Of a mesh: training views whose depth is used, at most."""
+    height: int = Meshing.height
+    """Of a mesh: rows that they are rendered with, at most."""
+    data: Path | None = None
+    """The dataset, where it was moved since training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def run(self) -> None:
+        """Writes the file, then prints what is in it.
+
+        Raises:
+            F3rmError: If it cannot be done; the message says what to do.
+        """
+        if self.query is None and self.kind in ("object", "boxes"):
+            msg = f"export: {self.kind} must have a query, got none. Say what to seek with --query."
+            raise ExportError(msg)
+        scene = load(self.config, data=self.data, device=self.device, show_progress=True)
+        writers: dict[Kind, Callable[[Scene], str]] = {
+            "points": self._points,
+            "features": self._features,
+            "object": self._object,
+            "mesh": self._mesh,
+            "boxes": self._boxes,
+        }
+        print(writers[self.kind](scene))
+        metres = metres_per_unit(scene, self.frame)
+        unit = "" if metres is None else f"; a unit is {metres:.4g} m"
+        print(f"Wrote {self.out} in the frame {self.frame!r}{unit}")
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(self.rays, self.spacing, self.frame)
+
+    def _points(self, scene: Scene) -> str:
+        look = Look(self.colour, self.head)
+        points = export_points(scene, self.out, self._sampling, look, query=self.query)
+        return f"{len(points)} points, {_extent(points.positions.numpy())}"
+
+    def _features(self, scene: Scene) -> str:
+        points = export_features(
+            scene, self.out, self._sampling, head=self.head, show_progress=True
+        )
+        spec = scene.head(self.head).spec
+        return f"{len(points)} points with the {spec.channels} channels of {spec.name}"
+
+    def _object(self, scene: Scene) -> str:
+        found = export_object(
+            scene,
+            self.out,
+            self._sampling,
+            Look(self.colour, self.head),
+            query=str(self.query),
+            threshold=self.threshold,
+        )
+        return f"{len(found)} x {found.question}"
+
+    def _mesh(self, scene: Scene) -> str:
+        mesh = export_mesh(
+            scene,
+            self.out,
+            Meshing(self.voxel, self.views, self.height, self.frame),
+            query=self.query,
+            head=self.head,
+            threshold=self.threshold,
+            show_progress=True,
+        )
+        return f"{len(mesh.triangles)} triangles, {_extent(mesh.vertices)}"
+
+    def _boxes(self, scene: Scene) -> str:
+        answers = export_boxes(
+            scene,
+            self.out,
+            query=str(self.query),
+            head=self.head,
+            threshold=self.threshold,
+            frame=self.frame,
+            show_progress=True,
+        )
+        return "\n".join(
+            f"{len(found)} x {found.question}" + (f": {found.reason}" if not found else "")
+            for found in answers
+        )
+
+
+def _extent(positions: ndarray) -> str:
+    sides = np.ptp(positions, axis=0)
+    return " x ".join(f"{side:.3g}" for side in sides) + " units"

@@ -1,0 +1,123 @@
+"""``f3rm models``, ``f3rm layers``, ``f3rm shape``: what can be extracted, and how large it is."""
+
+from dataclasses import dataclass
+
+from f3rm.backbones.base import Backbone
+from f3rm.backbones.layers import LayerInfo
+from f3rm.backbones.registry import adapter_names, load_backbone
+from f3rm.features.dense import dense_backbone
+from f3rm.features.geometry import network_size
+from f3rm.features.spec import ALIASES, PRESETS, FeatureSpec, resolve_feature_type
+from f3rm.scripts.command import Command
+
+
+@dataclass
+class Models(Command):
+    """List the feature types that f3rm knows, and the adapters that load models.
+
+    A feature type is what --feature-type takes: a model, where it is read, and how images become
+    its input. Several are joined by +, and settings stand in brackets:
+    DINO+CLIP[tap=-1|dense(nacclip);window=336,224].
+    """
+
+    def run(self) -> None:
+        """Prints a table; loads no model and needs no network."""
+        rows = [("type", "model", "tap", "image side")]
+        rows += [
+            (name, spec.backbone.model, spec.tap, f"{spec.short_side} {_fit(spec)}")
+            for name, spec in PRESETS.items()
+        ]
+        rows += [(name, f"both of {parts}", "", "") for name, parts in ALIASES.items()]
+        print(_table(rows))
+        print(f"\nadapters: {', '.join(adapter_names())}")
+        print("f3rm layers --feature-type TYPE lists what else can be read from a model.")
+
+
+@dataclass
+class Layers(Command):
+    """List the layers of a model, and what a tap can read from each.
+
+    A tap is layer[:facet][@select][|operation]..., for example -1:key, final@all|proj or
+    res4|avg(8,3,0). The weights are loaded; nothing is downloaded that is there already.
+    """
+
+    feature_type: str = "CLIP"
+    """A feature type: CLIP, DINO, DINOV2, ...; f3rm models lists them."""
+    weights: tuple[str, ...] = ()
+    """Weights other than the default, by type: CLIP=PATH."""
+
+    def run(self) -> None:
+        """Prints a table per model.
+
+        Raises:
+            F3rmError: If the type is unknown or its weights cannot be had.
+        """
+        for spec in resolve_feature_type(self.feature_type, weights=self.weights):
+            backbone = load_backbone(spec.backbone)
+            print(f"{spec.name}: {backbone.ref.model}, its features are {backbone.default_tap}")
+            rows = [("layer", "kind", "channels", "pixels per cell", "facets", "operations")]
+            print(_table([*rows, *(_row(layer) for layer in backbone.layers())]))
+            if backbone.dense_rules:
+                print(f"dense rules: {', '.join(backbone.dense_rules)}")
+
+
+@dataclass
+class Shape(Command):
+    """Say which shape features have for images of a size, without extracting any."""
+
+    height: int
+    """Height of the images in pixels."""
+    width: int
+    """Width of the images in pixels."""
+    feature_type: str = "CLIP"
+    """A feature type, with settings in brackets if wanted: CLIP[side=448]."""
+    weights: tuple[str, ...] = ()
+    """Weights other than the default, by type: CLIP=PATH."""
+    taps: tuple[str, ...] = ()
+    """Taps to give the shape of, instead of the feature type's own: -1:query@all ..."""
+
+    def run(self) -> None:
+        """Prints one line per tap.
+
+        Raises:
+            F3rmError: If a name is unknown or the weights cannot be had.
+        """
+        for spec in resolve_feature_type(self.feature_type, weights=self.weights):
+            backbone = load_backbone(spec.backbone)
+            dense = dense_backbone(backbone, spec)
+            size = network_size(
+                (self.height, self.width), spec.short_side, dense.patch_size, spec.fit
+            )
+            for tap, shape in _shapes(backbone, dense, spec, self.taps, size):
+                found = " x ".join(str(length) for length in shape)
+                print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {found}")
+
+
+def _shapes(
+    backbone: Backbone,
+    dense: Backbone,
+    spec: FeatureSpec,
+    taps: tuple[str, ...],
+    size: tuple[int, int],
+) -> list[tuple[str, tuple[int, ...]]]:
+    if not taps:
+        return [(spec.tap, (*dense.grid_of(size), dense.channels))]
+    return [(tap, backbone.shape(tap, *size)) for tap in taps]
+
+
+def _fit(spec: FeatureSpec) -> str:
+    return "(square)" if spec.fit == "square" else "(shorter)"
+
+
+def _row(layer: LayerInfo) -> tuple[str, ...]:
+    stride = str(layer.stride) if layer.stride else "-"
+    facets, ops = ", ".join(layer.facets), ", ".join(layer.ops)
+    return layer.name, layer.kind, str(layer.channels), stride, facets, ops
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

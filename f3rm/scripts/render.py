@@ -1,0 +1,153 @@
+"""``f3rm render``: pictures and videos of a trained run and of what it answers."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+import f3rm
+from f3rm._types import F3rmError
+from f3rm.features.progress import track
+from f3rm.scene import Scene
+from f3rm.scene.drawing import Scale, draw_images
+from f3rm.scene.images import ANSWERING, ASKING, check_outputs
+from f3rm.scene.paths import Path3D, choose_path
+from f3rm.scene.questions import QuestionOptions, questions_in
+from f3rm.scene.writing import PictureWriter, make_writer
+from f3rm.scripts.command import Command
+from f3rm.semantics.expressions import split_questions
+
+_NO_PICTURE = ("features", "hidden")
+_DEPTH_SHARE = 0.99
+
+
+@dataclass
+class Render(Command):
+    """Render views of a trained run: colours, features, and where it finds what you ask.
+
+    Colours mean the same in every frame; the legend says what. docs/rendering.md explains all.
+    """
+
+    config: tyro.conf.Positional[Path]
+    """The run's config.yml, or its folder."""
+    query: str = ""
+    """What is asked, with semicolons between several: "red mug; bowl"."""
+    output: str = "rgb"
+    """With commas: rgb, depth, accumulation, pca, similarity, composite, mask, labels."""
+    views: str = "eval"
+    """eval or train for the cameras of photographs, interpolate for a path between the held-out
+    ones, or a camera path (.json) saved in Nerfstudio's viewer."""
+    out: Path = Path("renders")
+    """A folder for PNG files, or a file ending in .mp4."""
+    between: int = 10
+    """Frames from one camera to the next with --views interpolate."""
+    fps: float = 24.0
+    """Frames per second of a video."""
+    downscale: float = 1.0
+    """How many times smaller than the photographs the pictures are."""
+    threshold: float | None = None
+    """From which score on a pixel answers; without it chosen by the whole scene."""
+    low: float = 0.0
+    """The score that gets the first colour."""
+    high: float = 1.0
+    """The score that gets the last colour."""
+    negatives: str | None = None
+    """Phrases with semicolons that queries are told from; without it object, things, stuff,
+    texture."""
+    head: str | None = None
+    """The feature head; without it the first that has a text tower."""
+    legend: bool = True
+    """Whether a legend stands below the pictures."""
+    data: Path | None = None
+    """The dataset, where it was moved since training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def run(self) -> None:
+        """Renders and says what was written.
+
+        Raises:
+            F3rmError: If it cannot be done; the message says what to do.
+        """
+        outputs = self._outputs()
+        scene = f3rm.load(self.config, data=self.data, device=self.device)
+        path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
+        scale = self._scale(scene, path, outputs)
+        for number in range(len(scale.thresholds)):
+            print(scale.named(number))
+        writer = make_writer(self.out, fps=self.fps)
+        with ExitStack() as if_interrupted:
+            if_interrupted.callback(writer.abandon)
+            self._write(scene, path, outputs, scale, writer)
+            if_interrupted.pop_all()
+        for place in writer.close():
+            print(f"Wrote {place}")
+
+    def _outputs(self) -> tuple[str, ...]:
+        names = [name.strip() for name in self.output.split(",") if name.strip()]
+        outputs = check_outputs(names, asked=bool(split_questions(self.query)))
+        for name in outputs:
+            if name in _NO_PICTURE:
+                msg = f"render: output must be a picture, got {name!r}. From Python: Scene.render."
+                raise F3rmError(msg)
+        positive = min(self.between, self.fps, self.downscale)
+        if positive <= 0 or self.high <= self.low:
+            msg = (
+                "render: between, fps and downscale must be positive and low below high, got "
+                f"{self.between}, {self.fps}, {self.downscale}, {self.low} and {self.high}. "
+                "Correct them."
+            )
+            raise F3rmError(msg)
+        return outputs
+
+    def _options(self) -> QuestionOptions:
+        options = QuestionOptions(head=self.head)
+        if self.negatives is not None:
+            options["negatives"] = split_questions(self.negatives)
+        return options
+
+    def _scale(self, scene: Scene, path: Path3D, outputs: tuple[str, ...]) -> Scale:
+        asked = questions_in(self.query) if set(outputs) & ASKING else []
+        options = self._options()
+        chosen: list[float] = []
+        if set(outputs) & ANSWERING:
+            chosen = [
+                scene.threshold(text, **options) if self.threshold is None else self.threshold
+                for text in asked
+            ]
+        farthest = _farthest(scene, path) if "depth" in outputs else 1.0
+        return Scale(tuple(asked), tuple(chosen), self.low, self.high, farthest, "dataset units")
+
+    def _write(
+        self,
+        scene: Scene,
+        path: Path3D,
+        outputs: tuple[str, ...],
+        scale: Scale,
+        writer: PictureWriter,
+    ) -> None:
+        cameras = scene.frames.get("dataset").cameras_from_scene(path.cameras)
+        numbers = track(range(len(path.names)), total=len(path.names), label="views", show=True)
+        for number in numbers:
+            images = scene.render(
+                cameras[number],
+                outputs,
+                query=list(scale.labels) or None,
+                thresholds=scale.thresholds or None,
+                **self._options(),
+            )
+            writer.add(path.names[number], draw_images(images, scale, legend=self.legend))
+
+
+def _farthest(scene: Scene, path: Path3D) -> float:
+    """Returns a depth that nearly all surface points lie before, seen from any of the cameras."""
+    eyes = path.cameras.camera_to_worlds[:, :, 3]
+    cells = scene.cells.positions
+    if not len(cells):
+        return 1.0
+    sample = cells[:: max(1, len(cells) // 2048)]
+    distances = torch.cdist(sample.double(), eyes.double()).flatten()
+    per_unit = scene.frames.get("dataset").scene_per_unit
+    return float(distances.quantile(_DEPTH_SHARE)) / per_unit

@@ -1,0 +1,130 @@
+"""Extractions as files for other programs: one array, or one file per item; memory stays flat."""
+
+import itertools
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from numpy.typing import DTypeLike
+
+from f3rm._types import CacheError
+from f3rm.features.chunks import sync_folder, write_atomically
+from f3rm.toolkit.arrays import channels_first
+from f3rm.toolkit.dataset import FeatureSource
+from f3rm.toolkit.layout import Shape
+
+_BATCH = 256
+
+Transform = Callable[[Shaped[np.ndarray, "items ..."]], Shaped[np.ndarray, "items ..."]]
+
+
+def export_array(
+    source: FeatureSource,
+    path: Path,
+    tap: str | None = None,
+    *,
+    dtype: DTypeLike = np.float32,
+    transform: Transform | None = None,
+) -> Shape:
+    """Writes one tap of all items to one ``.npy`` file, in the order of the list.
+
+    Args:
+        source: Where features come from; a live source computes them now.
+        path: The file; it appears when it is complete.
+        tap: Which tap; may be left out if there is only one.
+        dtype: Type in the file.
+        transform: Applied to batches, e.g. :func:`flat_channels_first`.
+
+    Returns:
+        The shape of the array.
+
+    Raises:
+        CacheError: If there is nothing, items differ in shape, or the file cannot be written.
+    """
+    if not len(source.indices):
+        msg = f"export_array: source must have items with features, got none for {str(path)!r}."
+        raise CacheError(msg)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = _write(source, temporary, tap, np.dtype(dtype), transform)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        msg = f"export_array: {str(path)!r} must be writable, got: {error}. Make room, or move it."
+        raise CacheError(msg) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return shape
+
+
+def _write(
+    source: FeatureSource,
+    path: Path,
+    tap: str | None,
+    dtype: np.dtype,
+    transform: Transform | None,
+) -> Shape:
+    """Fills a mapped array some items at a time."""
+    count = len(source.indices)
+    starts = range(0, count, _BATCH)
+    parts = (source.take(source.indices[start : start + _BATCH], tap).features for start in starts)
+    arranged = (part if transform is None else transform(part) for part in parts)
+    first = next(arranged)
+    shape = (count, *first.shape[1:])
+    array = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+    for start, part in zip(starts, itertools.chain([first], arranged), strict=True):
+        array[start : start + len(part)] = part
+        array.flush()
+    return shape
+
+
+def export_per_item(
+    source: FeatureSource, folder: Path, tap: str | None = None, *, dtype: DTypeLike = np.float32
+) -> int:
+    """Writes one ``.npy`` file per item, at the item's own relative path; returns how many.
+
+    Items of the same name in different folders do not collide.
+
+    Args:
+        source: Where features come from.
+        folder: Where the files go.
+        tap: Which tap; may be left out if there is only one.
+        dtype: Type in the files.
+
+    Raises:
+        CacheError: If a file cannot be written.
+    """
+    for index in source.indices.tolist():
+        table = source.take([index], tap)
+        name = Path(table.names[0].lstrip("/"))
+        path = folder / name.with_name(f"{name.name}.npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = np.ascontiguousarray(table.features[0], dtype=dtype)
+        write_atomically(path, lambda stream, row=row: np.save(stream, row))
+    return len(source.indices)
+
+
+def first_channels(features: Shaped[np.ndarray, "items ..."]) -> Shaped[np.ndarray, "items ..."]:
+    """Returns (items, channels, ...) of (items, ..., channels)."""
+    return channels_first(torch.from_numpy(features)).numpy()
+
+
+def flat_channels_first(
+    features: Shaped[np.ndarray, "items ..."],
+) -> Shaped[np.ndarray, "items values"]:
+    """Returns the values of every item in one axis, channel by channel, as torch flattens maps."""
+    return np.ascontiguousarray(first_channels(features)).reshape(
+        len(features), math.prod(features.shape[1:])
+    )
+
+
+def slug_of(tap: str) -> str:
+    """Returns a tap as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", tap).strip("_")

@@ -1,0 +1,52 @@
+"""``f3rm models``, ``f3rm layers`` and ``f3rm shape`` as a user calls them."""
+
+import pytest
+
+from f3rm.backbones.clip import write_random_checkpoint
+from f3rm.features.spec import PRESETS
+from f3rm.scripts.cli import main
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return f"CLIP={write_random_checkpoint(tmp_path / 'clip')}"
+
+
+def test_models_lists_types_and_adapters(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in PRESETS)
+    assert "DINOCLIP" in out
+    assert "adapters: clip, dino, dinov2, llava, module" in out
+
+
+def test_layers_lists_what_taps_can_name(weights, capsys):
+    assert main(["layers", "--weights", weights]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["layer", "kind", "channels"]
+    names = [line.split()[0] for line in lines[2:-1]]
+    assert names == ["embed", "0", "1", "2", "final", "head"]
+    assert "query, key, value, attn" in lines[3]
+    assert lines[-1] == "dense rules: maskclip, clearclip, nacclip, sclip, pearl"
+
+
+def test_shape_says_what_extraction_would_give(weights, capsys):
+    size = ["--height", "480", "--width", "640", "--weights", weights]
+    assert main(["shape", *size, "--feature-type", "CLIP[side=140]"]) == 0
+    assert capsys.readouterr().out == (
+        "clip: -1|dense(maskclip) at 140 x 182 pixels gives 10 x 13 x 32\n"
+    )
+    taps = ["--taps", "-1:query@all", "final|adaptive_avg(2)|flatten"]
+    assert main(["shape", *size, "--feature-type", "CLIP[side=140]", *taps]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "clip: -1:query@all at 140 x 182 pixels gives 131 x 64",
+        "clip: final|adaptive_avg(2)|flatten at 140 x 182 pixels gives 256",
+    ]
+
+
+def test_mistakes_are_one_line(weights, capsys):
+    size = ["--height", "48", "--width", "64", "--weights", weights]
+    assert main(["shape", *size, "--taps", "-1:qery"]) == 1
+    assert capsys.readouterr().err == "Tap: there is no facet 'qery'; did you mean query, key?\n"
+    assert main(["layers", "--feature-type", "CLOP"]) == 1
+    assert "Did you mean CLIP" in capsys.readouterr().err
