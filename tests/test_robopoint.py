@@ -41,9 +41,8 @@ def test_5120_channels_are_distilled(tmp_path):
     after = dict(field.named_parameters())
     moved = [value for name, value in after.items() if not torch.equal(value, before[name])]
     assert any(value.shape[0] == CHANNELS for value in moved)
-    ray_bundle, batch = trainer.pipeline.datamanager.next_train(0)
+    _, batch = trainer.pipeline.datamanager.next_train(0)
     assert batch["feature_robopointproj"].shape == (512, CHANNELS)
-    outputs = trainer.pipeline.model(ray_bundle)
+    outputs, losses, _ = trainer.pipeline.get_train_loss_dict(STEPS)
     assert outputs["feature_robopointproj"].shape == (512, CHANNELS)
-    losses = trainer.pipeline.model.get_loss_dict(outputs, batch)
     assert all(torch.isfinite(loss) for loss in losses.values())

@@ -161,9 +161,7 @@ def _argument(word: str) -> Argument:
     return int(word) if word.isdecimal() else word
 
 
-def _is_window(
-    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> bool:
+def _is_window(kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> bool:
     """Returns whether torch's pooling accepts them."""
     fits = all(2 * pad <= size for pad, size in zip(padding, kernel, strict=True))
     return min(kernel) >= 1 and min(stride) >= 1 and fits

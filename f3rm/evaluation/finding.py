@@ -42,7 +42,15 @@ class FindScore:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class Pairs:
+    """Found instances of one name beside the true objects.
+
+    Attributes:
+        ious: IoU of each true object's box with its partner's, 0 without one.
+        errors: Distance of the centres of each pair, in metres.
+        found: How many instances were found.
+    """
+
     ious: list[float]
     errors: list[float]
     found: int
@@ -59,19 +67,19 @@ def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> FindScor
     Raises:
         F3rmError: If the head cannot be asked.
     """
-    pairs: list[_Pairs] = []
+    pairs: list[Pairs] = []
     for query in truth.queries:
         found = scene.find(query.text, frame="metres", head=head)
-        pairs.append(_pair(found.instances, [truth.objects[number] for number in query.ids]))
-    wrongly_absent = sum(not pair.found for pair in pairs)
+        pairs.append(pair(found.instances, [truth.objects[number] for number in query.ids]))
+    wrongly_absent = sum(not one.found for one in pairs)
     rightly_absent = sum(not scene.find(text, head=head) for text in truth.absent)
-    ious = [iou for pair in pairs for iou in pair.ious]
+    ious = [iou for one in pairs for iou in one.ious]
     hits = sum(iou >= FOUND_IOU for iou in ious)
     return FindScore(
         box_iou=mean_of(ious),
-        centre_error=mean_of([error for pair in pairs for error in pair.errors]),
+        centre_error=mean_of([error for one in pairs for error in one.errors]),
         recall=_share(hits, len(ious)),
-        precision=_share(hits, sum(pair.found for pair in pairs)),
+        precision=_share(hits, sum(one.found for one in pairs)),
         not_here_precision=_share(rightly_absent, rightly_absent + wrongly_absent),
         not_here_recall=_share(rightly_absent, len(truth.absent)),
     )
@@ -84,7 +92,8 @@ def true_box(thing: TruthObject) -> OrientedBox:
     return OrientedBox(np.array(thing.centre), axes, 2 * np.array(thing.half_size))
 
 
-def _pair(instances: Sequence[Instance], things: Sequence[TruthObject]) -> _Pairs:
+def pair(instances: Sequence[Instance], things: Sequence[TruthObject]) -> Pairs:
+    """Pairs found instances with true objects, so that their centres are nearest together."""
     boxes = [true_box(thing) for thing in things]
     distances = np.array(
         [[np.linalg.norm(box.centre - one.centre) for one in instances] for box in boxes]
@@ -93,7 +102,7 @@ def _pair(instances: Sequence[Instance], things: Sequence[TruthObject]) -> _Pair
     ious = [0.0] * len(boxes)
     for row, column in zip(rows, columns, strict=True):
         ious[row] = box_iou(boxes[row], instances[column].box)
-    return _Pairs(ious, distances[rows, columns].tolist(), len(instances))
+    return Pairs(ious, distances[rows, columns].tolist(), len(instances))
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -25,7 +25,7 @@ Colour = Literal["rgb", "pca", "similarity"]
 class Sampling:
     """Which points of the surfaces are exported."""
 
-    rays: int = 1 << 18
+    rays: int = 1 << 17
     """Pixels of training views that are rendered; most give a point."""
     spacing: float | None = None
     """Edge of a grid's cells whose points are averaged, in units of the frame; all without it."""

@@ -25,11 +25,12 @@ Kind = Literal["points", "features", "object", "mesh", "boxes"]
 class Export(Command):
     """Write a trained scene, or the part of it that answers a query, to files for other programs.
 
-    points: all surfaces as a coloured point cloud (.ply).
-    features: points with all their feature channels (.safetensors, or plain .npy).
-    object: the points that answer --query (.ply).
-    mesh: triangles of the scene, or with --query of what answers it (.ply, .obj, .glb, .stl).
-    boxes: an oriented box for every thing that answers --query (.json).
+    - points: all surfaces as a coloured point cloud (.ply).
+    - features: points with all their feature channels (.safetensors, or plain .npy).
+    - object: the points that answer --query (.ply).
+    - mesh: triangles of the scene, or with --query of what answers it (.ply, .obj, .glb, .stl).
+    - boxes: an oriented box for every thing that answers --query (.json).
+
     docs/export.md shows each.
     """
 

@@ -1,14 +1,18 @@
-"""CLIP towers pooled by averaging, and TINYCLIP, which is one."""
+"""CLIP towers pooled by averaging, and TINYCLIP, whose tower is a ResNet."""
 
 import json
 from pathlib import Path
+from typing import cast
 
 import open_clip
 import pytest
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import load_file, save_file
 
 from f3rm._types import BackboneRef, BackboneUnavailableError
+from f3rm.backbones.clip import ClipBackbone
+from f3rm.backbones.clip_dense import project_cells, resnet_maps
 from f3rm.backbones.registry import load_backbone
 from f3rm.backbones.weights import local_weights, weights_identity
 
@@ -86,7 +90,12 @@ def test_tinyclip_is_open_clips_own_model_in_both_towers():
     torch.testing.assert_close(backbone.encode_text(texts), embedded, rtol=1e-5, atol=1e-5)
     images = torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     expected = attention_pooling_of_single_cells(model.visual, images)
-    torch.testing.assert_close(backbone.encode_image(images), expected, rtol=1e-4, atol=1e-4)
+    visual = cast("ClipBackbone", backbone).visual
+    assert isinstance(visual, ModifiedResNet)
+    with torch.no_grad():
+        cells = project_cells(visual, resnet_maps(visual, images)).unflatten(1, (3, 5))
+    torch.testing.assert_close(cells, expected, rtol=1e-4, atol=1e-4)
+    assert backbone.encode_image(images).shape == (2, 12, 20, 128)
 
 
 def attention_pooling_of_single_cells(visual, images):

@@ -1,8 +1,8 @@
 """Dense features of CLIP's ResNets: what the network gives for the picture moved to each cell."""
 
-import open_clip
 import pytest
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.clip_dense import RESNET_STRIDE, project_cells, resnet_features, resnet_maps
@@ -11,13 +11,12 @@ from f3rm.backbones.clip_dense import RESNET_STRIDE, project_cells, resnet_featu
 @pytest.fixture(scope="module")
 def visual():
     torch.manual_seed(0)
-    vision = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
-    text = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
-    tower = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).visual.eval()
-    for module in tower.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    tower = ModifiedResNet([1, 1, 1, 1], output_dim=16, heads=8, image_size=64, width=8).eval()
+    for name, buffer in tower.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
     return tower
 
 

@@ -1,5 +1,6 @@
 """Who starts workers: this process, Ray, torchrun or Slurm; all do the same to the bit."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 from f3rm._types import ImageError
-from f3rm.features import engines
 from f3rm.features.device import is_first_rank, resolve_device
 from f3rm.features.engines import EngineError, run_with
 from f3rm.features.job import Job
@@ -91,10 +91,7 @@ def test_two_ray_workers(cluster, dataset, expected):
 
 
 def test_ray_that_is_not_installed_is_said(dataset, monkeypatch):
-    def refuse(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(engines, "importlib", type("none", (), {"import_module": refuse}))
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     with pytest.raises(EngineError, match=r"Install it: pip install f3rm\[ray\]"):
         run_with(job(dataset), engine="ray", load=never)
 

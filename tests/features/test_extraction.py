@@ -178,7 +178,7 @@ def test_a_scattered_cache_is_cut_anew(dataset, events):
     ("changes", "reason"),
     [
         ({"short_side": 24}, "other settings: short_side 32 -> 24"),
-        ({"tap": "penultimate", "dtype": "float32"}, "tap final -> penultimate, dtype float16 ->"),
+        ({"tap": "final|l2", "dtype": "float32"}, "tap final -> final|l2, dtype float16 ->"),
         ({"background": (1.0, 1.0, 1.0)}, r"background [0.0, 0.0, 0.0] -> [1.0, 1.0, 1.0]"),
     ],
 )

@@ -11,6 +11,7 @@ import yaml
 
 import f3rm
 from f3rm._types import DeviceError, F3rmError, ImplementationError
+from f3rm.model import FeatureFieldModelConfig
 from f3rm.scene.find import find_instances, score_surface
 from f3rm.scene.questions import LanguageError
 from f3rm.scene.run_config import RunError, read_config
@@ -66,9 +67,10 @@ def test_options_that_an_older_version_did_not_write_take_their_default(copied):
     del model["feat_pe_n_freq"]
     path.write_text(yaml.dump(config))
     assert "feat_pe_n_freq" not in path.read_text()
-    filled = vars(read_config(path).pipeline.model)
-    assert filled["feat_pe_n_freq"] == 6
-    assert type(filled["camera_optimizer"]) is type(optimizer)
+    filled = read_config(path).pipeline.model
+    assert isinstance(filled, FeatureFieldModelConfig)
+    assert filled.feat_pe_n_freq == 6
+    assert type(filled.camera_optimizer) is type(optimizer)
 
 
 def test_options_of_a_newer_version_are_refused_by_name(copied):

@@ -43,13 +43,14 @@ RECORD = "training.json"
 
 _GRIDS = (((2, 2), 96), ((3, 3), 48), ((4, 5), 22), ((5, 7), 12))
 """Cells (rows, columns) and pictures of the kinds of batches."""
+_SHARES = (0.0, 0.25, 0.2501, 1.0)
 _CHANCES = (
-    (0.0, (0.70, 0.30, 0.00, 0.00)),
-    (0.25, (0.5875, 0.3375, 0.0375, 0.0375)),
-    (0.2501, (0.05, 0.25, 0.30, 0.40)),
-    (1.0, (0.00, 0.15, 0.30, 0.55)),
+    (0.70, 0.5875, 0.05, 0.00),
+    (0.30, 0.3375, 0.25, 0.15),
+    (0.00, 0.0375, 0.30, 0.30),
+    (0.00, 0.0375, 0.40, 0.55),
 )
-"""How often each is drawn at a share of the training; in between, interpolated.
+"""How often each is drawn at these shares of the training; in between, interpolated.
 
 Small cut-outs teach shapes quickly, but from their borders a cell also learns where it is.
 """
@@ -124,8 +125,7 @@ class _Batches(Dataset[Batch]):
         torch.set_num_threads(1)
         rng = np.random.default_rng([self._settings.seed, step])
         share = step / self._settings.steps
-        shares, points = zip(*_CHANCES, strict=True)
-        chances = np.array([np.interp(share, shares, kind) for kind in zip(*points, strict=True)])
+        chances = np.array([np.interp(share, _SHARES, kind) for kind in _CHANCES])
         grid, size = _GRIDS[int(rng.choice(len(_GRIDS), p=chances / chances.sum()))]
         return draw_batch(self._scenes, rng, size=size, grid=grid, progress=share)
 
