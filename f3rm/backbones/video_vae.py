@@ -57,8 +57,8 @@ class VideoVae(VideoBackbone):
         """Loads the encoder; see :meth:`f3rm.backbones.base.Backbone.load`.
 
         Args:
-            ref: ``weights`` is a local folder in diffusers' layout, or a hub name; ``model`` is then
-                the subfolder of the autoencoder in it, ``vae`` in the hub's repositories.
+            ref: ``weights`` is a local folder in diffusers' layout, or a hub name; ``model`` is
+                then the subfolder of the autoencoder in it, ``vae`` in the hub's repositories.
             device: Where the parameters go.
             towers: Must be the image tower alone.
 
@@ -67,9 +67,7 @@ class VideoVae(VideoBackbone):
             MissingExtraError: If diffusers is missing.
         """
         if "text" in towers:
-            raise unavailable(
-                ref, "video autoencoders have no text tower; ask a CLIP model instead"
-            )
+            raise unavailable(ref, "video models have no text tower; ask a CLIP model instead")
         diffusers = require("diffusers", extra="vae", purpose=f"load_backbone: {ref.adapter!r}")
         path = local_weights(ref)
         options = {"subfolder": ref.model} if path is None else {"local_files_only": True}
