@@ -11,6 +11,9 @@ import f3rm
 from f3rm.backbones import dino
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
+from f3rm.scene.attach import AttachSettings
+from f3rm.scripts.attach import Attach
+from f3rm.scripts.export import Export
 from f3rm.scripts.extract import Extract
 from tests.run_fixtures import colours, run
 from tests.scene_fixtures import write_dataset
@@ -57,9 +60,19 @@ def test_options_exist(page):
     for group, option in re.findall(r"--pipeline\.(\w+)\.([a-z-]+[a-z])", text):
         known = groups[group]
         assert option in known or any(name.startswith(option) for name in known), option
-    for line in re.findall(r"^(?:f3rm extract .*|\| `--[a-z].*)$", text, re.MULTILINE):
+    commands = {
+        "extract": _names(Extract),
+        "attach": _names(Attach) | _names(AttachSettings),
+        "export": _names(Export),
+    }
+    for command, known in commands.items():
+        for line in re.findall(rf"^f3rm {command} .*$", text, re.MULTILINE):
+            for option in re.findall(r"--([a-z-]+)(?= |`)", line):
+                assert option in known, line
+    somewhere = set[str]().union(*commands.values())
+    for line in re.findall(r"^\| `--[a-z].*$", text, re.MULTILINE):
         for option in re.findall(r"--([a-z-]+)(?= |`)", line):
-            assert option in _names(Extract), line
+            assert option in somewhere, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

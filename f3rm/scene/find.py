@@ -1,8 +1,10 @@
 """Finds the instances of what a question asks, on the surface points of a scene.
 
-Points that answer are joined where they are near each other; each connected piece that is large
-enough and convinces by itself is an instance. A question whose best score is no better than that of
-the canonical negatives by a margin has no answer: it is "not here".
+Points that answer are joined where they are near each other. Of each connected piece the points
+that few rays hit are left out: they float, or lie behind what is thin. A piece that is large
+enough, convinces by itself and is not far less convincing than the best is an instance. A question
+whose best score is no better than that of the canonical negatives by a margin is answered "not
+here".
 """
 
 from collections.abc import Iterator
@@ -10,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy.sparse import coo_matrix
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -21,13 +23,20 @@ from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import Frame, FrameName
 from f3rm.scene.questions import Question
 from f3rm.scene.surface import SurfacePoints
-from f3rm.semantics.threshold import found_from
+from f3rm.semantics.threshold import COSINE_FLOOR, RELEVANCY_FLOOR, found_from
 
 LEAST_POINTS = 12
 """Cells that an instance fills, at least."""
 
 _JOINED = 2.5
 """Points up to so many cells apart belong to one instance."""
+_SUPPORT_REACH = 3.0
+_LEAST_SUPPORT = 0.2
+"""A point stays if so many times the rays of well-seen points of its piece hit near it."""
+_LEAST_SIZE = 0.05
+"""An instance has so many points, relative to the largest of its question."""
+_LEAST_RISE = 0.4
+"""An instance is so far above the floor, relative to the best of its question."""
 _BEST = 8
 """A place's score is the mean over so many neighbours, so that no single ray decides."""
 
@@ -42,6 +51,7 @@ class Scored:
         question: The question.
         scores: Its score at each point.
         threshold: From which score on a point answers; infinity for none.
+        is_automatic: Whether the threshold was chosen by the scene.
     """
 
     points: SurfacePoints
@@ -49,6 +59,7 @@ class Scored:
     question: Question
     scores: Float[Tensor, " points"]
     threshold: float
+    is_automatic: bool
 
 
 def score_surface(
@@ -64,10 +75,10 @@ def score_surface(
     """
     scores = question.scores(points.hidden.to(question.device)).float().cpu()
     if not len(scores):
-        return Scored(points, spacing, question, scores, torch.inf)
+        return Scored(points, spacing, question, scores, torch.inf, is_automatic=True)
     smooth = smoothed(points.positions, scores)
     chosen = found_from(smooth, compares=question.compares) if threshold is None else threshold
-    return Scored(points, spacing, question, smooth, chosen)
+    return Scored(points, spacing, question, smooth, chosen, is_automatic=threshold is None)
 
 
 def smoothed(
@@ -107,7 +118,9 @@ def _reason(scored: Scored, best: float | None) -> str:
     label = scored.question.label
     if best is None:
         return f"not here: the field shows no surface at all, so nothing answers {label!r}"
-    if not (scored.scores >= scored.threshold).any():
+    if best < scored.threshold and not scored.is_automatic:
+        return f"not here: the best score of {label!r} is {best:.2f}, below {scored.threshold:.2f}"
+    if best < scored.threshold:
         return (
             f"not here: the best score of {label!r} is {best:.2f}, which anything could have; "
             "what is there scores higher"
@@ -115,15 +128,51 @@ def _reason(scored: Scored, best: float | None) -> str:
     return f"not here: what answers {label!r} is scattered over a few points"
 
 
-def _pieces(scored: Scored) -> Iterator[Int[np.ndarray, " piece"]]:
-    """Yields the indices of the points of each instance."""
+def _pieces(scored: Scored) -> list[Int[np.ndarray, " piece"]]:
+    """Returns the indices of the points of each instance; a threshold that was given says all."""
+    pieces = list(_candidates(scored))
+    if not scored.is_automatic:
+        return pieces
+    pieces = [piece for piece in pieces if _convinces(scored, piece)]
+    if not pieces:
+        return []
+    floor = RELEVANCY_FLOOR if scored.question.compares else COSINE_FLOOR
+    rises = [float(scored.scores[torch.from_numpy(piece)].mean()) - floor for piece in pieces]
+    largest = max(len(piece) for piece in pieces)
+    return [
+        piece
+        for piece, rise in zip(pieces, rises, strict=True)
+        if len(piece) >= _LEAST_SIZE * largest and rise >= _LEAST_RISE * max(rises)
+    ]
+
+
+def _candidates(scored: Scored) -> Iterator[Int[np.ndarray, " piece"]]:
+    """Yields the indices of the points of each connected piece that is large enough."""
     answering = np.flatnonzero((scored.scores >= scored.threshold).numpy())
     if not len(answering):
         return
     positions = scored.points.positions.numpy()[answering]
-    for piece in connected(positions, _JOINED * scored.spacing):
-        if len(piece) >= LEAST_POINTS and _convinces(scored, answering[piece]):
-            yield answering[piece]
+    counts = scored.points.counts.numpy()[answering]
+    joined, reach = _JOINED * scored.spacing, _SUPPORT_REACH * scored.spacing
+    for piece in connected(positions, joined):
+        kept = piece[supported(positions[piece], counts[piece], reach)]
+        for rest in connected(positions[kept], joined):
+            if len(rest) >= LEAST_POINTS:
+                yield answering[kept[rest]]
+
+
+def supported(
+    positions: Float[np.ndarray, "points 3"], counts: Int[np.ndarray, " points"], radius: float
+) -> Bool[np.ndarray, " points"]:
+    """Returns which points have about as many rays near them as the well-seen ones have.
+
+    Args:
+        positions: The points of one piece.
+        counts: How many rays hit each.
+        radius: How far near is.
+    """
+    support = counts + _near(positions, radius) @ counts
+    return support >= _LEAST_SUPPORT * np.quantile(support, 0.75)
 
 
 def _convinces(scored: Scored, piece: Int[np.ndarray, " piece"]) -> bool:
@@ -144,12 +193,17 @@ def connected(
     Returns:
         The indices of each piece's points, largest piece first.
     """
-    pairs = KDTree(positions).query_pairs(radius, output_type="ndarray")
-    shape = (len(positions), len(positions))
-    graph = coo_matrix((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape)
-    count, piece = connected_components(graph, directed=False)
+    count, piece = connected_components(_near(positions, radius), directed=False)
     pieces = [np.flatnonzero(piece == number) for number in range(count)]
     return sorted(pieces, key=len, reverse=True)
+
+
+def _near(positions: Float[np.ndarray, "points 3"], radius: float) -> csr_matrix:
+    """Returns the symmetric 0-1 matrix of points nearer to each other than a radius."""
+    pairs = KDTree(positions).query_pairs(radius, output_type="ndarray")
+    shape = (len(positions), len(positions))
+    half = csr_matrix((np.ones(len(pairs), dtype=np.int64), (pairs[:, 0], pairs[:, 1])), shape)
+    return half + half.T
 
 
 def _instance(

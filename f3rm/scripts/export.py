@@ -9,16 +9,29 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
-from f3rm.scene.export_features import export_features
-from f3rm.scene.export_files import ExportError
+from f3rm.scene.export_features import FEATURE_SUFFIXES, export_features
+from f3rm.scene.export_files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, check_file
 from f3rm.scene.export_mesh import Meshing, export_mesh
-from f3rm.scene.export_objects import export_boxes, export_object, metres_per_unit
+from f3rm.scene.export_objects import (
+    BOX_SUFFIXES,
+    export_boxes,
+    export_object,
+    metres_per_unit,
+)
 from f3rm.scene.export_points import Colour, Look, Sampling, export_points
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene, load
 from f3rm.scripts.command import Command
 
 Kind = Literal["points", "features", "object", "mesh", "boxes"]
+
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "points": CLOUD_SUFFIXES,
+    "features": FEATURE_SUFFIXES,
+    "object": CLOUD_SUFFIXES,
+    "mesh": MESH_SUFFIXES,
+    "boxes": BOX_SUFFIXES,
+}
 
 
 @dataclass
@@ -77,6 +90,7 @@ class Export(Command):
         if self.query is None and self.kind in ("object", "boxes"):
             msg = f"export: {self.kind} must have a query, got none. Say what to seek with --query."
             raise ExportError(msg)
+        check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # before the run is opened
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
         writers: dict[Kind, Callable[[Scene], str]] = {
             "points": self._points,

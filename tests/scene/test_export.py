@@ -175,6 +175,8 @@ def test_the_command_writes_and_says_what(run, tmp_path, capsys):
     config, out = str(run.config), tmp_path / "points.ply"
     assert main(["export", config, "object", "--out", str(out)]) == 1
     assert "object must have a query" in capsys.readouterr().err
+    assert main(["export", "nowhere", "mesh", "--out", str(tmp_path / "mesh.jpg")]) == 1
+    assert "mesh must end in .ply or .obj or .glb or .stl" in capsys.readouterr().err
     assert main(["export", config, "points", "--out", str(out), "--rays", "500"]) == 0
     said = capsys.readouterr().out
     assert f"Wrote {out} in the frame 'dataset'" in said

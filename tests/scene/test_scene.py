@@ -123,7 +123,8 @@ def test_what_is_not_there_is_said_to_be_absent(scene):
     assert found.reason.startswith("not here: the best score of 'yellow' is 0.")
     assert found.threshold == math.inf
     assert scene.threshold("yellow") == math.inf
-    assert scene.find("orange", threshold=1.5).reason.startswith("not here")
+    assert scene.find("orange", threshold=1.5).reason.endswith(", below 1.50")
+    assert scene.find("yellow", threshold=0.01)  # who says so gets it
 
 
 def test_questions_are_combined(scene):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings, strategies as st
 
-from f3rm.scene.find import connected, smoothed
+from f3rm.scene.find import connected, smoothed, supported
 from f3rm.scene.surface import SurfacePoints, thinned
 
 
@@ -49,3 +49,13 @@ def test_a_single_bright_point_is_smoothed_away():
     smooth = smoothed(positions, values)
     assert float(smooth.max()) < 0.2
     assert torch.equal(smoothed(positions, torch.full((125,), 0.5)), torch.full((125,), 0.5))
+
+
+def test_points_that_few_rays_hit_are_not_supported():
+    wall = np.stack(np.meshgrid(range(10), range(10), [0]), axis=-1).reshape(-1, 3).astype(float)
+    behind = np.array([[4.5, 4.5, 4.0], [1.0, 2.0, -5.0]])
+    counts = np.array([3] * 100 + [1] * 2)
+    kept = supported(np.concatenate((wall, behind)), counts, radius=2.0)
+    assert kept[:100].all()
+    assert not kept[100:].any()
+    assert supported(behind, counts[100:], radius=2.0).all()  # all alike: none is left out
