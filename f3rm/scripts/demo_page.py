@@ -20,13 +20,14 @@ from f3rm.evaluation.pictures import heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.truth import SceneTruth
-from f3rm.evaluation.vocabulary import CANONICAL, Scorer
+from f3rm.evaluation.vocabulary import Scorer
 from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.drawing import to_picture
 from f3rm.scene.questions import choose_head
 from f3rm.scene.run_loading import LoadedRun, field_model, load_run
 from f3rm.scene.surface import hidden_of
+from f3rm.semantics.similarity import CANONICAL_NEGATIVES
 from f3rm.viewer.text_query import TextEncoder
 
 NUM_VIEWS = 3
@@ -157,7 +158,7 @@ def _scorer(model: FeatureFieldModel, queries: Sequence[str]) -> Scorer | None:
     spec = choose_head(model, None)
     if spec is None or not queries:
         return None
-    embeddings = TextEncoder(spec.backbone).encode([*queries, *CANONICAL]).to(model.device)
+    embeddings = TextEncoder(spec.backbone).encode([*queries, *CANONICAL_NEGATIVES]).to(model.device)
     weight = model.feature_field.head(spec.name).weight
     return Scorer(embeddings[: len(queries)], embeddings[len(queries) :], weight)
 

@@ -40,7 +40,7 @@ def truth(runs):
 
 @pytest.fixture(scope="module")
 def scale(run, truth):
-    return scene_frame(run, truth).scene_per_metre
+    return scene_frame(run, truth).scene_per_unit
 
 
 @pytest.fixture(scope="module")
