@@ -158,7 +158,9 @@ def _scorer(model: FeatureFieldModel, queries: Sequence[str]) -> Scorer | None:
     spec = choose_head(model, None)
     if spec is None or not queries:
         return None
-    embeddings = TextEncoder(spec.backbone).encode([*queries, *CANONICAL_NEGATIVES]).to(model.device)
+    embeddings = (
+        TextEncoder(spec.backbone).encode([*queries, *CANONICAL_NEGATIVES]).to(model.device)
+    )
     weight = model.feature_field.head(spec.name).weight
     return Scorer(embeddings[: len(queries)], embeddings[len(queries) :], weight)
 
