@@ -22,7 +22,14 @@ from f3rm.evaluation.pictures import (
 )
 from f3rm.evaluation.query_scores import QueryScores, summarise
 from f3rm.evaluation.report import Evaluation, QueryRow, query_numbers
-from f3rm.evaluation.summary import head_numbers, head_summary, query_rows, query_summary, ratio
+from f3rm.evaluation.summary import (
+    find_summary,
+    head_numbers,
+    head_summary,
+    query_rows,
+    query_summary,
+    ratio,
+)
 from f3rm.evaluation.surfaces import SurfaceScores
 from f3rm.evaluation.vocabulary import Label, Vocabulary
 from f3rm.scene.drawing import to_picture
@@ -97,7 +104,7 @@ def test_tables_and_json_of_an_evaluation_with_and_without_answers():
         surfaces = SurfaceScores()
         heads = head_numbers(scores, surfaces, ["clip"])
         numbers = {**query_summary(scores, surfaces), **head_summary(heads), "psnr": 20.0}
-        numbers["nerfacto_psnr"] = None
+        numbers |= {**find_summary(None), "nerfacto_psnr": None}
         rows = query_rows(scores, surfaces)
         found = Evaluation(numbers, rows, heads, {"settings": {}}, ("a note",))
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["notes"] == ["a note"]

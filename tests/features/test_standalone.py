@@ -54,7 +54,9 @@ def test_a_combination_makes_ordinary_caches_in_order(dataset, monkeypatch):
 
     def load(ref, **options):
         loaded.append(ref.adapter)
-        return ToyBackbone.load(ref, **options)
+        backbone = ToyBackbone.load(ref, **options)
+        backbone.default_tap = {"dino": "final", "clip": "-1|dense(maskclip)"}[ref.adapter]
+        return backbone
 
     options = {"progress": False, "load": load}
     both = standalone.extract_features_for_dataset(dataset, "DINOCLIP", **options)
