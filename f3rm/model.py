@@ -43,6 +43,7 @@ from f3rm.feature_field import (
     FeatureStats,
 )
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
+from f3rm.networks.nerfacto_encoding import quicken
 from f3rm.renderer import FeatureRenderer
 from f3rm.semantics.pca import PcaBasis, fit_pca, pca_colours_from_hidden
 from f3rm.viewer.controls import FeatureControls
@@ -107,6 +108,7 @@ class FeatureFieldModel(NerfactoModel):
         self.config.implementation = implementation
         with lazy_lpips():
             super().populate_modules()
+        quicken(self)
         self._samples = SampleTap()
         self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}

@@ -1,4 +1,4 @@
-"""State dicts from local weight files; the only place of this package that calls ``torch.load``.
+"""State dicts from local weight files; read without running code.
 
 Nothing is unpickled beyond tensors and plain containers. A TorchScript archive (the form in which
 OpenAI published CLIP) is opened by TorchScript's own reader, and only its tensors are taken.

@@ -5,9 +5,11 @@ grid fits the table are dense, finer ones are hashed. What differs from tiny-cud
 whole multiples of 1 / resolution, without its half-cell offset.
 """
 
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 from f3rm.networks.base import HiddenNetwork, NetworkConfig
 from f3rm.networks.encoding import frequency_encoding
+from f3rm.networks.fast import Levels, interpolate, is_fast
 
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_SCALE = 1e-4
@@ -52,9 +55,8 @@ class _WeightedRows(torch.autograd.Function):
 class HashGrid(nn.Module):
     """Multiresolution hash grid with trilinear interpolation.
 
-    All levels share one table of rows; a level owns the rows from its offset on. The eight corners
-    of every point and level are gathered, weighted and summed by one ``embedding_bag``, which never
-    holds the eight corner vectors at once.
+    All levels share one table of rows; a level owns the rows from its offset on. On a CPU with
+    numba, points are interpolated in machine code; elsewhere as :meth:`reference` does.
     """
 
     resolutions: Int[Tensor, " levels"]
@@ -108,8 +110,30 @@ class HashGrid(nn.Module):
         weights = sides[:, 0, None, None] * sides[None, :, 1, None] * sides[None, None, :, 2]
         return rows.flatten(0, 2).movedim(0, -1), weights.flatten(0, 2).movedim(0, -1)
 
+    @cached_property
+    def _levels(self) -> Levels:
+        is_dense = np.arange(len(self.sizes)) < self.num_dense
+        resolutions = self.resolutions.cpu().numpy()
+        return Levels(
+            scales=resolutions.astype(np.float32),
+            tops=(resolutions - 1).astype(np.float32),
+            strides=np.ascontiguousarray(self.strides.cpu().numpy().T, dtype=np.int64),
+            masks=np.where(is_dense, -1, self.sizes.cpu().numpy().astype(np.int64) - 1),
+            offsets=self.offsets.cpu().numpy().astype(np.int64),
+        )
+
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
         """Interpolates the features of every level at positions in [0, 1]^3."""
+        if is_fast(positions, self.table):
+            return interpolate(positions.clamp(0, 1), self.table, self._levels)
+        return self.reference(positions)
+
+    def reference(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
+        """Interpolates with torch alone, on any device, in any precision.
+
+        The eight corners of every point and level are gathered, weighted and summed by one
+        ``embedding_bag``, which never holds the eight corner vectors at once.
+        """
         rows, weights = self.corners(positions)
         features = _WeightedRows.apply(
             rows.reshape(-1, 8).long(), self.table, weights.reshape(-1, 8).to(self.table.dtype)

@@ -1,0 +1,70 @@
+"""Where hash grids are interpolated in machine code: on a CPU, in single precision, with numba."""
+
+import importlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_KERNEL = "f3rm.networks.hash_kernel"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Where the levels of a hash grid lie in one table.
+
+    Attributes:
+        scales: Cells per axis.
+        tops: Largest lower corner; a point beyond it is interpolated in the last cell.
+        strides: What the three numbers of a corner are multiplied with.
+        masks: Size of the level's table less one if the products are hashed; -1 if they are summed.
+        offsets: The level's first row.
+    """
+
+    scales: Float32[np.ndarray, " levels"]
+    tops: Float32[np.ndarray, " levels"]
+    strides: Int64[np.ndarray, "levels 3"]
+    masks: Int64[np.ndarray, " levels"]
+    offsets: Int64[np.ndarray, " levels"]
+
+
+def is_fast(positions: Tensor, table: Tensor) -> bool:
+    """Whether :func:`interpolate` can be used."""
+    plain = all(
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32
+        for tensor in (positions, table)
+    )
+    return plain and _is_installed()
+
+
+def interpolate(
+    positions: Float[Tensor, "points 3"], table: Float[Tensor, "rows features"], levels: Levels
+) -> Float[Tensor, "points encoding"]:
+    """Interpolates every level at positions; gradients flow into table and positions.
+
+    Args:
+        positions: Positions in [0, 1]^3, float32 on the CPU.
+        table: Rows of all levels, float32 on the CPU.
+        levels: Where they lie.
+    """
+    kernel: Any = importlib.import_module(_KERNEL)
+    return kernel.interpolate(positions, table, levels)
+
+
+@lru_cache
+def _is_installed() -> bool:
+    installed = importlib.util.find_spec("numba") is not None
+    if not installed:
+        logger.warning(
+            "numba is not installed: hash grids take about ten times as long on this CPU. Run "
+            "pip install 'f3rm[fast]'."
+        )
+    return installed
