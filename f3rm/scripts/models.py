@@ -1,6 +1,7 @@
 """``f3rm models``, ``f3rm layers``, ``f3rm shape``: what can be extracted, and how large it is."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.layers import LayerInfo
@@ -9,6 +10,9 @@ from f3rm.features.dense import dense_backbone
 from f3rm.features.geometry import network_size
 from f3rm.features.spec import ALIASES, PRESETS, FeatureSpec, resolve_feature_type
 from f3rm.scripts.command import Command
+from f3rm.scripts.taps import choose_spec
+from f3rm.toolkit.live import FeatureExtractor
+from f3rm.toolkit.spec import parse_backbone
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Layers(Command):
     """A feature type: CLIP, DINO, DINOV2, ...; f3rm models lists them."""
     weights: tuple[str, ...] = ()
     """Weights other than the default, by type: CLIP=PATH."""
+    backbone: str | None = None
+    """A model instead of a feature type: adapter:model@weights, as for f3rm extract."""
 
     def run(self) -> None:
         """Prints a table per model.
@@ -52,9 +58,14 @@ class Layers(Command):
         Raises:
             F3rmError: If the type is unknown or its weights cannot be had.
         """
-        for spec in resolve_feature_type(self.feature_type, weights=self.weights):
-            backbone = load_backbone(spec.backbone)
-            print(f"{spec.name}: {backbone.ref.model}, its features are {backbone.default_tap}")
+        specs = resolve_feature_type(self.feature_type, weights=self.weights)
+        refs = {spec.name: spec.backbone for spec in specs}
+        if self.backbone is not None:
+            ref = parse_backbone(self.backbone)
+            refs = {ref.adapter: ref}
+        for name, ref in refs.items():
+            backbone = load_backbone(ref)
+            print(f"{name}: {backbone.ref.model}, its features are {backbone.default_tap}")
             rows = [("layer", "kind", "channels", "pixels per cell", "facets", "operations")]
             print(_table([*rows, *(_row(layer) for layer in backbone.layers())]))
             if backbone.dense_rules:
@@ -75,6 +86,10 @@ class Shape(Command):
     """Weights other than the default, by type: CLIP=PATH."""
     taps: tuple[str, ...] = ()
     """Taps to give the shape of, instead of the feature type's own: -1:query@all ..."""
+    backbone: str | None = None
+    """A model instead of a feature type, as for f3rm extract; takes --spec or --taps."""
+    spec: Path | None = None
+    """YAML with backbone, taps and preparation, as for f3rm extract."""
 
     def run(self) -> None:
         """Prints one line per tap.
@@ -82,6 +97,12 @@ class Shape(Command):
         Raises:
             F3rmError: If a name is unknown or the weights cannot be had.
         """
+        if self.backbone is not None or self.spec is not None:
+            chosen = choose_spec(self.spec, self.backbone, self.taps).spec
+            shapes = FeatureExtractor(chosen).shape(self.height, self.width)
+            for tap, shape in shapes.items():
+                print(f"{chosen.backbone.model}: {tap} gives {_sides(shape)}")
+            return
         for spec in resolve_feature_type(self.feature_type, weights=self.weights):
             backbone = load_backbone(spec.backbone)
             dense = dense_backbone(backbone, spec)
@@ -89,8 +110,7 @@ class Shape(Command):
                 (self.height, self.width), spec.short_side, dense.patch_size, spec.fit
             )
             for tap, shape in _shapes(backbone, dense, spec, self.taps, size):
-                found = " x ".join(str(length) for length in shape)
-                print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {found}")
+                print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
 
 
 def _shapes(
@@ -103,6 +123,10 @@ def _shapes(
     if not taps:
         return [(spec.tap, (*dense.grid_of(size), dense.channels))]
     return [(tap, backbone.shape(tap, *size)) for tap in taps]
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(length) for length in shape)
 
 
 def _fit(spec: FeatureSpec) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from f3rm._types import BackboneRef, F3rmError
 from f3rm.backbones.taps import parse_taps
-from f3rm.features.spec import FeatureSpec, Precision, StoredDtype
+from f3rm.features.spec import PRESETS, FeatureSpec, Precision, StoredDtype
 from f3rm.toolkit.choices import check_settings
 from f3rm.toolkit.prep import Prep
 from f3rm.toolkit.video import FramePolicy
@@ -183,17 +183,21 @@ class ExtractionSpec:
 
 
 def parse_backbone(text: str) -> BackboneRef:
-    """Reads ``adapter:model`` or ``adapter:model@weights``.
+    """Reads ``adapter:model``, or the name of a feature type for its model; either ``@weights``.
 
     Raises:
         SpecError: If there is no adapter or no model.
     """
+    name, _, own_weights = text.partition("@")
+    if name.upper() in PRESETS:
+        known = PRESETS[name.upper()].backbone
+        return replace(known, weights=own_weights or known.weights)
     adapter, _, rest = text.partition(":")
     model, _, weights = rest.partition("@")
     if not adapter or not model:
         msg = (
-            "parse_backbone: backbone must look like adapter:model@weights, got "
-            f"{text!r}. Write e.g. dinov2:facebook/dinov2-base; f3rm models lists some."
+            "parse_backbone: backbone must look like adapter:model@weights or be a feature type, "
+            f"got {text!r}. Write e.g. dinov2:facebook/dinov2-base; f3rm models lists some."
         )
         raise SpecError(msg)
     return BackboneRef(adapter, model, weights)

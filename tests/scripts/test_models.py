@@ -50,3 +50,16 @@ def test_mistakes_are_one_line(weights, capsys):
     assert capsys.readouterr().err == "Tap: there is no facet 'qery'; did you mean query, key?\n"
     assert main(["layers", "--feature-type", "CLOP"]) == 1
     assert "Did you mean CLIP" in capsys.readouterr().err
+
+
+def test_a_backbone_is_described_without_a_feature_type(capsys):
+    assert main(["layers", "--backbone", "tinyclip"]) == 0  # a feature type's name is its model
+    assert capsys.readouterr().out.splitlines()[-1] == "dense rules: maskclip"
+    size, resnet = ["--height", "100", "--width", "64"], "module:torchvision:resnet18@random"
+    assert main(["shape", *size, "--backbone", resnet, "--taps", "res4", "res5avg"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "torchvision:resnet18: res4 gives 22 x 14 x 256",
+        "torchvision:resnet18: res5avg gives 1 x 1 x 512",
+    ]
+    assert main(["shape", *size, "--backbone", "resnet"]) == 1
+    assert "--tap" in capsys.readouterr().err
