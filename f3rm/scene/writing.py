@@ -17,6 +17,7 @@ from PIL import Image
 
 from f3rm._types import F3rmError
 
+_OTHERS = (".gif", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg")
 VIDEO = ".mp4"
 
 _CODEC = "libx264"
@@ -46,8 +47,17 @@ def make_writer(out: Path, *, fps: float) -> PictureWriter:
     Args:
         out: File or folder.
         fps: Frames per second of a video.
+
+    Raises:
+        F3rmError: If it looks like a picture or another kind of video.
     """
     out = out.expanduser().absolute()
+    if out.suffix.lower() in _OTHERS:
+        msg = (
+            "render: out must be a folder for PNG files or a file ending in .mp4, got "
+            f"{out.name!r}. Give another --out."
+        )
+        raise F3rmError(msg)
     return VideoFiles(out, fps) if out.suffix.lower() == VIDEO else PictureFolders(out)
 
 

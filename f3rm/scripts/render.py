@@ -34,8 +34,9 @@ class Render(Command):
     """The run's config.yml, or its folder."""
     query: str = ""
     """What is asked, with semicolons between several: "red mug; bowl"."""
-    output: str = "rgb"
-    """With commas: rgb, depth, accumulation, pca, similarity, composite, mask, labels."""
+    output: str = ""
+    """With commas: rgb, depth, accumulation, pca, similarity, composite, mask, labels. Without it
+    composite if something is asked, else rgb."""
     views: str = "eval"
     """eval or train for the cameras of photographs, interpolate for a path between the held-out
     ones, or a camera path (.json) saved in Nerfstudio's viewer."""
@@ -71,13 +72,12 @@ class Render(Command):
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
         """
-        outputs = self._outputs()
+        outputs, writer = self._outputs(), make_writer(self.out, fps=self.fps)
         scene = f3rm.load(self.config, data=self.data, device=self.device)
         path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
         scale = self._scale(scene, path, outputs)
         for number in range(len(scale.thresholds)):
             print(scale.named(number))
-        writer = make_writer(self.out, fps=self.fps)
         with ExitStack() as if_interrupted:
             if_interrupted.callback(writer.abandon)
             self._write(scene, path, outputs, scale, writer)
@@ -86,8 +86,9 @@ class Render(Command):
             print(f"Wrote {place}")
 
     def _outputs(self) -> tuple[str, ...]:
+        asked = bool(split_questions(self.query))
         names = [name.strip() for name in self.output.split(",") if name.strip()]
-        outputs = check_outputs(names, asked=bool(split_questions(self.query)))
+        outputs = check_outputs(names or ["composite" if asked else "rgb"], asked=asked)
         for name in outputs:
             if name in _NO_PICTURE:
                 msg = f"render: output must be a picture, got {name!r}. From Python: Scene.render."

@@ -40,6 +40,12 @@ def test_pictures_are_written_for_every_view_and_output(run, tmp_path, capsys):
         assert picture.size == (40, 30 + 2 * 14)  # one line of legend per question
 
 
+def test_without_an_output_what_is_asked_is_shown_over_the_picture(run, tmp_path):
+    words = ["--query", "red ball", "--downscale", "4", "--out", str(tmp_path / "asked")]
+    assert main(["render", str(run.config), *words]) == 0
+    assert [folder.name for folder in (tmp_path / "asked").iterdir()] == ["composite"]
+
+
 def test_a_path_becomes_a_video(run, tmp_path, capsys):
     path = {
         "render_height": 21,
@@ -77,6 +83,7 @@ def test_paths_and_options_that_cannot_be_used_are_refused(scene, run, tmp_path,
         (["--output", "features"], "must be a picture"),
         (["--output", "rgb,rbg"], "got 'rbg'"),
         (["--fps", "0"], "must be positive"),
+        (["--out", "tour.gif"], "ending in .mp4, got 'tour.gif'"),
     ]:
         assert main(["render", str(run.config), *words]) == 1
         assert message in capsys.readouterr().err
