@@ -1,5 +1,7 @@
 """Depth pictures become meshes."""
 
+from dataclasses import replace
+
 import numpy as np
 import trimesh
 
@@ -63,3 +65,13 @@ def test_triangles_with_a_dropped_corner_go_and_lone_corners_with_them():
     none, nothing = kept_triangles(triangles, np.zeros(7, dtype=bool))
     assert none.shape == (0, 3)
     assert len(nothing) == 0
+
+
+def test_a_view_that_shows_a_few_pixels_only_is_left_out():
+    need_raycaster()
+    views = [_sphere_view(number, 6) for number in range(6)]
+    speck = np.zeros_like(views[0].depth)
+    speck[9, 9] = views[0].depth[SIZE // 2, SIZE // 2]
+    alone = fuse(iter(views), 0.02)
+    with_speck = fuse(iter([*views, replace(views[0], depth=speck)]), 0.02)
+    assert {*map(tuple, alone.vertices)} == {*map(tuple, with_speck.vertices)}  # in any order

@@ -140,17 +140,15 @@ def test_learning_a_batch_lowers_its_loss(scenes):
 
 def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, monkeypatch, capsys):
     monkeypatch.setattr(train, "_GRIDS", (((3, 3), 2),))
-    monkeypatch.setattr(train, "_CHANCES", ((1.0,) * 4,))
+    monkeypatch.setattr(train, "_CHANCES", ((1.0,) * 6,))
     weights = []
     for name, stops in (("whole", [4]), ("interrupted", [2, 4])):
         work = tmp_path / name
         work.mkdir()
         (work / "pictures").symlink_to(pictures)
         for stop in stops:
-            settings = train.Train(
-                work, work / "out", scenes=2, held_out=1, steps=4, save_every=2, stop_at=stop
-            )
-            settings.run()
+            sizes = {"scenes": 2, "held_out": 1, "tabletops": 1, "views": 2}
+            train.Train(work, work / "out", **sizes, steps=4, save_every=2, stop_at=stop).run()
         weights.append(load_file(work / "out" / "open_clip_model.safetensors"))
         assert '"colour_and_shape"' in capsys.readouterr().out
     assert weights[0].keys() == weights[1].keys()

@@ -39,7 +39,11 @@ _FALSE_PAIRS = 0.5
 """Share of the texts of two attributes that a batch is not about."""
 _ZOOM = (0.5, 4.0)
 """Least and largest magnification of a cut-out."""
-_CELLS_ACROSS = ((0.0, 0.46875, 1.0), (1.4, 1.2125, 1.2), (1.9, 2.4156, 4.2))
+_CELLS_ACROSS = (
+    (0.0, 0.27, 0.571, 0.572, 1.0),
+    (1.4, 1.2, 1.2, 0.9, 0.9),
+    (1.9, 2.4, 4.2, 7.0, 7.0),
+)
 """Least and most cells across the thing that a cut-out is about, at shares of the training."""
 _CAPTION_OBJECTS = 4
 _LEAST_PATCHES = 2

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from scipy import ndimage
 
+from f3rm.evaluation.scene_layouts import SceneKind, draw_layout
 from f3rm.evaluation.scene_objects import Thing
 from f3rm.evaluation.scene_render import SceneRenderer
+from f3rm.evaluation.scenes import SceneSettings, image_name, make_scene
+from f3rm.evaluation.truth import SceneTruth
 from f3rm.features.progress import track
 from tools.tinyclip.clutter import draw_clutter, draw_view
 
@@ -72,6 +76,25 @@ def load_scene(folder: Path, seed: int) -> ScenePictures:
     names = tuple(name for name, _ in clutter.spec.objects)
     boxes = tuple(_boxes(view, clutter.things) for view in ids)
     return ScenePictures(rgb, ids, names, clutter.things, boxes)
+
+
+def load_generated(folder: Path, kind: SceneKind, seed: int, *, views: int) -> ScenePictures:
+    """Returns a scene of ``f3rm make-scene``, made if need be: what the model is for.
+
+    Args:
+        folder: Where such datasets are kept.
+        kind: What sort of scene.
+        seed: Which.
+        views: How many photographs of 360 x 480 pixels.
+    """
+    data = folder / f"{kind}-{seed}"
+    make_scene(data, kind, SceneSettings(seed, views))
+    truth, layout = SceneTruth.read(data), draw_layout(kind, seed)
+    files = [image_name(index) for index in range(views)]
+    rgb = np.stack([np.asarray(Image.open(data / file).convert("RGB")) for file in files])
+    ids = np.stack([np.maximum(truth.view(file).ids, 0) for file in files]).astype(np.uint8)
+    names = tuple(name for name, _ in layout.spec.objects)
+    return ScenePictures(rgb, ids, names, layout.things, ((),) * views)
 
 
 def _boxes(

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,31 @@ from tools.tinyclip.model import (
     publish,
     tokenizer,
 )
-from tools.tinyclip.pictures import HELD_OUT_FROM, ScenePictures, load_scene, render_scenes
+from tools.tinyclip.pictures import (
+    HELD_OUT_FROM,
+    ScenePictures,
+    load_generated,
+    load_scene,
+    render_scenes,
+)
 from tools.tinyclip.words import UNSEEN_PAIRS
 
 PUBLISHED = Path("f3rm/backbones/tinyclip")
 RECORD = "training.json"
 
-_GRIDS = (((2, 2), 96), ((3, 3), 48), ((4, 5), 22), ((5, 7), 12))
+_GRIDS = (((2, 2), 96), ((3, 3), 48), ((4, 5), 22), ((5, 7), 12), ((7, 9), 7))
 """Cells (rows, columns) and pictures of the kinds of batches."""
-_SHARES = (0.0, 0.25, 0.2501, 1.0)
+_FALLS = ((0.0, 1.0), (8 / 14, 0.35), (11 / 14, 0.35), (1.0, 0.0))
+"""The learning rate falls to zero three times: from which share of the training, and how high."""
+_LARGE_FROM = 8 / 14
+"""Share of the training from which cut-outs also show things that fill a photograph."""
+_SHARES = (0.0, 1 / 7, 1 / 7 + 1e-4, _LARGE_FROM, _LARGE_FROM + 1e-4, 1.0)
 _CHANCES = (
-    (0.70, 0.5875, 0.05, 0.00),
-    (0.30, 0.3375, 0.25, 0.15),
-    (0.00, 0.0375, 0.30, 0.30),
-    (0.00, 0.0375, 0.40, 0.55),
+    (0.70, 0.5875, 0.05, 0.00, 0.00, 0.00),
+    (0.30, 0.3375, 0.25, 0.15, 0.05, 0.05),
+    (0.00, 0.0375, 0.30, 0.30, 0.20, 0.20),
+    (0.00, 0.0375, 0.40, 0.55, 0.35, 0.35),
+    (0.00, 0.0000, 0.00, 0.00, 0.40, 0.40),
 )
 """How often each is drawn at these shares of the training; in between, interpolated.
 
@@ -68,13 +80,17 @@ class Train:
     """Training scenes, of six pictures each."""
     held_out: int = 40
     """Scenes for measuring."""
-    steps: int = 3800
+    tabletops: int = 10
+    """Scenes of f3rm make-scene tabletop for measuring."""
+    views: int = 12
+    """Photographs of each of them."""
+    steps: int = 14000
     """Training steps."""
     rate: float = 3e-3
     """Highest learning rate."""
     seed: int = 0
     """Draws weights and batches."""
-    save_every: int = 200
+    save_every: int = 250
     """Steps between checkpoints."""
     stop_at: int | None = None
     """Step to stop at, for trying out; the next call goes on from there."""
@@ -101,9 +117,16 @@ class Train:
             "unseen_pairs": sorted(map(list, UNSEEN_PAIRS)),
             "curve": state.curve,
             "held_out": measure(*towers(backbone), held),
+            "tabletops": measure(
+                *towers(backbone),
+                [
+                    load_generated(self.work / "tabletops", "tabletop", seed, views=self.views)
+                    for seed in range(self.tabletops)
+                ],
+            ),
         }
         (self.work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(json.dumps(record["held_out"], indent=2))
+        print(json.dumps({name: record[name] for name in ("held_out", "tabletops")}, indent=2))
 
 
 def towers(backbone: Backbone) -> tuple[Encode, EncodeTexts]:
@@ -187,7 +210,12 @@ class _Training:
 
     def _rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / 100)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self._settings.steps)))
+        share = min(1.0, step / self._settings.steps)
+        for (began, height), (ends, _) in pairwise(_FALLS):
+            if share < ends:
+                done = (share - began) / (ends - began)
+                return warm * height * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.0
 
     def _remember_tokens(self, batch: Batch) -> None:
         self.tokens |= set(tokenizer()(list(batch.texts + batch.captions)).unique().tolist())
