@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 DATA ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test gates clean
+.PHONY: help setup demo test bench gates clean
 
 help:  ## show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -30,6 +31,9 @@ demo: $(VENV)/.ready  ## train a small feature field on a generated scene, or on
 
 test: $(VENV)/.ready  ## run the tests
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.ready  ## measure this machine and write docs/benchmarks.md's tables; 20 minutes
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py $(BENCH_ARGS)
 
 gates: $(VENV)/.ready  ## check style, types and imports
 	$(BIN)/ruff check .

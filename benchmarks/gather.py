@@ -10,13 +10,14 @@ thread's own time, cold ones of the wall's:
 - ``speedup_cold``: the same after the pages were evicted, NumPy alone.
 - ``vs_resident``: ours over indexing one resident tensor of the same rows, into a kept buffer.
 - ``growth_50_to_2000``: a whole batch, from pixels to fp32 features, over all 2,000 images, over
-  the same over the first 50; NumPy alone. ``growth_resident``: rows of the resident tensor.
+  the same over the first 50, as the store reads by default: with numba where it is installed.
+  ``growth_numpy``: the same with NumPy alone; ``growth_resident``: rows of the resident tensor.
 - ``rss_anon_gb``: anonymous memory of this process after all that; mapped files do not count.
 """
 
-import contextlib
 import ctypes
 import gc
+import importlib.util
 import math
 import os
 import shutil
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from command import make_parser, show
 
-from f3rm._types import BackboneRef, ImplementationError
+from f3rm._types import BackboneRef
 from f3rm.features.chunks import write_chunk
 from f3rm.features.gather import Engine
 from f3rm.features.geometry import PixelAffine, ValidRect
@@ -177,10 +178,10 @@ class Bench:
     def warm(self) -> dict[str, float]:
         """Measures the loop, both engines and whole batches, in seconds."""
         earlier = EarlierLoop(self.folder).gather
-        store = self.open("numpy")
+        store, default = self.open("numpy"), self.open("auto")
         taken = {"earlier": earlier, "ours": taking(store)}
-        with contextlib.suppress(ImplementationError):
-            taken["fast"] = taking(self.open("numba"))
+        if importlib.util.find_spec("numba"):
+            taken["fast"] = taking(default)
         self.warm_up(list(taken.values()))
         cells = self.draw()
         if not all(torch.equal(gather(cells), earlier(cells)) for gather in taken.values()):
@@ -188,8 +189,9 @@ class Bench:
         ways: dict[str, tuple[Gather, int | None]] = {
             name: (gather, None) for name, gather in taken.items()
         }
-        batch = looking_up(store)
-        return self.medians(ways | {"batch": (batch, None), "batch_few": (batch, FEW)})
+        for name, batch in (("batch", looking_up(default)), ("batch_numpy", looking_up(store))):
+            ways |= {name: (batch, None), f"{name}_few": (batch, FEW)}
+        return self.medians(ways)
 
     def cold(self) -> dict[str, float]:
         """Measures with evicted pages, opening anew each time, in seconds."""
@@ -244,6 +246,7 @@ def measure(folder: Path, num_images: int, repeats: int) -> dict[str, object]:
         "speedup_cold": round(cold["earlier"] / cold["ours"], 1),
         "vs_resident": round(resident["ours"] / resident["resident"], 2),
         "growth_50_to_2000": round(warm["batch"] / warm["batch_few"], 2),
+        "growth_numpy": round(warm["batch_numpy"] / warm["batch_numpy_few"], 2),
         "growth_resident": round(resident["resident"] / resident["resident_few"], 2),
         "rss_anon_gb": round(memory, 3),
         "warm_ms": {name: round(value * 1e3, 3) for name, value in warm.items()},

@@ -13,16 +13,13 @@ The model has Nerfacto's and f3rm's own sizes and random weights: what is measur
 """
 
 import multiprocessing
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import torch
 from command import make_parser, show
+from measuring import machine, medians, peak_mib
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
@@ -116,52 +113,12 @@ def _render_channels(
     return torch.cat([render_per_sample(*part, head_weight) for part in parts])
 
 
-def time_frames(frames: dict[str, Frame], repeats: int, device: torch.device) -> dict[str, float]:
-    """Times frames in turn, so that the machine's moods hit all alike; returns median seconds.
-
-    On the CPU these are the seconds that this process computes, whatever else runs.
-    """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in frames}
-    for repeat in range(repeats + 1):
-        for name, frame in frames.items():
-            start = clock()
-            with torch.no_grad():
-                frame().sum().item()  # waits for the device
-            if repeat:  # the first round warms up
-                times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_mib(name: str, channels: int, side: int, device: str) -> float:
-    """Returns what a frame adds to this process's memory at most; call it in a fresh one.
-
-    The least of three frames: what the allocator happens to keep or to return is left out.
-    """
+def peak_of(name: str, channels: int, side: int, device: str) -> float:
+    """Returns what a frame adds to the memory of a fresh process at most, in MiB."""
     torch.set_num_threads(1)
     frame = build_frames(channels, side, torch.device(device))[name]
-    peak = _cuda_peak if device.startswith("cuda") else _process_peak
     with torch.no_grad():
-        return round(min(peak(frame) for _ in range(3)), 1)
-
-
-def _cuda_peak(frame: Frame) -> float:
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    frame()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def _process_peak(frame: Frame) -> float:
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
-    before = _status("VmRSS")
-    frame()
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(field: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if field in line)
-    return int(line.split()[1])  # KiB
+        return peak_mib(frame, torch.device(device))
 
 
 def measure(side: int, repeats: int, device: str, *, memory: bool) -> dict[str, object]:
@@ -169,16 +126,12 @@ def measure(side: int, repeats: int, device: str, *, memory: bool) -> dict[str, 
     result: dict[str, object] = {
         "pixels": side * side,
         "repeats": repeats,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device)
-        if device.startswith("cuda")
-        else platform.processor() or platform.machine(),
+        **machine(torch.device(device)),
     }
     fresh = multiprocessing.get_context("spawn")
     for channels in CHANNELS:
         frames = build_frames(channels, side, torch.device(device))
-        seconds = time_frames(frames, repeats, torch.device(device))
+        seconds = medians(frames, repeats, torch.device(device))
         result[f"similarity_vs_rgb_{channels}"] = round(seconds["similarity"] / seconds["rgb"], 3)
         ratio = seconds["channels"] / seconds["similarity"]
         result[f"speedup_vs_channels_{channels}"] = round(ratio, 2)
@@ -187,7 +140,7 @@ def measure(side: int, repeats: int, device: str, *, memory: bool) -> dict[str, 
         peaks: dict[str, float] = {}
         for name in ("rgb", "similarity", "channels") if memory else ():
             with fresh.Pool(1) as pool:
-                peaks[name] = pool.apply(peak_mib, (name, channels, side, device))
+                peaks[name] = pool.apply(peak_of, (name, channels, side, device))
         result[f"peak_mib_{channels}"] = peaks
     return result
 
