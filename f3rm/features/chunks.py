@@ -7,21 +7,22 @@ page boundary; ``np.load`` reads the files like any other.
 import contextlib
 import errno
 import math
-import mmap
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
+import torch
 import xxhash
 from jaxtyping import Shaped
 
 from f3rm._types import CacheError, CacheMismatchError
 from f3rm.features.codecs import CodedDtype
+from f3rm.features.paging import expect_random
 from f3rm.features.records import ChunkRecord
 
 HEADER_BYTES = 4096
@@ -139,19 +140,21 @@ def verify_chunk(folder: Path, record: ChunkRecord) -> None:
 def map_chunk(folder: Path, record: ChunkRecord) -> Rows:
     """Maps a chunk into memory, read-only and without read-ahead, after checking it.
 
+    By torch, because Python's own maps keep a file descriptor each, and a process has a thousand.
+
     Raises:
         CacheMismatchError: If the file does not have the recorded length, shape and type.
     """
     offset = _data_offset(folder, record)
-    with (folder / record.file).open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)
-    count = math.prod(record.shape)
-    flat: np.ndarray[Any, Any] = np.frombuffer(
-        mapped, dtype=record.dtype, count=count, offset=offset
-    )
-    return flat.reshape(record.shape)
+    path = folder / record.file
+    try:
+        mapping = torch.UntypedStorage.from_file(os.fspath(path), shared=False, nbytes=record.bytes)
+    except RuntimeError as error:
+        raise _mismatch(path, f"it cannot be mapped ({error})") from error
+    mapped = torch.empty(0, dtype=torch.uint8).set_(cast("torch.UntypedStorage", mapping)).numpy()
+    mapped.setflags(write=False)
+    expect_random(mapped.ctypes.data, len(mapped))
+    return mapped[offset:].view(record.dtype).reshape(record.shape)
 
 
 def _header(shape: tuple[int, ...], dtype: CodedDtype) -> bytes:

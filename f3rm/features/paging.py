@@ -8,8 +8,9 @@ costs more than the gather. So :class:`ReadAhead` announces as long as gathers r
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int
@@ -56,10 +57,27 @@ def announce(addresses: Addresses, row_bytes: int) -> None:
     """
     if not _LINUX:
         return
+    madvise = _madvise()
+    for start, stop in _page_runs(addresses, row_bytes).tolist():
+        madvise(start, stop - start, _WILLNEED)
+
+
+def expect_random(address: int, length: int) -> None:
+    """Tells the kernel not to read ahead in a mapped file.
+
+    Args:
+        address: Where the mapping starts.
+        length: Its length in bytes.
+    """
+    if _LINUX:
+        _madvise()(address, length, mmap.MADV_RANDOM)
+
+
+@lru_cache
+def _madvise() -> Callable[[int, int, int | None], int]:
     libc = ctypes.CDLL(None)  # whose calls let other Python threads run
     libc.madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
-    for start, stop in _page_runs(addresses, row_bytes).tolist():
-        libc.madvise(start, stop - start, _WILLNEED)
+    return libc.madvise
 
 
 def _page_runs(addresses: Addresses, row_bytes: int) -> Int[np.ndarray, "runs 2"]:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm._types import CacheMismatchError
-from f3rm.features.chunks import write_chunk
+from f3rm.features.chunks import map_chunk, write_chunk
 from f3rm.features.codec_files import write_codec
 from f3rm.features.codecs import CodecRecord, fit_codec, parse_codec
 from f3rm.features.extraction import extract_features
@@ -304,6 +304,17 @@ def test_indices_out_of_range_are_refused(mixed):
     with pytest.raises(IndexError, match="must lie inside the feature map"):
         mixed.cells(torch.tensor([0]), torch.tensor([8]), torch.tensor([0]))
     assert mixed.gather(torch.zeros(0).long(), torch.zeros(0, 2)).shape == (0, 3)
+
+
+def test_a_store_keeps_no_file_open_however_many_chunks_it_has(mixed):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    store = FeatureStore.open(mixed.folder)
+    store.feature_map(0)
+    assert len(store.manifest.chunks) >= 4
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    mapped = map_chunk(mixed.folder, store.manifest.chunks[0])
+    with pytest.raises(ValueError, match="read-only"):
+        mapped[:] = 0
 
 
 def test_a_store_travels_to_another_process_by_its_folder(mixed):
