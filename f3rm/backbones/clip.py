@@ -30,7 +30,7 @@ from f3rm.backbones.clip_vit import AVERAGED_RULES, clip_vit, rules_of
 from f3rm.backbones.layers import LayerInfo, dense_layer
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.vit import Vit
-from f3rm.backbones.weights import unavailable, weights_identity
+from f3rm.backbones.weights import provenance_of, unavailable
 
 
 class ClipBackbone(Backbone):
@@ -181,12 +181,7 @@ class ClipBackbone(Backbone):
 
     def provenance(self) -> dict[str, str]:
         """Returns open_clip's and torch's versions and the weights' identity."""
-        return {
-            "library": "open_clip",
-            "version": open_clip.__version__,
-            "torch": torch.__version__,
-            "weights": weights_identity(self.ref),
-        }
+        return provenance_of(self.ref, open_clip)
 
     @property
     def device(self) -> torch.device:

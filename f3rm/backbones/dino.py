@@ -32,7 +32,7 @@ from f3rm.backbones.hf_vit import hf_vit
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.vit import Vit
-from f3rm.backbones.weights import local_weights, unavailable, weights_identity
+from f3rm.backbones.weights import local_weights, provenance_of, unavailable
 
 DinoFamily = Literal["dino", "dinov2", "dinov2_with_registers"]
 
@@ -154,12 +154,7 @@ class DinoBackbone(Backbone):
 
     def provenance(self) -> dict[str, str]:
         """Returns transformers' and torch's versions and the weights' identity."""
-        return {
-            "library": "transformers",
-            "version": transformers.__version__,
-            "torch": torch.__version__,
-            "weights": weights_identity(self.ref),
-        }
+        return provenance_of(self.ref, transformers)
 
     @property
     def device(self) -> torch.device:

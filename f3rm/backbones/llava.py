@@ -24,7 +24,7 @@ from f3rm.backbones.hf_vit import hf_vit
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.llava_source import LlavaParts, read_llava
 from f3rm.backbones.taps import Tap
-from f3rm.backbones.weights import unavailable, weights_identity
+from f3rm.backbones.weights import provenance_of, unavailable
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -112,12 +112,7 @@ class LlavaBackbone(Backbone):
 
     def provenance(self) -> dict[str, str]:
         """Returns transformers' and torch's versions and the weights' identity."""
-        return {
-            "library": "transformers",
-            "version": transformers.__version__,
-            "torch": torch.__version__,
-            "weights": weights_identity(self.ref),
-        }
+        return provenance_of(self.ref, transformers)
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ from f3rm._types import BackboneRef
 from f3rm.backbones.base import Tower
 from f3rm.backbones.optional import require
 from f3rm.backbones.video import VideoBackbone
-from f3rm.backbones.weights import local_weights, unavailable, weights_identity
+from f3rm.backbones.weights import local_weights, provenance_of, unavailable
 
 _READ_ERRORS = (OSError, ValueError, RuntimeError, TypeError)
 
@@ -97,12 +97,7 @@ class VideoVae(VideoBackbone):
     def provenance(self) -> dict[str, str]:
         """Returns diffusers' and torch's versions and the weights' identity."""
         diffusers = require("diffusers", extra="vae", purpose="provenance: a video autoencoder")
-        return {
-            "library": "diffusers",
-            "version": diffusers.__version__,
-            "torch": torch.__version__,
-            "weights": weights_identity(self.ref),
-        }
+        return provenance_of(self.ref, diffusers)
 
     @property
     def device(self) -> torch.device:

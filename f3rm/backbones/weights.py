@@ -18,7 +18,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import torch
 import xxhash
 
 from f3rm._types import BackboneRef, BackboneUnavailableError
@@ -172,3 +174,18 @@ def _add_content(digest: xxhash.xxh3_128, file: Path) -> None:
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
+
+
+def provenance_of(ref: BackboneRef, library: ModuleType) -> dict[str, str]:
+    """Returns what a cache records of a model: its library, versions and weights' identity.
+
+    Args:
+        ref: The model.
+        library: What built it.
+    """
+    return {
+        "library": library.__name__,
+        "version": library.__version__,
+        "torch": torch.__version__,
+        "weights": weights_identity(ref),
+    }
