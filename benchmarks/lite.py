@@ -25,7 +25,7 @@ from torch import nn
 
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.networks import fast
-from f3rm.networks.nerfacto_encoding import quicken
+from f3rm.networks.nerfacto_fast import quicken
 
 _CHANNELS = [128]
 

@@ -30,7 +30,7 @@ from f3rm.compat import lazy_lpips
 from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.evaluation.scene_layouts import SceneKind
 from f3rm.evaluation.scenes import SceneSettings, make_scene, model_options
-from f3rm.networks.nerfacto_encoding import quicken
+from f3rm.networks.nerfacto_fast import quicken
 
 COLUMNS = {
     "localisation": "localisation",

@@ -37,7 +37,7 @@ from f3rm._types import BackboneRef, HeadSpec
 from f3rm.compat import lazy_lpips
 from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
-from f3rm.networks.nerfacto_encoding import quicken
+from f3rm.networks.nerfacto_fast import quicken
 from f3rm.renderer import FeatureRenderer, render_per_sample
 
 HEADS = ("384", "768", "768+384", "5120")

@@ -43,7 +43,7 @@ from f3rm.feature_field import (
     FeatureStats,
 )
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
-from f3rm.networks.nerfacto_encoding import quicken
+from f3rm.networks.nerfacto_fast import quicken
 from f3rm.renderer import FeatureRenderer
 from f3rm.semantics.pca import PcaBasis, fit_pca, pca_colours_from_hidden
 from f3rm.viewer.controls import FeatureControls

@@ -157,7 +157,13 @@ class TorchNetwork(HiddenNetwork):
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:
         """Computes non-negative hidden vectors of positions in [0, 1]^3."""
         encoded = self.grid(positions)
+        first, *rest = self.layers
+        weight = first.get_parameter("weight")
+        # The columns of the grid and of the positional encoding apart: joining these costs as much.
+        hidden = functional.linear(encoded, weight[:, : encoded.shape[1]])
         if self.config.use_pe:
-            pe = frequency_encoding(positions, self.config.pe_num_frequencies)
-            encoded = torch.cat((encoded, pe.to(encoded.dtype)), -1)
-        return self.layers(encoded)
+            pe = frequency_encoding(positions, self.config.pe_num_frequencies).to(encoded.dtype)
+            hidden = torch.addmm(hidden, pe, weight[:, encoded.shape[1] :].T)
+        for layer in rest:
+            hidden = layer(hidden)
+        return hidden

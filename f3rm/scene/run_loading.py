@@ -31,7 +31,7 @@ from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_it
 from f3rm.features.items import read_items
 from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
-from f3rm.networks.nerfacto_encoding import quicken
+from f3rm.networks.nerfacto_fast import quicken
 from f3rm.scene.run_config import RunError, config_file, read_config, refused
 
 _CHECKPOINTS = "step-*.ckpt"

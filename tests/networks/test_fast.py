@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from nerfstudio.field_components.encodings import HashEncoding
+from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.fields.density_fields import HashMLPDensityField
 
 from f3rm.networks import fast
 from f3rm.networks.base import NetworkConfig
-from f3rm.networks.nerfacto_encoding import FastHashEncoding, quicken
+from f3rm.networks.nerfacto_fast import FastContraction, FastHashEncoding, quicken
 from f3rm.networks.torch_network import HashGrid
 
 SIZES = NetworkConfig(num_levels=4, log2_hashmap_size=10, start_res=4, max_res=40)
@@ -141,3 +142,19 @@ def test_parameters_and_their_names_stay():
     after = dict(field.named_parameters())
     assert before.keys() == after.keys()
     assert all(after[name] is value for name, value in before.items())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-9, 9, width=32)] * 3), min_size=1, max_size=6))
+def test_contraction_is_nerfstudios_bit_by_bit(points):
+    slow, quick = (SceneContraction(order=float("inf")) for _ in range(2))
+    quicken(torch.nn.ModuleList([quick]))
+    assert type(quick) is FastContraction
+    positions = torch.tensor([points])
+    assert torch.equal(quick(positions), slow(positions))
+    apart = positions + torch.tensor([0.0, 0.01, 0.023])  # ties share the slope differently
+    slopes = []
+    for contract in (slow, quick):
+        moved = apart.clone().requires_grad_()
+        slopes += torch.autograd.grad(contract(moved).square().sum(), moved)
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-4)

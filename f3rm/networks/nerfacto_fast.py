@@ -1,10 +1,14 @@
-"""Nerfacto's hash encoding in machine code where it runs in torch on a CPU."""
+"""Nerfacto's hash encoding and contraction, the same bits in less time where torch runs them."""
 
+import math
 from functools import cached_property
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from nerfstudio.field_components.encodings import HashEncoding
+from nerfstudio.field_components.spatial_distortions import SceneContraction
+from nerfstudio.utils.math import Gaussians
 from torch import Tensor, nn
 
 from f3rm.networks.fast import Levels, interpolate, is_fast
@@ -38,11 +42,29 @@ class FastHashEncoding(HashEncoding):
         return encoded.view(*in_tensor.shape[:-1], -1)
 
 
+class FastContraction(SceneContraction):
+    """Nerfstudio's contraction by the largest coordinate.
+
+    ``torch.linalg.norm`` over three numbers takes many times as long as two maxima, a fifth of a
+    rendered frame on a CPU.
+    """
+
+    def forward(self, positions: Tensor | Gaussians) -> Tensor | Gaussians:
+        """Contracts positions (..., 3) to [-2, 2]^3; Gaussians as Nerfstudio does."""
+        if isinstance(positions, Gaussians):
+            return super().forward(positions)
+        x, y, z = positions.abs().unbind(-1)
+        size = torch.maximum(torch.maximum(x, y), z)[..., None]
+        return torch.where(size < 1, positions, (2 - (1 / size)) * (positions / size))
+
+
 def quicken(model: nn.Module) -> None:
-    """Makes every torch hash encoding of a Nerfstudio model a :class:`FastHashEncoding`.
+    """Makes torch's hash encodings and contractions of a Nerfstudio model the fast ones.
 
     Parameters, their names and the outputs stay the same.
     """
     for module in model.modules():
         if type(module) is HashEncoding and module.tcnn_encoding is None:
             module.__class__ = FastHashEncoding
+        elif type(module) is SceneContraction and module.order == math.inf:
+            module.__class__ = FastContraction
