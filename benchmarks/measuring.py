@@ -1,5 +1,7 @@
 """How all benchmarks measure: calls in turn, medians, peaks of memory, and where it was."""
 
+import ctypes
+import gc
 import platform
 import statistics
 import time
@@ -71,6 +73,8 @@ def _cuda_peak(call: Call) -> float:
 
 
 def _process_peak(call: Call) -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed before would be used unseen
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM, the peak
     before = _status("VmRSS")
     call()

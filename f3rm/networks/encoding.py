@@ -14,4 +14,9 @@ def frequency_encoding(
     """
     exponents = torch.arange(num_frequencies, device=positions.device, dtype=positions.dtype)
     angles = (positions[..., None] * (torch.pi * 2.0**exponents)).flatten(1)
-    return torch.cat((angles.sin(), angles.cos()), -1)
+    if angles.requires_grad:
+        return torch.cat((angles.sin(), angles.cos()), -1)
+    encoded = angles.new_empty(len(angles), 2 * angles.shape[1])  # the same without copies
+    torch.sin(angles, out=encoded[:, : angles.shape[1]])
+    torch.cos(angles, out=encoded[:, angles.shape[1] :])
+    return encoded

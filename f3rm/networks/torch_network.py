@@ -151,7 +151,7 @@ class TorchNetwork(HiddenNetwork):
         widths = [config.encoding_dim] + [config.hidden_dim] * config.num_layers
         layers: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
-            layers += [nn.Linear(wide, narrow, bias=False), nn.ReLU()]
+            layers += [nn.Linear(wide, narrow, bias=False), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:

@@ -49,14 +49,17 @@ def test_lazy_features_of_several_sizes_have_no_shape(tmp_path):
         _ = features.shape
 
 
+class _ToyClip(ToyBackbone):
+    default_tap = "-1|dense(maskclip)"
+
+
 def test_a_combination_makes_ordinary_caches_in_order(dataset, monkeypatch):
     loaded: list[str] = []
 
     def load(ref, **options):
         loaded.append(ref.adapter)
-        backbone = ToyBackbone.load(ref, **options)
-        backbone.default_tap = {"dino": "final", "clip": "-1|dense(maskclip)"}[ref.adapter]
-        return backbone
+        adapter = _ToyClip if ref.adapter == "clip" else ToyBackbone
+        return adapter(ref, ToyBackbone.load(ref, **options).device)
 
     options = {"progress": False, "load": load}
     both = standalone.extract_features_for_dataset(dataset, "DINOCLIP", **options)
