@@ -225,13 +225,15 @@ def test_a_flipped_byte_is_an_error_or_harmless(damaged, folder, where, change, 
 
 
 @given(
-    keep=st.floats(0, 0.99),
+    keep=st.floats(0, 0.9),  # of the last bytes, some are checksums: nothing is lost with them
     name=st.sampled_from([IDS, DEPTH]),
 )
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_cut_file_is_an_error(damaged, folder, keep, name):
+    for whole in (IDS, DEPTH):
+        (damaged / whole).write_bytes((folder / whole).read_bytes())
     content = (folder / name).read_bytes()
     (damaged / name).write_bytes(content[: int(keep * (len(content) - 12))])  # without the end mark
     with pytest.raises(DatasetError, match="make it again"):

@@ -126,7 +126,7 @@ def test_specifications_survive_yaml(tmp_path):
     ("text", "message"),
     [
         ("taps: [final]", "no 'backbone'"),
-        ("backbone: clip\ntaps: [final]", "adapter:model"),
+        ("backbone: resnet\ntaps: [final]", "adapter:model"),
         ("backbone: clip:x\ntaps: []", "taps must be some"),
         ("backbone: clip:x\ntaps: [final]\nprepp: {}", "did you mean prep"),
         ("backbone: clip:x\ntaps: [final]\nprep: {sise: 3}", "sise"),
