@@ -41,6 +41,8 @@ from f3rm.semantics.similarity import (
 Frame = Callable[[], Tensor]
 CHANNELS = (768, 5120)
 _HIDDEN = RenderRequest(pca=False, similarity=False)
+_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 15}
+"""Rays at once, as f3rm opens runs and as its methods render on a GPU."""
 _CHUNK_FLOATS = 1 << 26
 """Per-sample features that the way of C channels holds at once: 256 MiB."""
 
@@ -80,7 +82,7 @@ def build_camera(side: int, device: torch.device) -> Cameras:
 @torch.no_grad()
 def build_frames(channels: int, side: int, device: torch.device) -> dict[str, Frame]:
     """Builds the frames that are compared, by name."""
-    model, camera = build_model(channels, 1 << 12, device), build_camera(side, device)
+    model, camera = build_model(channels, _CHUNK[device.type], device), build_camera(side, device)
     weight = model.heads["random"].weight.detach()
     query, other = (build_query(channels, seed, device) for seed in (0, 1))
 

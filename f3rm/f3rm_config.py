@@ -128,7 +128,7 @@ f3rm_lite_method = MethodSpecification(
             ),
             model=FeatureFieldModelConfig(
                 implementation="torch",
-                eval_num_rays_per_chunk=1 << 12,
+                eval_num_rays_per_chunk=1 << 10,
                 num_levels=8,
                 log2_hashmap_size=15,
                 max_res=512,
@@ -149,7 +149,7 @@ f3rm_lite_method = MethodSpecification(
             ),
         ),
         optimizers=_optimizers(3000),
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 10),
         vis="viewer",
     ),
     description="f3rm for a CPU or a small GPU: torch, fewer rays, samples and levels.",
