@@ -261,7 +261,8 @@ def _read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
                 width, height = image.size
                 what = f"mode {image.mode} and {height} x {width}, the photograph being "
                 _fail_damaged(path, f"{what}{size[1]} x {size[0]}")
-            image.load()
+            image.verify()  # checksums up to the end mark, which loading does not need
+        with Image.open(path) as image:
             return np.asarray(image)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         _fail_damaged(path, str(error), error)
