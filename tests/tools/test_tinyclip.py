@@ -17,6 +17,8 @@ from tools.tinyclip.batches import CELL, draw_batch, patch_shares
 from tools.tinyclip.clutter import draw_clutter
 from tools.tinyclip.model import build_model, build_tutor, embed_texts, loss_of, tokenizer
 from tools.tinyclip.pictures import HELD_OUT_FROM, load_scene, render_scenes
+from tools.tinyclip.schedule import Schedule, rate_at
+from tools.tinyclip.together import average_gradients, helped
 from tools.tinyclip.words import (
     UNSEEN_PAIRS,
     attributes,
@@ -138,9 +140,36 @@ def test_learning_a_batch_lowers_its_loss(scenes):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, monkeypatch, capsys):
-    monkeypatch.setattr(train, "_GRIDS", (((3, 3), 2),))
-    monkeypatch.setattr(train, "_CHANCES", ((1.0,) * 6,))
+def test_processes_take_parts_of_a_batch_and_average_their_gradients(scenes, tmp_path):
+    settings = train.Train(tmp_path, processes=3)
+    parts = [train._Batches(scenes, settings, rank)[7].images for rank in range(3)]
+    size = settings.schedule.draw(7 / settings.steps, np.random.default_rng([0, 7]))[1]
+    assert sum(len(part) for part in parts) == size
+    assert not torch.equal(parts[0][0], parts[1][0])
+    weight = torch.zeros(2, 3, requires_grad=True)
+    weight.grad = torch.full((2, 3), 4.0)
+    with helped(tmp_path, 2, _add_a_gradient_of_two):
+        average_gradients([weight, torch.zeros(5, requires_grad=True)])
+    torch.testing.assert_close(weight.grad, torch.full((2, 3), 3.0))
+
+
+def _add_a_gradient_of_two(rank):
+    assert rank == 1
+    weight = torch.zeros(2, 3, requires_grad=True)
+    weight.grad = torch.full((2, 3), 2.0)
+    average_gradients([weight])
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    rates = [rate_at(step, 1000) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01)
+    assert np.argmax(rates) == 99
+    assert (np.diff(rates[99:]) <= 0).all()
+    assert rates[-1] == 0
+
+
+def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, capsys):
+    always = Schedule(kinds=(((3, 3), 4),), shares=(0.0, 1.0), chances=((1.0, 1.0),))
     weights = []
     for name, stops in (("whole", [4]), ("interrupted", [2, 4])):
         work = tmp_path / name
@@ -148,7 +177,10 @@ def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, mo
         (work / "pictures").symlink_to(pictures)
         for stop in stops:
             sizes = {"scenes": 2, "held_out": 1, "tabletops": 1, "views": 2}
-            train.Train(work, work / "out", **sizes, steps=4, save_every=2, stop_at=stop).run()
+            settings = train.Train(
+                work, work / "out", **sizes, steps=4, save_every=2, stop_at=stop, schedule=always
+            )
+            settings.run()
         weights.append(load_file(work / "out" / "open_clip_model.safetensors"))
         assert '"colour_and_shape"' in capsys.readouterr().out
     assert weights[0].keys() == weights[1].keys()

@@ -40,7 +40,7 @@ _FALSE_PAIRS = 0.5
 _ZOOM = (0.5, 4.0)
 """Least and largest magnification of a cut-out."""
 _CELLS_ACROSS = (
-    (0.0, 0.27, 0.571, 0.572, 1.0),
+    (0.0, 0.22, 0.45, 0.55, 1.0),
     (1.4, 1.2, 1.2, 0.9, 0.9),
     (1.9, 2.4, 4.2, 7.0, 7.0),
 )

@@ -110,8 +110,7 @@ def loss_of(
     pixels = normalised(batch.images).contiguous(memory_format=torch.channels_last)
     maps = resnet_maps(visual, pixels)
     cells = project_cells(visual, maps)
-    texts = embed_texts(model, batch.texts + batch.captions)
-    phrases, captions = texts[: len(batch.texts)], texts[len(batch.texts) :]
+    phrases = embed_texts(model, batch.texts)
     scores = LOGIT_SCALE * F.normalize(_pool(batch, cells), dim=-1) @ phrases.T
     to_text = _region_to_text(scores, batch.true, batch.levels)
     to_region = _text_to_region(scores, batch.true, batch.levels)
@@ -121,6 +120,7 @@ def loss_of(
     terms = {"to_text": to_text.item(), "to_region": to_region.item(), "tutor": shape.item()}
     if batch.images.shape[-1] == CONFIG["vision_cfg"]["image_size"]:  # what is pooled has one size
         pictures = visual.attnpool(maps)
+        captions = embed_texts(model, batch.captions)
         contrast = _picture_to_caption(F.normalize(pictures, dim=-1), captions)
         loss = loss + _CAPTION_WEIGHT * contrast
         terms["caption"] = contrast.item()
@@ -187,7 +187,7 @@ def _text_to_region(
 
 
 @torch.no_grad()
-def publish(model: open_clip.CLIP, folder: Path, used_tokens: set[int]) -> Path:
+def publish(model: open_clip.CLIP, folder: Path, used_tokens: Bool[Tensor, " vocabulary"]) -> Path:
     """Writes the model in fp16 in the layout of open_clip's hub repositories.
 
     Embeddings of words that training never used are set to zero: they would be random directions,
@@ -196,15 +196,13 @@ def publish(model: open_clip.CLIP, folder: Path, used_tokens: set[int]) -> Path:
     Args:
         model: What was trained.
         folder: Where to; made if need be.
-        used_tokens: Numbers of the tokens that training used.
+        used_tokens: Which tokens training used.
 
     Returns:
         The folder.
     """
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    unused = torch.ones(len(state["token_embedding.weight"]), dtype=torch.bool)
-    unused[sorted(used_tokens)] = False
-    state["token_embedding.weight"][unused] = 0
+    state["token_embedding.weight"][~used_tokens] = 0
     folder.mkdir(parents=True, exist_ok=True)
     published = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESSING}
     (folder / CONFIG_NAME).write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")

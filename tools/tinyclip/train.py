@@ -5,17 +5,17 @@ call has done is used by the next one.
 """
 
 import json
-import math
 import os
 import time
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import tyro
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
@@ -34,7 +34,6 @@ from tools.tinyclip.model import (
     loss_of,
     normalised,
     publish,
-    tokenizer,
 )
 from tools.tinyclip.pictures import (
     HELD_OUT_FROM,
@@ -43,29 +42,12 @@ from tools.tinyclip.pictures import (
     load_scene,
     render_scenes,
 )
+from tools.tinyclip.schedule import Schedule, rate_at
+from tools.tinyclip.together import average_gradients, helped
 from tools.tinyclip.words import UNSEEN_PAIRS
 
 PUBLISHED = Path("f3rm/backbones/tinyclip")
 RECORD = "training.json"
-
-_GRIDS = (((2, 2), 96), ((3, 3), 48), ((4, 5), 22), ((5, 7), 12), ((7, 9), 7))
-"""Cells (rows, columns) and pictures of the kinds of batches."""
-_FALLS = ((0.0, 1.0), (8 / 14, 0.35), (11 / 14, 0.35), (1.0, 0.0))
-"""The learning rate falls to zero three times: from which share of the training, and how high."""
-_LARGE_FROM = 8 / 14
-"""Share of the training from which cut-outs also show things that fill a photograph."""
-_SHARES = (0.0, 1 / 7, 1 / 7 + 1e-4, _LARGE_FROM, _LARGE_FROM + 1e-4, 1.0)
-_CHANCES = (
-    (0.70, 0.5875, 0.05, 0.00, 0.00, 0.00),
-    (0.30, 0.3375, 0.25, 0.15, 0.05, 0.05),
-    (0.00, 0.0375, 0.30, 0.30, 0.20, 0.20),
-    (0.00, 0.0375, 0.40, 0.55, 0.35, 0.35),
-    (0.00, 0.0000, 0.00, 0.00, 0.40, 0.40),
-)
-"""How often each is drawn at these shares of the training; in between, interpolated.
-
-Small cut-outs teach shapes quickly, but from their borders a cell also learns where it is.
-"""
 
 
 @dataclass
@@ -84,36 +66,38 @@ class Train:
     """Scenes of f3rm make-scene tabletop for measuring."""
     views: int = 12
     """Photographs of each of them."""
-    steps: int = 14000
+    steps: int = 11000
     """Training steps."""
     rate: float = 3e-3
     """Highest learning rate."""
     seed: int = 0
     """Draws weights and batches."""
-    save_every: int = 250
+    processes: int = 2
+    """Processes that share every batch; another number trains another model."""
+    save_every: int = 500
     """Steps between checkpoints."""
     stop_at: int | None = None
     """Step to stop at, for trying out; the next call goes on from there."""
+    schedule: Annotated[Schedule, tyro.conf.Suppress] = field(default_factory=Schedule)
 
     def run(self) -> None:
         """Renders, trains, publishes and measures."""
         pictures = self.work / "pictures"
         held_out = range(HELD_OUT_FROM, HELD_OUT_FROM + self.held_out)
-        processes = os.cpu_count() or 1
+        torch.set_num_threads(1)
         began = time.monotonic()
-        render_scenes(pictures, [*held_out, *range(self.scenes)], processes=processes)
+        render_scenes(pictures, [*held_out, *range(self.scenes)], processes=os.cpu_count() or 1)
         rendering = time.monotonic() - began
-        scenes = [load_scene(pictures, seed) for seed in range(self.scenes)]
         held = [load_scene(pictures, seed) for seed in held_out]
-        state = _Training(self)
-        state.run(scenes, held[: max(1, self.held_out // 5)])
-        folder = publish(state.model, self.out, state.tokens)
+        with helped(self.work, self.processes, partial(_take_part, self)):
+            state = _Training(self)
+            state.run(held[: max(1, self.held_out // 5)])
+        folder = publish(state.model, self.out, state.used_tokens)
         ref = BackboneRef("clip", "tinyclip", str(folder.absolute()))
         backbone = ClipBackbone.load(ref, towers=("image", "text"))
         record = {
             "settings": {**asdict(self), "work": None, "out": None},
             "seconds": {"rendering": rendering, "training": state.seconds},
-            "threads": torch.get_num_threads(),
             "unseen_pairs": sorted(map(list, UNSEEN_PAIRS)),
             "curve": state.curve,
             "held_out": measure(*towers(backbone), held),
@@ -137,65 +121,70 @@ def towers(backbone: Backbone) -> tuple[Encode, EncodeTexts]:
     )
 
 
-class _Batches(Dataset[Batch]):
-    """The batch of every step; an interrupted run goes on with those it would have had."""
+def _take_part(settings: Train, rank: int) -> None:
+    _Training(settings, rank).run([])
 
-    def __init__(self, scenes: list[ScenePictures], settings: Train) -> None:
+
+class _Batches(Dataset[Batch]):
+    """One process's part of every step's batch; an interrupted run goes on with what is left."""
+
+    def __init__(self, scenes: list[ScenePictures], settings: Train, rank: int) -> None:
         self._scenes = scenes
         self._settings = settings
+        self._rank = rank
 
     def __getitem__(self, step: int) -> Batch:
         torch.set_num_threads(1)
-        rng = np.random.default_rng([self._settings.seed, step])
+        seed, processes = self._settings.seed, self._settings.processes
         share = step / self._settings.steps
-        chances = np.array([np.interp(share, _SHARES, kind) for kind in _CHANCES])
-        grid, size = _GRIDS[int(rng.choice(len(_GRIDS), p=chances / chances.sum()))]
+        grid, size = self._settings.schedule.draw(share, np.random.default_rng([seed, step]))
+        size = size // processes + (self._rank < size % processes)
+        rng = np.random.default_rng([seed, step, self._rank])
         return draw_batch(self._scenes, rng, size=size, grid=grid, progress=share)
 
 
 class _Training:
     """A model under training and all that a checkpoint has to bring back."""
 
-    def __init__(self, settings: Train) -> None:
+    def __init__(self, settings: Train, rank: int = 0) -> None:
         self._settings = settings
+        self._rank = rank
         self._file = settings.work / "checkpoint.pt"
         self.model = build_model(settings.seed)
         self.tutor = build_tutor()
-        parameters = [*self.model.parameters(), *self.tutor.parameters()]
-        matrices = [p for p in parameters if p.ndim > 1]
-        others = [p for p in parameters if p.ndim <= 1]
+        self._parameters = [*self.model.parameters(), *self.tutor.parameters()]
+        matrices = [p for p in self._parameters if p.ndim > 1]
+        others = [p for p in self._parameters if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others}]
         self.optimiser = AdamW(groups, settings.rate, (0.9, 0.98), weight_decay=0.0, fused=True)
-        self.schedule = LambdaLR(self.optimiser, self._rate)
-        self.tokens: set[int] = set()
+        self.schedule = LambdaLR(self.optimiser, partial(rate_at, steps=settings.steps))
+        self.used_tokens = torch.zeros(self._token_embedding.shape[0], dtype=torch.bool)
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.step = 0
         self._load()
 
-    def run(self, scenes: list[ScenePictures], held: list[ScenePictures]) -> None:
-        """Takes the steps that are left, measuring and saving now and then."""
-        steps = range(self.step, self._settings.stop_at or self._settings.steps)
-        batches = DataLoader(
-            _Batches(scenes, self._settings), None, sampler=steps, num_workers=1, prefetch_factor=4
-        )
+    @property
+    def _token_embedding(self) -> nn.Parameter:
+        return cast("nn.Parameter", cast("nn.Embedding", self.model.token_embedding).weight)
+
+    def run(self, held: list[ScenePictures]) -> None:
+        """Takes the steps that are left; the first process measures and saves now and then."""
+        settings = self._settings
+        scenes = [load_scene(settings.work / "pictures", seed) for seed in range(settings.scenes)]
+        steps = range(self.step, settings.stop_at or settings.steps)
+        drawn = _Batches(scenes, settings, self._rank)
+        batches = DataLoader(drawn, None, sampler=steps, num_workers=1, prefetch_factor=4)
+        is_first = self._rank == 0
         began = time.monotonic()
-        bar = track(batches, total=len(steps), label="Training", show=True)
+        bar = track(batches, total=len(steps), label="Training", show=is_first)
         for step, batch in zip(steps, bar, strict=True):
             terms = self._update(batch)
-            self._remember_tokens(batch)
             self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
             self.step = step + 1
-            if self.step % self._settings.save_every == 0 or self.step == self._settings.steps:
-                self.model.eval()
-                accuracies = measure(
-                    lambda pixels: embed_pictures(self.model, pixels),
-                    lambda texts: embed_texts(self.model, texts),
-                    held,
-                )
-                point = {"step": self.step, "seconds": self.seconds, **terms, **accuracies}
-                self.curve.append({name: round(value, 4) for name, value in point.items()})
-                print(self.curve[-1], flush=True)
+            is_due = self.step % settings.save_every == 0 or self.step == settings.steps
+            if is_first and is_due:
+                self._measure(terms, held)
                 self._save()
 
     def _update(self, batch: Batch) -> dict[str, float]:
@@ -203,22 +192,24 @@ class _Training:
         loss, terms = loss_of(self.model, self.tutor, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self._parameters)
+        gradient = cast("Tensor", self._token_embedding.grad)
+        self.used_tokens |= (gradient != 0).any(dim=1)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.schedule.step()
         return {"loss": loss.item(), **terms}
 
-    def _rate(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / 100)
-        share = min(1.0, step / self._settings.steps)
-        for (began, height), (ends, _) in pairwise(_FALLS):
-            if share < ends:
-                done = (share - began) / (ends - began)
-                return warm * height * 0.5 * (1 + math.cos(math.pi * done))
-        return 0.0
-
-    def _remember_tokens(self, batch: Batch) -> None:
-        self.tokens |= set(tokenizer()(list(batch.texts + batch.captions)).unique().tolist())
+    def _measure(self, terms: dict[str, float], held: list[ScenePictures]) -> None:
+        self.model.eval()
+        accuracies = measure(
+            lambda pixels: embed_pictures(self.model, pixels),
+            lambda texts: embed_texts(self.model, texts),
+            held,
+        )
+        point = {"step": self.step, "seconds": self.seconds, **terms, **accuracies}
+        self.curve.append({name: round(value, 4) for name, value in point.items()})
+        print(self.curve[-1], flush=True)
 
     def _save(self) -> None:
         aside = self._file.with_suffix(".new")
@@ -227,7 +218,7 @@ class _Training:
             "tutor": self.tutor.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "tokens": sorted(self.tokens),
+            "used_tokens": self.used_tokens,
             "curve": self.curve,
             "seconds": self.seconds,
             "step": self.step,
@@ -243,7 +234,7 @@ class _Training:
         self.tutor.load_state_dict(state["tutor"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
-        self.tokens, self.curve = set(state["tokens"]), state["curve"]
+        self.used_tokens, self.curve = state["used_tokens"], state["curve"]
         self.seconds, self.step = state["seconds"], state["step"]
 
 
