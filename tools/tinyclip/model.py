@@ -70,13 +70,18 @@ def tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=CONTEXT)
 
 
+@lru_cache(maxsize=65536)
+def _tokens(text: str) -> Int[Tensor, " context"]:
+    return tokenizer()([text])[0]
+
+
 def embed_texts(model: open_clip.CLIP, texts: tuple[str, ...]) -> Float[Tensor, "texts channels"]:
     """Returns unit embeddings of texts.
 
     The same as the model's own ``encode_text``, which also computes the empty places after the last
     word: attention is causal, so that they change nothing.
     """
-    tokens = tokenizer()(list(texts))
+    tokens = torch.stack([_tokens(text) for text in texts])
     length = int((tokens != 0).sum(dim=1).max())
     tokens = tokens[:, :length]
     hidden = (

@@ -66,7 +66,7 @@ class Train:
     """Scenes of f3rm make-scene tabletop for measuring."""
     views: int = 12
     """Photographs of each of them."""
-    steps: int = 11000
+    steps: int = 10000
     """Training steps."""
     rate: float = 3e-3
     """Highest learning rate."""
@@ -174,7 +174,14 @@ class _Training:
         scenes = [load_scene(settings.work / "pictures", seed) for seed in range(settings.scenes)]
         steps = range(self.step, settings.stop_at or settings.steps)
         drawn = _Batches(scenes, settings, self._rank)
-        batches = DataLoader(drawn, None, sampler=steps, num_workers=1, prefetch_factor=4)
+        batches = DataLoader(
+            drawn,
+            None,
+            sampler=steps,
+            num_workers=1,
+            prefetch_factor=4,
+            multiprocessing_context="fork",  # what is spawned would be sent all pictures
+        )
         is_first = self._rank == 0
         began = time.monotonic()
         bar = track(batches, total=len(steps), label="Training", show=is_first)
