@@ -132,14 +132,13 @@ def run_job(job: Job, out: Path, datasets: Path) -> dict[str, Any]:
 
 def train(job: Job, data: Path, folder: Path, *, features: bool) -> Path:
     """Trains f3rm-lite or plain Nerfacto unless that is done; returns its config.yml."""
-    config = _configure(job, data, folder, features=features)
+    config = configure(job, data, folder, features=features)
     path = config.get_base_dir() / "config.yml"
     last = config.get_checkpoint_dir() / f"step-{job.steps - 1:09d}.ckpt"
     if path.is_file() and last.is_file():
         return path
     config.save_config()
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # as ns-train does
-        seed(config.machine.seed)
+    seed_everything(config.machine.seed)
     with lazy_lpips():
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup()
@@ -148,7 +147,14 @@ def train(job: Job, data: Path, folder: Path, *, features: bool) -> Path:
     return path
 
 
-def _configure(job: Job, data: Path, folder: Path, *, features: bool) -> TrainerConfig:
+def seed_everything(seed: int) -> None:
+    """Seeds all random numbers of training, as ns-train does."""
+    for start in (random.seed, np.random.seed, torch.manual_seed):
+        start(seed)
+
+
+def configure(job: Job, data: Path, folder: Path, *, features: bool) -> TrainerConfig:
+    """Returns the configuration of f3rm-lite, or of plain Nerfacto with the same sizes."""
     arguments = argparse.Namespace(
         data=data,
         downscale_factor=1,
@@ -174,12 +180,16 @@ def _change(config: TrainerConfig, override: str, *, must_exist: bool = True) ->
     """Sets a field of a configuration by its path; plain Nerfacto lacks the field's own ones."""
     path, _, value = override.partition("=")
     *parents, name = path.split(".")
-    part = functools.reduce(getattr, parents, config)
+    part = functools.reduce(_part, parents, config)
     if hasattr(part, name):
         setattr(part, name, yaml.safe_load(value))
     elif must_exist:
         msg = f"--set must name a field of the configuration, got {path!r}."
         raise ValueError(msg)
+
+
+def _part(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
 
 
 def _start_worker(threads: int) -> None:

@@ -4,10 +4,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
@@ -45,6 +46,7 @@ _CELLS_ACROSS = (
     (1.9, 2.4, 4.2, 7.0, 7.0),
 )
 """Least and most cells across the thing that a cut-out is about, at shares of the training."""
+_NOISE_NUMBERS = 1 << 20
 _CAPTION_OBJECTS = 4
 _LEAST_PATCHES = 2
 NO_SHAPE = -100
@@ -153,8 +155,7 @@ def _cut_out(
         scene.boxes[index], (scene.ids.shape[1], scene.ids.shape[2]), rng, grid, progress
     )
     window = (index, slice(top, top + height), slice(left, left + width))
-    pixels = torch.from_numpy(scene.rgb[window]).permute(2, 0, 1).float() / 255
-    image = _photographed(pixels, rng)[None]
+    image = _photographed(scene.rgb[window], rng)[None]
     size = (grid[0] * CELL, grid[1] * CELL)
     image = F.interpolate(image, size=size, mode="bilinear", antialias=True)[0]
     numbers = torch.from_numpy(scene.ids[window]).float()[None, None]
@@ -197,17 +198,29 @@ def _window(
 
 
 def _photographed(
-    image: Float[Tensor, "3 height width"], rng: np.random.Generator
+    pixels: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
 ) -> Float[Tensor, "3 height width"]:
     """Changes exposure, contrast and white balance a little, and adds blur and noise."""
-    balance = torch.from_numpy(rng.uniform(0.94, 1.06, (3, 1, 1))).float()
-    image = image.clamp(0, 1) ** float(rng.uniform(0.75, 1.3)) * balance
-    image = image * float(rng.uniform(0.75, 1.2))
+    balance = rng.uniform(0.94, 1.06, (3, 1)) * rng.uniform(0.75, 1.2)
+    tones = np.linspace(0, 1, 256) ** rng.uniform(0.75, 1.3)
+    curves = (tones * balance).astype(np.float32)
+    image = torch.from_numpy(np.stack([curves[c][pixels[..., c]] for c in range(3)]))
     if rng.random() < 0.3:
         small = F.interpolate(image[None], scale_factor=0.5, mode="bilinear", antialias=True)
         image = F.interpolate(small, size=image.shape[1:], mode="bilinear")[0]
-    noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-    return (image + 0.02 * float(rng.random()) * noise).clamp(0, 1)
+    return image.add_(_noise(image.shape, rng), alpha=0.02 * float(rng.random())).clamp_(0, 1)
+
+
+def _noise(shape: torch.Size, rng: np.random.Generator) -> Tensor:
+    """Returns a piece of standard normal noise that was drawn once, in another place each time."""
+    start = int(rng.integers(_NOISE_NUMBERS))
+    return _noise_bank()[start : start + shape.numel()].view(shape)
+
+
+@lru_cache(maxsize=1)
+def _noise_bank() -> Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.standard_normal(2 * _NOISE_NUMBERS, dtype=np.float32))
 
 
 def _regions(

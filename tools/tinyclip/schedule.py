@@ -20,11 +20,11 @@ class Schedule:
     """
 
     kinds: tuple[tuple[Grid, int], ...] = (
-        ((2, 2), 96),
-        ((3, 3), 48),
-        ((4, 5), 22),
-        ((5, 7), 12),
-        ((7, 9), 8),
+        ((2, 2), 192),
+        ((3, 3), 96),
+        ((4, 5), 44),
+        ((5, 7), 24),
+        ((7, 9), 16),
     )
     # Small cut-outs teach shapes quickly, but from their borders a cell also learns where it is.
     # Large ones come last: only they hold things that fill a photograph.

@@ -66,9 +66,9 @@ class Train:
     """Scenes of f3rm make-scene tabletop for measuring."""
     views: int = 12
     """Photographs of each of them."""
-    steps: int = 10000
+    steps: int = 6000
     """Training steps."""
-    rate: float = 3e-3
+    rate: float = 4e-3
     """Highest learning rate."""
     seed: int = 0
     """Draws weights and batches."""
