@@ -15,8 +15,6 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
-CACHE_LINE = 64
-"""Bytes that come from memory together."""
 _FLOAT_BYTES = 4
 
 

@@ -76,19 +76,15 @@ def evaluate_run(
     notes = [] if run.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
     language = _open_language(model, truth, head, notes)
+    shown = {"seed": seed, "show_progress": show_progress}
     folder = PictureFolder(pictures, language.vocabulary) if pictures and language else None
     see = folder.add if folder else None
-    scores = score_views(
-        run, model, language=language, seed=seed, show_progress=show_progress, see=see
-    )
+    scores = score_views(run, model, language=language, see=see, **shown)
     if folder:
         folder.write_overview()
-    surfaces = SurfaceScores()
+    surfaces, finding = SurfaceScores(), None
     if truth is not None:
-        surfaces = score_surfaces(
-            run, model, truth, language, seed=seed, show_progress=show_progress
-        )
-    finding = None
+        surfaces = score_surfaces(run, model, truth, language, **shown)
     if truth is not None and language is not None:
         finding = score_finding(Scene(run), truth, language.head)
     heads = head_numbers(scores, surfaces, list(model.heads))

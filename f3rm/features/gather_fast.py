@@ -1,7 +1,8 @@
 """Copying rows in machine code, with numba; imported only where the extra ``fast`` is installed.
 
-The rows that come next are fetched into the processor's cache while one is copied: rows lie far
-apart, so waiting for memory is most of the work. The readable twin is
+Rows lie far apart, so waiting for memory is most of the work: while one is copied, the first and
+the last line of a later one are asked for, and with them its pages are looked up. The lines between
+come by themselves; asking for them too takes longer. The readable twin is
 :func:`f3rm.features.gather.take_reference`.
 """
 
@@ -12,9 +13,9 @@ import numba
 import numpy as np
 from jaxtyping import Int
 
-from f3rm.machine_code import CACHE_LINE, prefetch
+from f3rm.machine_code import prefetch
 
-_AHEAD = 4
+_AHEAD = 16
 
 _memcpy = ctypes.CDLL(None).memcpy
 _memcpy.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)
@@ -24,8 +25,8 @@ _memcpy.restype = ctypes.c_size_t
 def _copy(addresses: Int[np.ndarray, " rows"], target: int, row_bytes: int) -> None:
     for row in range(len(addresses)):
         if row + _AHEAD < len(addresses):
-            for offset in range(0, row_bytes, CACHE_LINE):
-                prefetch(addresses[row + _AHEAD] + offset)
+            prefetch(addresses[row + _AHEAD])
+            prefetch(addresses[row + _AHEAD] + row_bytes - 1)
         _memcpy(target + row * row_bytes, addresses[row], row_bytes)
 
 

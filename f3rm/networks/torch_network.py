@@ -22,6 +22,7 @@ from f3rm.networks.fast import Levels, interpolate, is_fast
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 12
 
 
 class _WeightedRows(torch.autograd.Function):
@@ -157,6 +158,18 @@ class TorchNetwork(HiddenNetwork):
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:
         """Computes non-negative hidden vectors of positions in [0, 1]^3."""
         encoded = self.grid(positions)
+        if positions.device.type != "cpu" or torch.is_grad_enabled():
+            return self._layers_of(positions, encoded)
+        # Part by part, so that what a layer writes is in the processor's cache for the next one.
+        hidden = encoded.new_empty(len(encoded), self.config.hidden_dim)
+        tensors = (tensor.split(_ROWS_AT_ONCE) for tensor in (positions, encoded, hidden))
+        for place, row, out in zip(*tensors, strict=True):
+            out.copy_(self._layers_of(place, row))
+        return hidden
+
+    def _layers_of(
+        self, positions: Float[Tensor, "points 3"], encoded: Float[Tensor, "points encoding"]
+    ) -> Float[Tensor, "points hidden"]:
         first, *rest = self.layers
         weight = first.get_parameter("weight")
         # The columns of the grid and of the positional encoding apart: joining these costs as much.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.features.interrupted import undisturbed
 from tests.features.toy import write_dataset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -31,6 +32,14 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list
         return found
 
     return take
+
+
+@pytest.fixture
+def expected(dataset: Path, events: Callable[[], list[str]]) -> dict[str, bytes]:
+    """The files of an undisturbed run over the test's dataset, in a folder elsewhere."""
+    files = undisturbed(dataset)
+    events()
+    return files
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from f3rm.features.device import is_first_rank, resolve_device
 from f3rm.features.engines import EngineError, run_with
 from f3rm.features.job import Job
 from f3rm.features.store import FeatureStore
-from tests.features.test_resume import undisturbed
 from tests.features.toy import (
     ToyBackbone,
     files_of,
@@ -29,13 +28,6 @@ NUM = 9
 @pytest.fixture
 def dataset(tmp_path):
     return write_dataset(tmp_path / "scene", [(24, 33)] * NUM)
-
-
-@pytest.fixture
-def expected(dataset, events):
-    files = undisturbed(dataset)
-    events()
-    return files
 
 
 def job(root: Path, model: str = "slow") -> Job:

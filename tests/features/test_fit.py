@@ -9,9 +9,9 @@ from f3rm.features.maintenance import repair_cache, verify_cache
 from f3rm.features.manifest import read_manifest
 from f3rm.features.spec import resolve_feature_type
 from f3rm.features.store import FeatureStore
+from tests.features.interrupted import StopError, stop_before
 from tests.features.test_cache_command import flip
 from tests.features.test_extraction import add_frame
-from tests.features.test_resume import StopError, stop_before
 from tests.features.toy import (
     ToyBackbone,
     extract,

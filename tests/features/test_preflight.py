@@ -10,7 +10,7 @@ from f3rm.features.job import Job
 from f3rm.features.preflight import Countdown, duration
 from f3rm.features.preview import preview_job
 from f3rm.scripts import cli
-from tests.features.test_resume import StopError, stop_before
+from tests.features.interrupted import StopError, stop_before
 from tests.features.toy import (
     ToyBackbone,
     extract,

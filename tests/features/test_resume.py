@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,14 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from f3rm.features.chunks import publish, write_chunk
 from f3rm.features.extraction import extract_features
 from f3rm.features.manifest import MANIFEST
-from f3rm.features.store import FeatureStore
+from tests.features.interrupted import (
+    SCRIPT,
+    StopError,
+    extract,
+    stop_before,
+    undisturbed,
+    wait_for,
+)
 from tests.features.toy import (
     ToyBackbone,
     building_of,
@@ -25,46 +30,7 @@ from tests.features.toy import (
     write_dataset,
 )
 
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from f3rm._types import BackboneRef
-from f3rm.features import writer
-from f3rm.features.extraction import extract_features
-from f3rm.features.items import read_items
-from f3rm.features.spec import FeatureSpec
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-root, moment = Path(sys.argv[1]), sys.argv[2]
-if moment == "before manifest":
-    writer.CacheWriter.commit = die
-if moment == "before swap":
-    writer.swap_in = die
-if moment == "before note":
-    writer.Journal.add = die
-spec = FeatureSpec("toy", BackboneRef("toy", "slow", "toy"), "final", 32)
-options = {"shard_size": 2, "batch_size": 1, "device": "cpu", "progress": False}
-store = extract_features(read_items(root), spec, folder=root / "features" / "toy", **options)
-print(len(store))
-"""
 NUM = 7
-
-
-class StopError(Exception):
-    """Stands for whatever stops a run."""
-
-
-def extract(root: Path, **options) -> FeatureStore:
-    defaults = {"folder": folder_of(root), "shard_size": 2, "batch_size": 1}
-    return extract_features(
-        items_of(root),
-        toy_spec("slow"),
-        load=ToyBackbone.load,
-        progress=False,
-        **{**defaults, **options},
-    )
 
 
 @pytest.fixture
@@ -74,18 +40,6 @@ def dataset(tmp_path):
 
 def runs(events) -> int:
     return len([event for event in events() if event.startswith("run")])
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
-
-
-def undisturbed(root: Path) -> dict[str, bytes]:
-    """The files that an undisturbed run writes, from the same dataset into a folder elsewhere."""
-    return files_of(extract(root, folder=root.parent / "undisturbed").folder)
 
 
 @pytest.mark.parametrize("chunks_done", [0, 2])
@@ -120,15 +74,6 @@ def test_a_run_killed_at_the_worst_moments(dataset, events, python, moment, left
     assert runs(events) == left
     assert files_of(folder_of(dataset)) == expected
     assert not list(folder_of(dataset).parent.glob("toy.*"))
-
-
-def stop_before(monkeypatch, file: str) -> None:
-    def write(path, *arguments):
-        if path.name.startswith(file):
-            raise StopError
-        return write_chunk(path, *arguments)
-
-    monkeypatch.setattr("f3rm.features.writer.write_chunk", write)
 
 
 @pytest.mark.parametrize("spoil", ["torn note", "bit", "cut", "gone", "swapped", "other run"])

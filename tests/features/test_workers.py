@@ -16,7 +16,7 @@ from f3rm._types import CacheError
 from f3rm.features import claims, session
 from f3rm.features.claims import Claims, Owner, Watch, Worker
 from f3rm.features.extraction import extract_features
-from tests.features.test_resume import SCRIPT, extract, undisturbed, wait_for
+from tests.features.interrupted import SCRIPT, extract, wait_for
 from tests.features.toy import (
     ToyBackbone,
     building_of,
@@ -35,13 +35,6 @@ CHUNKS = 7
 @pytest.fixture
 def dataset(tmp_path):
     return write_dataset(tmp_path / "scene", [(24, 33)] * NUM)
-
-
-@pytest.fixture
-def expected(dataset, events):
-    files = undisturbed(dataset)
-    events()
-    return files
 
 
 def elsewhere(name: str) -> str:

@@ -170,11 +170,13 @@ def test_the_learning_rate_rises_and_falls_to_zero():
 
 def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, capsys):
     always = Schedule(kinds=(((3, 3), 4),), shares=(0.0, 1.0), chances=((1.0, 1.0),))
+    (tabletops := tmp_path / "tabletops").mkdir()
     weights = []
     for name, stops in (("whole", [4]), ("interrupted", [2, 4])):
         work = tmp_path / name
         work.mkdir()
         (work / "pictures").symlink_to(pictures)
+        (work / "tabletops").symlink_to(tabletops)
         for stop in stops:
             sizes = {"scenes": 2, "held_out": 1, "tabletops": 1, "views": 2}
             settings = train.Train(
