@@ -10,7 +10,8 @@ thread's own time, cold ones of the wall's:
 - ``speedup_cold``: the same after the pages were evicted, NumPy alone.
 - ``vs_resident``: ours over indexing one resident tensor of the same rows, into a kept buffer.
 - ``growth_50_to_2000``: a whole batch, from pixels to fp32 features, over all 2,000 images, over
-  the same over the first 50, as the store reads by default: with numba where it is installed.
+  the same over 50 of them, as the store reads by default: with numba where it is installed. Which
+  50 changes, because memory is not equally quick everywhere; they are read a few times first.
   ``growth_numpy``: the same with NumPy alone; ``growth_resident``: rows of the resident tensor.
 - ``rss_anon_gb``: anonymous memory of this process after all that; mapped files do not count.
 """
@@ -128,18 +129,19 @@ class Bench:
     def open(self, engine: Engine) -> FeatureStore:
         return FeatureStore(self.folder, self.manifest, engine=engine)
 
-    def draw(self, num_images: int | None = None) -> Cells:
-        high = (num_images or self.num_images, *GRID)
+    def draw(self, images: range | None = None) -> Cells:
+        images = images or range(self.num_images)
+        high = (len(images), *GRID)
         image, row, col = (self._random.integers(0, size, ROWS) for size in high)
-        return image, row, col
+        return image + images.start, row, col
 
     def seconds(
         self,
         gather: Gather,
-        num_images: int | None = None,
+        images: range | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> float:
-        cells = self.draw(num_images)
+        cells = self.draw(images)
         start = clock()
         gather(cells)
         return clock() - start
@@ -149,10 +151,13 @@ class Bench:
         # Nothing waits or has a second thread: the thread's own time is all that a gather costs.
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(self.repeats):
+            few = FEW if self.num_images > FEW else self.num_images
+            start = int(self._random.integers(self.num_images - few + 1))
             for name, (gather, num_images) in ways.items():
-                times[name] += [
-                    self.seconds(gather, num_images, time.thread_time) for _ in range(3)
-                ]
+                images = range(start, start + few) if num_images == FEW else None
+                for _ in range(3 if images else 0):
+                    gather(self.draw(images))
+                times[name] += [self.seconds(gather, images, time.thread_time) for _ in range(3)]
         return {name: statistics.median(values) for name, values in times.items()}
 
     def warm_up(self, gathers: list[Gather]) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from f3rm.evaluation.language import open_language
 from f3rm.evaluation.metrics import fixed_mask, iou
-from f3rm.evaluation.predictions import field_scores, psnr, render_view
+from f3rm.evaluation.predictions import psnr, render_view
 from f3rm.evaluation.truth import SceneTruth
 from f3rm.feature_datamanager import FeatureDataManager, match_items
 from f3rm.model import FeatureFieldModel
@@ -47,29 +47,32 @@ class Judge:
             camera.rescale_output_resolution(1 / _SHRINK)
             outputs = render_view(self.model, camera)
             hidden = hidden_of(outputs)
-            cosines.append(self._cosine(name, hidden))
+            features = self.head(hidden.to(self.head.weight))
+            cosines.append(self._cosine(name, features))
             small = batch["image"].permute(2, 0, 1)[None]
             small = functional.interpolate(small, size=hidden.shape[:2], mode="area")[0]
             decibels.append(psnr(self.model, outputs, small.permute(1, 2, 0)))
-            for text, value in self._ious(name, hidden).items():
+            for text, value in self._ious(name, features).items():
                 ious.setdefault(text, []).append(value)
         self.model.train()
         miou = float(np.mean([np.mean(values) for values in ious.values()]))
         return float(np.mean(cosines)), miou, float(np.mean(decibels))
 
-    def _cosine(self, name: str, hidden: torch.Tensor) -> float:
-        rows, cols = hidden.shape[:2]
+    def _cosine(self, name: str, features: torch.Tensor) -> float:
+        rows, cols, channels = features.shape
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
         xy = torch.stack((x, y), dim=-1).reshape(-1, 2).float() * _SHRINK + (_SHRINK - 1) / 2
         index = torch.full((len(xy),), self.store.index(name))
-        target = self.store.gather(index, xy, mode="bilinear").to(self.head.weight)
-        features = self.head(hidden.reshape(len(xy), -1).to(self.head.weight))
-        return float(functional.cosine_similarity(features, target, dim=-1).mean())
+        target = self.store.gather(index, xy, mode="bilinear").to(features)
+        return float(
+            functional.cosine_similarity(features.view(-1, channels), target, dim=-1).mean()
+        )
 
-    def _ious(self, name: str, hidden: torch.Tensor) -> dict[str, float]:
+    def _ious(self, name: str, features: torch.Tensor) -> dict[str, float]:
         ids = self.language.truth.view(name).ids
         ids = ids[_SHRINK // 2 :: _SHRINK, _SHRINK // 2 :: _SHRINK]
-        scores = field_scores(hidden, self.language.scorer, (ids.shape[0], ids.shape[1]))
+        # From features: what the scorer knows of the head's weight is older than the training.
+        scores = self.language.scorer.from_features(features).permute(2, 0, 1).cpu().numpy()
         found: dict[str, float] = {}
         for number, query in enumerate(self.language.vocabulary.queries):
             mask = np.isin(ids, query.ids)
