@@ -41,15 +41,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     DEFAULTS: (),
     "512 rays": (f"{_MANAGER}.train_num_rays_per_batch=512",),
     "2048 rays": (f"{_MANAGER}.train_num_rays_per_batch=2048",),
-    "16 samples": (f"{_MODEL}.num_nerf_samples_per_ray=16",),
+    "12 samples": (f"{_MODEL}.num_nerf_samples_per_ray=12",),
+    "24 samples": (f"{_MODEL}.num_nerf_samples_per_ray=24",),
     "48 samples": (f"{_MODEL}.num_nerf_samples_per_ray=48",),
     "4 feature levels": (f"{_MODEL}.feat_num_levels=4",),
     "10 feature levels": (f"{_MODEL}.feat_num_levels=10",),
     "finest level 64": (f"{_MODEL}.feat_max_res=64",),
     "finest level 192": (f"{_MODEL}.feat_max_res=192",),
     "no positional encoding": (f"{_MODEL}.feat_use_pe=False",),
-    "feature rate 1e-2": (f"{_FIELD}.optimizer.lr=0.01",),
-    "feature rate 2e-3": (f"{_FIELD}.optimizer.lr=0.002",),
+    "feature rate 2e-2": (f"{_FIELD}.optimizer.lr=0.02",),
+    "feature rate 5e-3": (f"{_FIELD}.optimizer.lr=0.005",),
+    "24 samples and feature rate 5e-3": (
+        f"{_MODEL}.num_nerf_samples_per_ray=24",
+        f"{_FIELD}.optimizer.lr=0.005",
+    ),
     "all rates fall by the last step": (
         *(
             f"optimizers.{group}.scheduler.max_steps={{steps}}"

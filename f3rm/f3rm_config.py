@@ -42,14 +42,14 @@ def _proposal(max_res: int) -> dict[str, Any]:
     }
 
 
-def _optimizers(steps: int) -> dict[str, Any]:
+def _optimizers(steps: int, *, feature_rate: float = 5e-3) -> dict[str, Any]:
     return {
         "proposal_networks": _adam(1e-2, 1e-4, steps),
         "fields": _adam(1e-2, 1e-4, steps),
         "camera_opt": _adam(1e-3, 1e-4, min(steps, 5000)),
         "feature_field": {
-            **_adam(5e-3, 1e-4, steps),
-            "optimizer": FusedAdamOptimizerConfig(lr=5e-3, eps=1e-15),
+            **_adam(feature_rate, 1e-4, steps),
+            "optimizer": FusedAdamOptimizerConfig(lr=feature_rate, eps=1e-15),
         },
     }
 
@@ -134,7 +134,7 @@ f3rm_lite_method = MethodSpecification(
                 max_res=512,
                 hidden_dim=32,
                 hidden_dim_color=32,
-                num_nerf_samples_per_ray=24,
+                num_nerf_samples_per_ray=16,
                 num_proposal_samples_per_ray=(48, 32),
                 proposal_net_args_list=[
                     _proposal(max_res=64),
@@ -148,7 +148,7 @@ f3rm_lite_method = MethodSpecification(
                 feat_max_res=96,
             ),
         ),
-        optimizers=_optimizers(3000),
+        optimizers=_optimizers(3000, feature_rate=1e-2),  # docs/decisions/0007
         viewer=ViewerConfig(num_rays_per_chunk=1 << 10),
         vis="viewer",
     ),
