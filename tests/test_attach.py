@@ -93,7 +93,8 @@ def test_heads_that_were_there_stay_bit_for_bit(first, second):
 def test_the_new_head_learns(plain, first):
     short = attach(plain, AttachSettings("COLOURS", steps=1), out=plain.parents[3], device="cpu")
     assert first.config_path != short.config_path
-    assert first.cosines["colours"] > short.cosines["colours"] + 0.1
+    # A quarter of what one step leaves to learn is gone; networks this small learn no more.
+    assert 1 - first.cosines["colours"] < 0.75 * (1 - short.cosines["colours"])
     assert first.steps == 60
 
 

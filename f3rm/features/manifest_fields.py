@@ -64,7 +64,9 @@ def spec_of(plain: checked.Plain) -> FeatureSpec:
         codec=checked.text(later, "codec"),
         fit=cast(Fit, checked.one_of(later, "fit", ("stretch", "square"))),
         window=_window_of(later),
-        scales=tuple(float(scale) for scale in checked.items_of(later, "scales")),
+        scales=tuple(
+            checked.number(scale, "scales") for scale in checked.items_of(later, "scales")
+        ),
     )
 
 

@@ -22,7 +22,7 @@ from f3rm.networks.fast import Levels, interpolate, is_fast
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
-_ROWS_AT_ONCE = 1 << 12
+_ROWS_AT_ONCE = 1 << 13
 
 
 class _WeightedRows(torch.autograd.Function):

@@ -140,6 +140,16 @@ def test_a_missing_manifest_is_no_cache(tmp_path):
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("scale", [None, "1", [], True])
+def test_scales_are_numbers(cache, scale):
+    folder, plain = cache
+    changed = json.loads(json.dumps(plain))
+    changed["spec"]["scales"] = [scale]
+    (folder / MANIFEST).write_text(json.dumps(changed))
+    with pytest.raises(CacheError, match=r"scales is .*, not a number"):
+        read_manifest(folder)
+
+
 junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 values = junk | st.lists(junk, max_size=2) | st.dictionaries(st.text(max_size=5), junk, max_size=2)
 
