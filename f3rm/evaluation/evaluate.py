@@ -15,7 +15,7 @@ import torch
 from f3rm import __version__
 from f3rm._types import DatasetError
 from f3rm.evaluation.finding import FOUND_IOU, score_finding
-from f3rm.evaluation.held_out import score_views
+from f3rm.evaluation.held_out import HeldOutScores, score_views
 from f3rm.evaluation.language import Language, open_language
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD
 from f3rm.evaluation.multiview import DEPTH_TOLERANCE
@@ -77,11 +77,7 @@ def evaluate_run(
     truth = _read_truth(run, notes)
     language = _open_language(model, truth, head, notes)
     shown = {"seed": seed, "show_progress": show_progress}
-    folder = PictureFolder(pictures, language.vocabulary) if pictures and language else None
-    see = folder.add if folder else None
-    scores = score_views(run, model, language=language, see=see, **shown)
-    if folder:
-        folder.write_overview()
+    scores = _look(run, model, language, pictures, **shown)
     surfaces, finding = SurfaceScores(), None
     if truth is not None:
         surfaces = score_surfaces(run, model, truth, language, **shown)
@@ -106,6 +102,21 @@ def evaluate_run(
         context=_context(run, truth, language, seed=seed, device=place),
         notes=tuple(notes),
     )
+
+
+def _look(
+    run: LoadedRun,
+    model: FeatureFieldModel,
+    language: Language | None,
+    pictures: Path | None,
+    **shown: Any,
+) -> HeldOutScores:
+    folder = PictureFolder(pictures, language.vocabulary) if pictures and language else None
+    see = folder.add if folder else None
+    scores = score_views(run, model, language=language, see=see, **shown)
+    if folder:
+        folder.write_overview()
+    return scores
 
 
 def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:

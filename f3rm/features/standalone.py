@@ -100,25 +100,22 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         force: Whether to extract anew even if the cache is valid.
         cache_dir: Where caches go instead of the dataset folder.
-        weights: Weights other than the default, by type, e.g. ``{"CLIP": "/path"}`` or
-            ``["CLIP=/path"]``.
+        weights: Weights by type, e.g. ``{"CLIP": "/path"}`` or ``["CLIP=/path"]``.
         background: What shows through where an image has alpha.
         batch_size: Images per network call; None chooses by image size.
         codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
         precision: What the network computes in.
-        on_error: Whether an image that cannot be extracted ends the run, or is recorded and left
-            out.
+        on_error: Whether an image that cannot be extracted ends the run, or is left out and noted.
         engine: Who starts several workers.
         workers: How many; None is one, or with Ray one per GPU of the cluster.
         progress: Whether to show progress bars.
         load: Loads the backbones.
 
     Returns:
-        The caches by name, e.g. ``{"dino": ..., "clip": ...}``, in the order of ``feature_type``.
+        The caches by name, in the order of ``feature_type``, e.g. ``{"dino": ..., "clip": ...}``.
 
     Raises:
-        F3rmError: If something is wrong with the dataset, the names, the device, the model or the
-            disk; the message says what to do.
+        F3rmError: If dataset, names, device, model or disk are not right; it says what to do.
     """
     jobs = jobs_for_dataset(
         data,

@@ -54,8 +54,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     Slurm): they share the chunks, and every item is computed once.
 
     Args:
-        items: What to extract: a list, or anything that :func:`f3rm.toolkit.lists.list_items`
-            takes.
+        items: A list, or anything that :func:`f3rm.toolkit.lists.list_items` takes.
         spec: What to compute.
         out: Where results go; splits lie beside one another in it.
         split: Name of this list of items, e.g. ``train``.
@@ -63,8 +62,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         batch_size: Items per network call; None chooses by image size.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: Whether to compute everything anew.
-        on_error: Whether an item that cannot be extracted ends the run, or is recorded and left
-            out; the others keep their indices.
+        on_error: Whether an item that fails ends the run, or is noted; others keep their indices.
         engine: Who starts several workers.
         workers: How many.
         progress: Whether to show progress bars.
