@@ -137,8 +137,8 @@ def print_peak(num: int, device: torch.device) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def measure(num: int, repeats: int, device: torch.device) -> dict[str, object]:
-    """Measures every figure; see the module's docstring."""
+def measure(num: int, repeats: int, device: torch.device, *, memory: bool) -> dict[str, object]:
+    """Measures every figure, the peaks only with ``memory``; see the module's docstring."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spec = write_model(folder / "model", device)
@@ -149,12 +149,12 @@ def measure(num: int, repeats: int, device: torch.device) -> dict[str, object]:
             "engine": engine_run(backbone, spec, items, folder / "features"),
         }
         seconds = seconds_of(runs, repeats)
-    peaks = [peak_bytes(count, device) for count in (num, 4 * num)]
+    peaks = [peak_bytes(count, device) for count in (num, 4 * num)] if memory else None
     return {
         "vs_bare_model": round(seconds["bare"] / seconds["engine"], 3),
         "images_per_second": {key: round(num / value, 2) for key, value in seconds.items()},
-        "rss_growth": round(peaks[1] / peaks[0], 3),
-        "peak_mb": [round(peak / 1e6) for peak in peaks],
+        "rss_growth": round(peaks[1] / peaks[0], 3) if peaks else None,
+        "peak_mb": [round(peak / 1e6) for peak in peaks or ()],
         "images": num,
         "repeats": repeats,
         "threads": torch.get_num_threads(),
@@ -175,6 +175,7 @@ def main() -> None:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu or cuda; a GPU if there is one",
     )
+    parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -182,7 +183,7 @@ def main() -> None:
     if arguments.peak_of is not None:
         print_peak(arguments.peak_of, device)
         return
-    result = measure(arguments.images, arguments.repeats, device)
+    result = measure(arguments.images, arguments.repeats, device, memory=not arguments.no_memory)
     show(result, as_json=arguments.json)
 
 

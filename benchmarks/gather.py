@@ -14,6 +14,9 @@ thread's own time, cold ones of the wall's:
   50 changes, because memory is not equally quick everywhere; they are read a few times first.
   ``growth_numpy``: the same with NumPy alone; ``growth_resident``: rows of the resident tensor.
 - ``rss_anon_gb``: anonymous memory of this process after all that; mapped files do not count.
+
+Warm means in memory: mappings are locked there where the system allows it (``locked``), because
+some machines take pages back that are read seldom, and a gather would measure their return.
 """
 
 import ctypes
@@ -119,11 +122,16 @@ def looking_up(store: FeatureStore) -> Gather:
 
 
 class Bench:
-    """A store on disk, and what is measured on it."""
+    """A store on disk, and what is measured on it.
+
+    Attributes:
+        locked: Whether its pages were kept in memory while warm ones were measured.
+    """
 
     def __init__(self, folder: Path, num_images: int, repeats: int) -> None:
         self.folder, self.num_images, self.repeats = folder, num_images, repeats
         self.manifest = make_store(folder, num_images)
+        self.locked = False
         self._random = np.random.default_rng(1)
 
     def open(self, engine: Engine) -> FeatureStore:
@@ -172,6 +180,15 @@ class Bench:
             for gather in gathers:
                 gather((np.full_like(row, image), row, col))
 
+    def lock(self) -> bool:
+        """Keeps the pages of all mappings of the store in memory; False where that is forbidden."""
+        lock = ctypes.CDLL(None).mlock
+        lock.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+        mappings = Path("/proc/self/maps").read_text().splitlines()
+        ranges = [line.split()[0].split("-") for line in mappings if str(self.folder) in line]
+        spans = [(int(start, 16), int(stop, 16)) for start, stop in ranges]
+        return all(lock(start, stop - start) == 0 for start, stop in spans)
+
     def evict(self) -> None:
         """Drops the store's pages from the page cache; they must not be mapped."""
         gc.collect()
@@ -188,6 +205,7 @@ class Bench:
         if importlib.util.find_spec("numba"):
             taken["fast"] = taking(default)
         self.warm_up(list(taken.values()))
+        self.locked = self.lock()
         cells = self.draw()
         if not all(torch.equal(gather(cells), earlier(cells)) for gather in taken.values()):
             raise RuntimeError("gather: all ways must return the same rows.")
@@ -225,6 +243,7 @@ class Bench:
             return torch.index_select(rows, 0, places, out=kept)
 
         self.warm_up([ours])
+        self.lock()
         few = {"resident_few": (index, FEW), "ours_few": (ours, FEW)}
         return self.medians({"resident": (index, None), "ours": (ours, None), **few})
 
@@ -259,6 +278,7 @@ def measure(folder: Path, num_images: int, repeats: int) -> dict[str, object]:
         "resident_ms": {name: round(value * 1e3, 3) for name, value in resident.items()},
         "store_gb": round(sum(chunk.bytes for chunk in bench.manifest.chunks) / 1e9, 2),
         "images": num_images,
+        "locked": bench.locked,
         "repeats": repeats,
     }
 

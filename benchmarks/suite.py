@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, str]] = {
         "step": "--rays 128 --repeats 2 --heads 768 --no-memory",
         "lite": "--rays 256 --points 4096 --repeats 3",
         "gather": "--images 128 --repeats 5",
-        "extract": "--images 8 --repeats 1",
+        "extract": "--images 8 --repeats 1 --no-memory",
         "render": "--side 16 --repeats 2 --no-memory",
         "scale": "--few --repeats 2",
     },

@@ -1,10 +1,10 @@
 """Extraction to disk: the same values however it is run, cut, interrupted or read."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -135,20 +135,21 @@ def test_a_broken_image_is_recorded_and_indices_stay(images, tmp_path):
 
 
 class WideBackbone(GridBackbone):
-    """32 kB per image, and a note of the memory in use at every call."""
+    """64 kB per image, and a note of the anonymous memory in use at every call."""
 
-    channels = 8192
+    channels = 16384
     patch_size = 8
     seen: list[int] = []  # noqa: RUF012 - shared on purpose
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(psutil.Process().memory_info().rss)
+        status = Path("/proc/self/status").read_text()
+        self.seen.append(int(status.split("RssAnon:")[1].split()[0]) * 1024)
         light = images.mean((1, 2, 3))
         return light[:, None, None, None].expand(-1, 1, 1, self.channels).clone()
 
 
 def test_two_thousand_images_with_one_broken_and_memory_flat(tmp_path):
-    """The features are 64 MB; keeping them, or anything per image, would show."""
+    """The features are 131 MB; keeping them, or anything per image, would show."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(2000):
@@ -159,8 +160,8 @@ def test_two_thousand_images_with_one_broken_and_memory_flat(tmp_path):
     WideBackbone.seen.clear()
     spec = ExtractionSpec(REF, ("final@patch|mean",), Prep(resize="exact", size=8))
     store = extract(
-        folder, spec, tmp_path / "out", shard=100, on_error="record", progress=False,
-        device="cpu", load=WideBackbone.load, batch_size=20,
+        folder, spec, tmp_path / "out", shard=20, on_error="record", progress=False,
+        device="cpu", load=WideBackbone.load, batch_size=10,
     )  # fmt: skip
     assert len(store) == 1999
     assert list(store.failed) == ["1234.bmp"]
@@ -168,7 +169,7 @@ def test_two_thousand_images_with_one_broken_and_memory_flat(tmp_path):
     quarter = len(WideBackbone.seen) // 4
     before = max(WideBackbone.seen[quarter : 2 * quarter])  # the allocator has its buffers by now
     growth = max(WideBackbone.seen[3 * quarter :]) - before
-    assert growth < 16e6
+    assert growth < 25e6  # a half of the images holds 65 MB; what is under way at once, a few
 
 
 def test_values_beyond_float16_are_kept(tmp_path, write_images):
