@@ -215,7 +215,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, list[Point]]:
             for name in missing
         }
         done = as_completed(futures)
-        for future in track(done, total=len(missing), label="Variants", show=True):
+        for future in track(done, total=len(missing), label="Training", show=True, unit="variants"):
             future.result()
     return {
         name: [Point(**point) for point in json.loads((folder / "points.json").read_text())]

@@ -43,16 +43,19 @@ def progress_bar(*, show: bool, unit: str = "images") -> Progress:
     )
 
 
-def track(results: Iterable[Result], *, total: int, label: str, show: bool) -> Iterator[Result]:
+def track(
+    results: Iterable[Result], *, total: int, label: str, show: bool, unit: str = "images"
+) -> Iterator[Result]:
     """Yields ``results`` while a bar counts them.
 
     Args:
-        results: What is counted, one per image.
+        results: What is counted.
         total: How many there will be.
         label: Text before the bar.
         show: Whether the bar is drawn.
+        unit: What each result is, in the plural.
     """
-    with progress_bar(show=show) as bar:
+    with progress_bar(show=show, unit=unit) as bar:
         task = bar.add_task(label, total=total)
         for result in results:
             yield result

@@ -143,10 +143,8 @@ def export_boxes(
     """
     place = check_file(file, BOX_SUFFIXES, what="boxes")
     asked = questions_in(query)
-    answers = [
-        scene.find(text, threshold=threshold, head=head, frame=frame)
-        for text in track(asked, total=len(asked), label="queries", show=show_progress)
-    ]
+    bar = track(asked, total=len(asked), label="objects", show=show_progress, unit="queries")
+    answers = [scene.find(text, threshold=threshold, head=head, frame=frame) for text in bar]
     content = {
         "run": str(scene.run.config_path),
         "data": str(scene.run.data),

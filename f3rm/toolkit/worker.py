@@ -137,6 +137,7 @@ class TapWorker(ModelWorker):
             total=len(videos),
             label="checking videos",
             show=progress and bool(videos),
+            unit="videos",
         )
         for clip in clips:
             if isinstance(clip, ImageInfo):

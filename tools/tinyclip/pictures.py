@@ -64,7 +64,7 @@ def render_scenes(folder: Path, seeds: Sequence[int], *, processes: int) -> None
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         done = pool.map(partial(_render_scene, folder), missing, chunksize=4)
-        for _ in track(done, total=len(missing), label="Rendering scenes", show=True):
+        for _ in track(done, total=len(missing), label="Rendering", show=True, unit="scenes"):
             pass
 
 

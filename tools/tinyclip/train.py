@@ -184,7 +184,7 @@ class _Training:
         )
         is_first = self._rank == 0
         began = time.monotonic()
-        bar = track(batches, total=len(steps), label="Training", show=is_first)
+        bar = track(batches, total=len(steps), label="Training", show=is_first, unit="steps")
         for step, batch in zip(steps, bar, strict=True):
             terms = self._update(batch)
             self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
