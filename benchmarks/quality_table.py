@@ -35,6 +35,8 @@ from f3rm.networks.nerfacto_fast import quicken
 COLUMNS = {
     "localisation": "localisation",
     "teacher_localisation": "teacher's",
+    "localisation_mask": "localisation on the object",
+    "teacher_localisation_mask": "teacher's",
     "miou": "mIoU",
     "teacher_miou": "teacher's",
     "miou_ratio": "ratio",

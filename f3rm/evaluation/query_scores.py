@@ -36,8 +36,8 @@ class PairScore:
     Attributes:
         view: Name of the photograph.
         pixels: How many pixels show what the query names.
-        localised: Whether the highest score lies in its mask.
-        localised_box: Whether it lies in the bounding box of one of its objects.
+        localised: Whether the highest score lies in the bounding box of one of its objects.
+        localised_mask: Whether it lies in its mask, so on the object itself.
         iou: Of the fixed rule's mask.
         iou_minmax: Of LangSplat's mask.
         iou_argmax: Of the pixels where the query beats every phrase for something else.
@@ -47,7 +47,7 @@ class PairScore:
     view: str
     pixels: int
     localised: bool
-    localised_box: bool
+    localised_mask: bool
     iou: float
     iou_minmax: float
     iou_argmax: float
@@ -195,8 +195,8 @@ def score_pair(
     return PairScore(
         view=view,
         pixels=int(truth.sum()),
-        localised=is_localised(score, truth),
-        localised_box=is_localised(score, box_region(ids, wanted)),
+        localised=is_localised(score, box_region(ids, wanted)),
+        localised_mask=is_localised(score, truth),
         iou=iou(fixed_mask(score), truth),
         iou_minmax=iou(minmax_mask(score), truth),
         iou_argmax=iou(exclusive_mask(scores, number, vocabulary.rivals(number)), truth),
@@ -213,13 +213,13 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 def summarise(queries: Sequence[QueryScore]) -> dict[str, float | None]:
     """Returns the means over queries.
 
-    The share of localised pairs is taken over all pairs, as LERF does; everything else is a mean
+    The shares of localised pairs are taken over all pairs, as LERF does; everything else is a mean
     over a query's views, then over queries.
     """
     pairs = [pair for query in queries for pair in query.pairs]
     return {
         "localisation": mean_of([float(pair.localised) for pair in pairs]),
-        "localisation_box": mean_of([float(pair.localised_box) for pair in pairs]),
+        "localisation_mask": mean_of([float(pair.localised_mask) for pair in pairs]),
         "miou": mean_of([query.mean(lambda pair: pair.iou) for query in queries]),
         "miou_minmax": mean_of([query.mean(lambda pair: pair.iou_minmax) for query in queries]),
         "miou_argmax": mean_of([query.mean(lambda pair: pair.iou_argmax) for query in queries]),

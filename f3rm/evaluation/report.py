@@ -18,7 +18,7 @@ Number = float | int | None
 
 _PAIRED = (
     ("localisation", "localisation"),
-    ("localisation in the box", "localisation_box"),
+    ("localisation on the object", "localisation_mask"),
     ("mIoU, relevancy > 0.5", "miou"),
     ("mIoU, LangSplat's rule", "miou_minmax"),
     ("mIoU, best phrase wins", "miou_argmax"),
@@ -190,7 +190,7 @@ def query_numbers(query: QueryScore) -> dict[str, Number]:
     """Returns one query's means over the views that show it."""
     return {
         "localisation": query.mean(lambda pair: float(pair.localised)),
-        "localisation_box": query.mean(lambda pair: float(pair.localised_box)),
+        "localisation_mask": query.mean(lambda pair: float(pair.localised_mask)),
         "miou": query.mean(lambda pair: pair.iou),
         "miou_minmax": query.mean(lambda pair: pair.iou_minmax),
         "miou_argmax": query.mean(lambda pair: pair.iou_argmax),

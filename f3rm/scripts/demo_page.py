@@ -37,7 +37,7 @@ _REQUEST = RenderRequest(pca=True, similarity=False, hidden=True)
 _QUALITY = 85
 _OUTLINE = (255, 255, 255)
 _HEADLINES = (
-    ("localisation", "Localisation: the best pixel lies on the object"),
+    ("localisation", "Localisation: the best pixel lies in the box of the object"),
     ("miou", "mIoU of relevancy &gt; 0.5 with the truth"),
     ("teacher_miou", "the same of the 2D teacher, picture by picture"),
     ("average_precision", "Average precision of the relevancy"),

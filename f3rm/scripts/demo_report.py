@@ -11,7 +11,7 @@ from typing import Any
 from f3rm._types import F3rmError
 
 _SHOWN = (
-    ("localisation", "queries whose best pixel lies on the object"),
+    ("localisation", "queries whose best pixel lies in the box of their object"),
     ("miou", "mIoU of the answers with the truth"),
     ("teacher_miou", "the same of the 2D teacher"),
     ("feature_cosine", "cosine of rendered and extracted features"),

@@ -28,7 +28,7 @@ from f3rm.viewer.text_query import TextEncoder
 CPU = torch.device("cpu")
 ANSWERS = {
     "localisation",
-    "localisation_box",
+    "localisation_mask",
     "miou",
     "miou_minmax",
     "miou_argmax",

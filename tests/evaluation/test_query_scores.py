@@ -56,7 +56,7 @@ def test_a_copy_of_the_truth_gets_one_everywhere():
 def test_the_inverse_of_the_truth_gets_nothing_right():
     answers = _answers([_ids(0)], change=lambda scores: 1 - scores)
     means = summarise(answers.queries)
-    for name in ("localisation", "localisation_box", "miou", "miou_argmax"):
+    for name in ("localisation", "localisation_mask", "miou", "miou_argmax"):
         assert means[name] == 0
     assert answers.presence.absent_share == 1
 
@@ -95,6 +95,20 @@ def test_views_are_averaged_per_query_first_and_localisation_over_pairs():
     means = summarise(answers.queries)
     assert means["miou"] == pytest.approx((0 + 1 + 1) / 3)  # queries
     assert means["localisation"] == pytest.approx(4 / 5)  # pairs
+
+
+def test_a_ring_is_found_in_its_hole_by_its_box_alone():
+    ring = np.full((60, 70), -1)
+    ring[10:30, 10:30] = 0
+    ring[16:24, 16:24] = -1
+
+    def sees_the_hole(scores):
+        scores[0, 20, 20] = 0.97
+        return scores
+
+    means = summarise(_answers([ring], sees_the_hole).queries)
+    assert means["localisation"] == 1
+    assert means["localisation_mask"] == 0
 
 
 def test_a_query_that_no_view_shows_has_no_numbers_and_spoils_no_mean():
