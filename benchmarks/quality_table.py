@@ -1,4 +1,4 @@
-"""The quality of the feature field on generated scenes, over several seeds, as one table.
+"""The quality of the feature field on generated scenes, over several seeds, as tables.
 
 ``python benchmarks/quality_table.py --scenes tabletop room --seeds 0 1 2 --out outputs/quality``
 makes each scene, trains f3rm-lite on it and plain Nerfacto with the same sizes, rays and seed, and
@@ -28,43 +28,44 @@ from quality import make_config
 
 from f3rm.compat import lazy_lpips
 from f3rm.evaluation.evaluate import evaluate_run
+from f3rm.evaluation.query_scores import mean_of
 from f3rm.evaluation.scene_layouts import SceneKind
 from f3rm.evaluation.scenes import SceneSettings, make_scene, model_options
 from f3rm.networks.nerfacto_fast import quicken
 
-COLUMNS = {
+ROWS = {
     "localisation": "localisation",
-    "teacher_localisation": "teacher's",
-    "localisation_mask": "localisation on the object",
-    "teacher_localisation_mask": "teacher's",
-    "miou": "mIoU",
-    "teacher_miou": "teacher's",
-    "miou_ratio": "ratio",
-    "miou_minmax": "mIoU, min-max",
-    "teacher_miou_minmax": "teacher's",
-    "average_precision": "AP",
-    "teacher_average_precision": "teacher's",
+    "teacher_localisation": "its 2D teacher's",
+    "localisation_mask": "localisation on the object itself",
+    "teacher_localisation_mask": "its 2D teacher's",
+    "miou": "mIoU, relevancy > 0.5",
+    "teacher_miou": "its 2D teacher's",
+    "miou_ratio": "field's / teacher's",
+    "miou_minmax": "mIoU by LangSplat's rule",
+    "teacher_miou_minmax": "its 2D teacher's",
+    "average_precision": "average precision",
+    "teacher_average_precision": "its 2D teacher's",
+    "present_max_relevancy": "highest relevancy of present phrases, mean",
+    "absent_max_relevancy": "of absent ones",
+    "presence_auroc": "present above absent (AUROC)",
+    "feature_cosine": "cosine on held-out views",
+    "feature_cosine_constant": "the best constant's",
+    "feature_cosine_same_points": "cosine, points that other views see too",
+    "feature_cosine_teacher_mean": "the multi-view mean's, same points",
+    "feature_cosine_ratio": "field's / multi-view mean's",
+    "consistency": "the same point from several views",
+    "consistency_teacher": "its 2D teacher's",
     "point_accuracy": "point accuracy",
+    "find_recall": "found: recall",
+    "find_precision": "precision",
     "find_box_iou": "box IoU",
     "find_centre_error": "centre error, m",
-    "find_recall": "found",
-    "find_precision": "precision",
-    "not_here_precision": "not here, precision",
-    "not_here_recall": "recall",
-    "present_max_relevancy": "present, best score",
-    "absent_max_relevancy": "absent, best score",
-    "presence_auroc": "present above absent",
-    "feature_cosine": "cosine",
-    "feature_cosine_constant": "constant",
-    "feature_cosine_same_points": "cosine, same points",
-    "feature_cosine_teacher_mean": "multi-view mean",
-    "feature_cosine_ratio": "ratio",
-    "consistency": "consistency",
-    "consistency_teacher": "teacher's",
+    "not_here_recall": '"not here": recall',
+    "not_here_precision": "precision",
     "psnr": "PSNR",
-    "nerfacto_psnr": "Nerfacto's",
+    "nerfacto_psnr": "plain Nerfacto's",
 }
-"""What the table shows, under which heading."""
+"""What a table shows, and what it is called."""
 
 
 @dataclass(frozen=True)
@@ -231,28 +232,25 @@ def run_all(jobs: Sequence[Job], arguments: argparse.Namespace) -> dict[Job, dic
 
 
 def markdown(results: dict[Job, dict[str, Any]]) -> str:
-    """Returns the table: a row per scene and seed, and the mean of each kind of scene."""
-    lines = [
-        f"| | {' | '.join(COLUMNS.values())} |",
-        f"|---|{'---|' * len(COLUMNS)}",
-    ]
+    """Returns a table per kind of scene: a column per seed, and the mean."""
+    tables: list[str] = []
     for kind in dict.fromkeys(job.kind for job in results):
-        rows = {job.seed: found for job, found in results.items() if job.kind == kind}
-        lines += [_row(f"{kind}, seed {seed}", found) for seed, found in rows.items()]
-        lines.append(_row(f"**{kind}, mean**", _mean(list(rows.values()))))
-    return "\n".join(lines)
+        found = {job.seed: numbers for job, numbers in results.items() if job.kind == kind}
+        lines = [
+            f"| {kind} | {' | '.join(f'seed {seed}' for seed in found)} | mean |",
+            f"|---{'|---' * len(found)}|---|",
+        ]
+        for name, label in ROWS.items():
+            values = [_value(numbers[name]) for numbers in found.values()]
+            cells = map(_shown, [*values, mean_of(values)])
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
-def _mean(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    means: dict[str, float | None] = {}
-    for name in COLUMNS:
-        known = [row[name] for row in rows if row[name] is not None]
-        means[name] = float(np.mean(known)) if known else None
-    return means
-
-
-def _row(title: str, numbers: dict[str, Any]) -> str:
-    return f"| {title} | {' | '.join(_shown(numbers[name]) for name in COLUMNS)} |"
+def _value(found: float | dict[str, float | None] | None) -> float | None:
+    """Returns a number, or the mean of a distribution."""
+    return found["mean"] if isinstance(found, dict) else found
 
 
 def _shown(value: float | None) -> str:

@@ -1,7 +1,5 @@
 """The benchmark suite's page, limits and command lines fit each other."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +8,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def suite(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module("suite")
-    for name in ("suite", "tables", "measuring"):
-        sys.modules.pop(name, None)
+def suite(benchmark_module):
+    return benchmark_module("suite")
 
 
 def test_every_size_runs_the_same_benchmarks_and_they_exist(suite):
@@ -36,7 +31,7 @@ def test_limits_bite_on_their_side(suite):
             assert len(suite.failures(runs)) == expected
 
 
-def test_the_page_has_a_place_for_every_table(suite):
+def test_the_page_has_a_place_for_every_table(suite, benchmark_module):
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     found = {
         "step": {
@@ -53,7 +48,7 @@ def test_the_page_has_a_place_for_every_table(suite):
         },
         **{
             name: dict.fromkeys(labels, 3.25)
-            for name, labels in importlib.import_module("tables").ROWS.items()
+            for name, labels in benchmark_module("tables").ROWS.items()
         },
     }
     assert found.keys() == suite.SIZES["default"].keys()

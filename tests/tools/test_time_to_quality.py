@@ -1,21 +1,13 @@
 """What the table of times to quality is computed from."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module("time_to_quality")
-    for name in ("time_to_quality", "quality_table", "quality", "judge"):
-        sys.modules.pop(name, None)
+def bench(benchmark_module):
+    return benchmark_module("time_to_quality")
 
 
 def curve(bench, cosines, *, seconds=1.0):
@@ -45,8 +37,8 @@ def test_times_are_in_units_of_the_defaults(bench):
     assert rows[-1] == "The defaults need 150 steps for the cosine and 150 for mIoU."
 
 
-def test_every_variant_changes_the_configuration(bench, tmp_path):
-    quality_table = importlib.import_module("quality_table")
+def test_every_variant_changes_the_configuration(bench, benchmark_module, tmp_path):
+    quality_table = benchmark_module("quality_table")
     options = {"seed": 0, "views": 8, "size": (8, 8), "feature_type": "TINYCLIP", "weights": ()}
     settings = {}
     for name, changes in bench.VARIANTS.items():
