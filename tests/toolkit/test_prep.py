@@ -1,11 +1,12 @@
 """Preparation: sizes, geometry and padding, for every combination."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from f3rm._types import BackboneRef, F3rmError
 from f3rm.toolkit.live import FeatureExtractor
@@ -50,9 +51,16 @@ def test_affine_finds_the_pixel_again(resize, fit, size):
     resize=st.sampled_from(RESIZES),
     fit=st.sampled_from(FITS),
 )
+@example(height=8, width=77, resize=("long", 72), fit="crop")
 @settings(max_examples=60, deadline=None)
 def test_placements_are_whole_patches_that_show_the_image(height, width, resize, fit):
-    place = Prep(resize=resize[0], size=resize[1], fit=fit).place((height, width), PATCH)
+    prep = Prep(resize=resize[0], size=resize[1], fit=fit)
+    padded = replace(prep, fit="pad").place((height, width), PATCH)
+    if fit == "crop" and min(padded.resized) < PATCH:
+        with pytest.raises(PrepError, match="at least one patch"):
+            prep.place((height, width), PATCH)
+        return
+    place = prep.place((height, width), PATCH)
     assert all(side > 0 and side % PATCH == 0 for side in place.canvas)
     for axis in range(2):
         assert place.cut[axis] + place.kept[axis] <= place.resized[axis]
