@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,4 +220,6 @@ def _is_trained(run: RunFiles, wanted: str) -> bool:
 
 
 if __name__ == "__main__":
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # as in the commands that it calls
     sys.exit(run_command(Demo, prog="python -m f3rm.scripts.demo"))
