@@ -52,14 +52,14 @@ def write_images(folder: Path, num: int) -> list[ImageItem]:
     return items_from_paths(paths, folder)
 
 
-def write_model(folder: Path, device: torch.device) -> FeatureSpec:
+def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
     """Writes a model with random weights and says how to extract with it."""
     sizes = {"family": "dino", "width": 256, "layers": 10, "patch_size": 16}
     if device.type == "cuda":
         sizes = {"family": "dinov2", "width": 1024, "layers": 24, "patch_size": 14}
     weights = dino.write_random_checkpoint(folder, image_size=224, **sizes)
     ref = BackboneRef(sizes["family"], "random", str(weights))
-    return FeatureSpec("bench", ref, "final", 448)
+    return FeatureSpec("bench", ref, "final", side)
 
 
 def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> Callable[[], None]:
@@ -118,17 +118,18 @@ def seconds_of(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def peak_bytes(num: int, device: torch.device) -> int:
+def peak_bytes(num: int, device: torch.device, side: int) -> int:
     """Extracts in a process of its own and returns its peak resident memory."""
-    command = [sys.executable, __file__, "--peak-of", str(num), "--device", str(device)]
+    options = {"--peak-of": num, "--device": device, "--side": side}
+    command = [sys.executable, __file__, *(str(word) for pair in options.items() for word in pair)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(num: int, device: torch.device) -> None:
+def print_peak(num: int, device: torch.device, side: int) -> None:
     """Extracts ``num`` images and prints the peak resident memory of this process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = write_model(folder / "model", device)
+        spec = write_model(folder / "model", device, side)
         items = write_images(folder / "images", num)
         backbone = load_backbone(spec.backbone, device=device)
         if _RESET.exists():
@@ -137,11 +138,13 @@ def print_peak(num: int, device: torch.device) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def measure(num: int, repeats: int, device: torch.device, *, memory: bool) -> dict[str, object]:
+def measure(
+    num: int, repeats: int, device: torch.device, side: int, *, memory: bool
+) -> dict[str, object]:
     """Measures every figure, the peaks only with ``memory``; see the module's docstring."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = write_model(folder / "model", device)
+        spec = write_model(folder / "model", device, side)
         items = write_images(folder / "images", num)
         backbone = load_backbone(spec.backbone, device=device)
         runs = {
@@ -149,13 +152,15 @@ def measure(num: int, repeats: int, device: torch.device, *, memory: bool) -> di
             "engine": engine_run(backbone, spec, items, folder / "features"),
         }
         seconds = seconds_of(runs, repeats)
-    peaks = [peak_bytes(count, device) for count in (num, 4 * num)] if memory else None
+    peaks = [peak_bytes(count, device, side) for count in (num, 4 * num)] if memory else None
     return {
         "vs_bare_model": round(seconds["bare"] / seconds["engine"], 3),
         "images_per_second": {key: round(num / value, 2) for key, value in seconds.items()},
         "rss_growth": round(peaks[1] / peaks[0], 3) if peaks else None,
         "peak_mb": [round(peak / 1e6) for peak in peaks or ()],
         "images": num,
+        "is_gpu": device.type == "cuda",
+        "side": side,
         "repeats": repeats,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -175,15 +180,22 @@ def main() -> None:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu or cuda; a GPU if there is one",
     )
+    parser.add_argument("--side", type=int, default=448, help="short side of what the model sees")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     if arguments.peak_of is not None:
-        print_peak(arguments.peak_of, device)
+        print_peak(arguments.peak_of, device, arguments.side)
         return
-    result = measure(arguments.images, arguments.repeats, device, memory=not arguments.no_memory)
+    result = measure(
+        arguments.images,
+        arguments.repeats,
+        device,
+        arguments.side,
+        memory=not arguments.no_memory,
+    )
     show(result, as_json=arguments.json)
 
 

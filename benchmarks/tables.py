@@ -32,7 +32,7 @@ def render(page: str, record: Mapping[str, Any]) -> str:
 def table_of(name: str, run: Mapping[str, Any]) -> str:
     """Returns the table of one benchmark in Markdown."""
     found = run["result"]
-    return _rows(ROWS[name], found) if name in ROWS else _OWN[name](found)
+    return _OWN[name](found) if name in _OWN else _rows(ROWS[name], found)
 
 
 def _made_by(run: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -128,7 +128,15 @@ def _scale(found: Result) -> str:
     return "\n".join(lines)
 
 
-_OWN = {"step": _step, "scale": _scale}
+def _extract(found: Result) -> str:
+    table = _rows(ROWS["extract"], found)
+    if not found.get("is_gpu"):
+        return table  # images per second of some CPU tell nobody anything
+    rates = ", ".join(f"{way} {_shown(rate)}" for way, rate in found["images_per_second"].items())
+    return f"{table}\n\nImages per second at a short side of {found['side']}: {rates}."
+
+
+_OWN = {"step": _step, "extract": _extract, "scale": _scale}
 
 
 def _shown(value: float | None) -> str:

@@ -15,7 +15,24 @@ def suite(benchmark_module):
 def test_every_size_runs_the_same_benchmarks_and_they_exist(suite):
     assert suite.SIZES["smallest"].keys() == suite.SIZES["default"].keys()
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in suite.SIZES["default"])
-    assert {*suite.AT_MOST, *suite.AT_LEAST, *suite.ON_GPU} <= suite.SIZES["default"].keys()
+    on_gpu = {name.split()[0] for name in suite.ON_GPU}
+    assert {*suite.AT_MOST, *suite.AT_LEAST, *on_gpu} <= suite.SIZES["default"].keys()
+
+
+def test_images_per_second_are_shown_of_a_gpu_alone(benchmark_module):
+    rates = {"bare": 52.5, "engine": 50.0}
+    found = {"vs_bare_model": 0.95, "rss_growth": 1.0, "images_per_second": rates, "side": 336}
+    table_of = benchmark_module("tables").table_of
+    line = "Images per second at a short side of 336: bare 52.5, engine 50."
+    assert line in table_of("extract", {"result": found | {"is_gpu": True}})
+    assert "per second at" not in table_of("extract", {"result": found | {"is_gpu": False}})
+
+
+def test_on_a_gpu_tiny_cuda_nn_is_measured_where_it_is_installed(suite, monkeypatch):
+    assert suite.chosen("default", "cpu") == suite.SIZES["default"]
+    for found, left_out in ((None, {"step tcnn"}), (True, set())):
+        monkeypatch.setattr(suite.importlib.util, "find_spec", lambda _name, found=found: found)
+        assert suite.ON_GPU.keys() - suite.chosen("default", "cuda").keys() == left_out
 
 
 def test_limits_bite_on_their_side(suite):
