@@ -6,12 +6,15 @@ DATA ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
+SEEDS ?= 0 1 2 3 4
+
+TEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench gates clean
+.PHONY: help setup demo test test-seeds nightly bench gates clean
 
 help:  ## show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## make .venv with f3rm and all that development needs
 
@@ -30,7 +33,17 @@ demo: $(VENV)/.ready  ## train a small feature field on a generated scene, or on
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m f3rm.scripts.demo $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
 
 test: $(VENV)/.ready  ## run the tests
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(TEST) $(PYTEST_ARGS)
+
+test-seeds: $(VENV)/.ready  ## run the tests that train with five seeds, with numba and without
+	@status=0; for hidden in "" $(abspath tests/without_numba); do for seed in $(SEEDS); do \
+	  echo "== train seed $$seed$${hidden:+, without numba}"; \
+	  PYTHONPATH="$$hidden" F3RM_TRAIN_SEED=$$seed $(TEST) $(PYTEST_ARGS) -m trains || status=1; \
+	done; done; exit $$status
+
+nightly: $(VENV)/.ready  ## run the heavy checks, then test-seeds; hours
+	$(TEST) $(PYTEST_ARGS) -m nightly
+	$(MAKE) test-seeds
 
 bench: $(VENV)/.ready  ## measure this machine and write docs/benchmarks.md's tables; 20 minutes
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py $(BENCH_ARGS)
