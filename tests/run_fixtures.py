@@ -21,6 +21,7 @@ from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.features import spec
 from f3rm.model import FeatureFieldModelConfig
 from tests.scene_fixtures import need_raycaster
+from tests.train_seed import TRAIN_SEED
 from tests.viewer.colour_backbone import ADAPTERS, SPECS
 from tests.viewer.shown import free_port
 
@@ -45,7 +46,7 @@ def colours():
 
 
 @pytest.fixture(scope="session")
-def run(colours, tmp_path_factory):
+def run(colours, train_seed, tmp_path_factory):
     """A run with the heads ``colours`` (with text) and ``mute`` (without)."""
     need_raycaster()
     return _trained(tmp_path_factory.getbasetemp() / "viewed")
@@ -72,7 +73,8 @@ def small_config(data, output, feature_type):
     model.num_nerf_samples_per_ray, model.num_proposal_samples_per_ray = 16, (32, 24)
     model.near_plane, model.far_plane = 0.3, 4.5
     model.log2_hashmap_size, model.num_levels, model.max_res = 13, 6, 256
-    config.machine.device_type, config.vis, config.max_num_iterations = "cpu", "tensorboard", STEPS
+    config.machine.device_type, config.machine.seed = "cpu", TRAIN_SEED
+    config.vis, config.max_num_iterations = "tensorboard", STEPS
     config.steps_per_eval_image = config.steps_per_eval_batch = 1 << 30
     config.output_dir, config.experiment_name, config.timestamp = output, "viewed", "run"
     config.viewer = ViewerConfig(
@@ -87,7 +89,7 @@ def small_config(data, output, feature_type):
 def train(config, steps=STEPS):
     config.save_config()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(0)
+        seed(config.machine.seed)
     with lazy_lpips():
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup()

@@ -22,6 +22,7 @@ from f3rm.scripts.cli import main
 from tests.nerf_fixtures import NERFACTO_SIZES
 from tests.run_fixtures import colours, small_config, train
 from tests.scene_fixtures import write_scene
+from tests.train_seed import TRAIN_SEED
 
 __all__ = ["colours"]
 
@@ -35,10 +36,10 @@ def _shared(source, kind):
 
 
 @pytest.fixture(scope="module")
-def plain(colours, tmp_path_factory):
+def plain(colours, train_seed, tmp_path_factory):
     """A run of plain Nerfacto on a small scene."""
     root = tmp_path_factory.mktemp("attached")
-    data = write_scene(root / "scene", views=10)
+    data = write_scene(root / "scene", seed=train_seed, views=10)
     config = small_config(data, root / "runs", "COLOURS")
     config.pipeline.datamanager = VanillaDataManagerConfig(
         **_shared(config.pipeline.datamanager, VanillaDataManagerConfig)
@@ -56,14 +57,14 @@ def plain(colours, tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(plain):
     """The same run with the head ``colours``."""
-    settings = AttachSettings("COLOURS", steps=60)
+    settings = AttachSettings("COLOURS", steps=60, seed=TRAIN_SEED)
     return attach(plain, settings, out=plain.parents[3], device="cpu")
 
 
 @pytest.fixture(scope="module")
 def second(first):
     """The run with the heads ``colours`` and ``mute``, which were added one after the other."""
-    settings = AttachSettings("MUTE", steps=5)
+    settings = AttachSettings("MUTE", steps=5, seed=TRAIN_SEED)
     return attach(first.config_path, settings, out=first.config_path.parents[3], device="cpu")
 
 
@@ -94,7 +95,7 @@ def test_heads_that_were_there_stay_bit_for_bit(first, second):
 def test_the_new_head_learns(plain, first, monkeypatch):
     lite = f3rm_lite_method.config.optimizers["feature_field"]["optimizer"]
     monkeypatch.setattr(lite, "lr", 1e-12)  # a step of it leaves the head as it was drawn
-    short = attach(plain, AttachSettings("COLOURS", steps=1), out=plain.parents[3], device="cpu")
+    short = attach(plain, AttachSettings("COLOURS", steps=1, seed=TRAIN_SEED), out=plain.parents[3], device="cpu")
     assert first.config_path != short.config_path
     assert first.cosines["colours"] > short.cosines["colours"] + 0.1
     assert first.steps == 60

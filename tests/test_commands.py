@@ -17,8 +17,9 @@ from PIL import Image
 
 from f3rm.backbones import clip, dino
 from tests.scene_fixtures import write_dataset
+from tests.train_seed import TRAIN_SEED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.trains]
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
@@ -65,7 +66,7 @@ def _ns(command, *arguments, cwd, check=True):
 def _train(scene, *arguments, steps=12):
     options = (
         "--machine.device-type cpu --vis tensorboard --steps-per-save 1000 "
-        f"--max-num-iterations {steps} --output-dir runs --experiment-name e"
+        f"--machine.seed {TRAIN_SEED} --max-num-iterations {steps} --output-dir runs --experiment-name e"
     )
     return [
         "f3rm-lite",

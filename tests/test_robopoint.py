@@ -15,7 +15,7 @@ CHANNELS, STEPS = 5120, 6
 
 
 @pytest.mark.slow
-def test_5120_channels_are_distilled(tmp_path):
+def test_5120_channels_are_distilled(train_seed, tmp_path):
     sizes = {f"{number}.png": (48, 64) for number in range(6)}
     scene = write_dataset(tmp_path / "scene", sizes)
     weights = write_llava(tmp_path / "robopoint", channels=CHANNELS)

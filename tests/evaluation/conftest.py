@@ -1,14 +1,11 @@
 """Small runs that the evaluation's tests share: trained once per session."""
 
 import copy
-import random
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
@@ -16,11 +13,12 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 
 from f3rm.backbones import clip, dino
-from f3rm.compat import lazy_lpips
 from f3rm.evaluation.scenes import SceneSettings, make_scene
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from tests.nerf_fixtures import FEATURE_SIZES, NERFACTO_SIZES
+from tests.run_fixtures import train
+from tests.train_seed import TRAIN_SEED
 
 STEPS = 6
 
@@ -45,10 +43,10 @@ class Runs:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
+def runs(train_seed, tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluated")
     data = root / "scene"
-    make_scene(data, "tabletop-distorted", SceneSettings(views=20, height=36, width=48))
+    make_scene(data, "tabletop-distorted", SceneSettings(seed=train_seed, views=20, height=36, width=48))
     clip.write_random_checkpoint(root / "clip", layers=2, image_size=28)
     dino.write_random_checkpoint(root / "dino", width=16, layers=2)
     weights = {"DINO": f"DINO={root / 'dino'}", "CLIP": f"CLIP={root / 'clip'}"}
@@ -80,7 +78,7 @@ def _shared_settings(config, root, data):
     config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(downscale_factor=1)
     config.pipeline.datamanager.train_num_rays_per_batch = 64
     config.pipeline.model.eval_num_rays_per_chunk = 4096
-    config.machine.device_type = "cpu"
+    config.machine.device_type, config.machine.seed = "cpu", TRAIN_SEED
     config.mixed_precision = False
     config.max_num_iterations = STEPS
     config.vis = "tensorboard"
@@ -92,13 +90,7 @@ def _shared_settings(config, root, data):
 
 def _train(config, name):
     config.experiment_name, config.timestamp = name, "run"
-    config.save_config()
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(0)
-    with lazy_lpips():
-        trainer = config.setup(local_rank=0, world_size=1)
-        trainer.setup()
-        trainer.train()
+    train(config)
     path = config.get_base_dir() / "config.yml"
     if name == "plain":
         manager = config.pipeline.datamanager

@@ -334,9 +334,9 @@ def test_without_data_the_tabletop_is_made_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_whole_demo_on_a_tiny_scene(tmp_path):
+def test_the_whole_demo_on_a_tiny_scene(train_seed, tmp_path):
     need_raycaster()
-    make_tabletop(tmp_path / "tiny", SceneSettings(views=8, height=48, width=64))
+    make_tabletop(tmp_path / "tiny", SceneSettings(train_seed, views=8, height=48, width=64))
     words = [sys.executable, "-m", "f3rm.scripts.demo", "--data", "tiny", "--out", "out"]
     words += ["--steps", "10", "--dataparser", "train-split-fraction=0.75"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
