@@ -95,7 +95,8 @@ def test_heads_that_were_there_stay_bit_for_bit(first, second):
 def test_the_new_head_learns(plain, first, monkeypatch):
     lite = f3rm_lite_method.config.optimizers["feature_field"]["optimizer"]
     monkeypatch.setattr(lite, "lr", 1e-12)  # a step of it leaves the head as it was drawn
-    short = attach(plain, AttachSettings("COLOURS", steps=1, seed=TRAIN_SEED), out=plain.parents[3], device="cpu")
+    settings = AttachSettings("COLOURS", steps=1, seed=TRAIN_SEED)
+    short = attach(plain, settings, out=plain.parents[3], device="cpu")
     assert first.config_path != short.config_path
     assert first.cosines["colours"] > short.cosines["colours"] + 0.1
     assert first.steps == 60

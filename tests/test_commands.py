@@ -65,8 +65,8 @@ def _ns(command, *arguments, cwd, check=True):
 
 def _train(scene, *arguments, steps=12):
     options = (
-        "--machine.device-type cpu --vis tensorboard --steps-per-save 1000 "
-        f"--machine.seed {TRAIN_SEED} --max-num-iterations {steps} --output-dir runs --experiment-name e"
+        f"--machine.device-type cpu --machine.seed {TRAIN_SEED} --vis tensorboard "
+        f"--steps-per-save 1000 --max-num-iterations {steps} --output-dir runs --experiment-name e"
     )
     return [
         "f3rm-lite",

@@ -46,7 +46,8 @@ class Runs:
 def runs(train_seed, tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluated")
     data = root / "scene"
-    make_scene(data, "tabletop-distorted", SceneSettings(seed=train_seed, views=20, height=36, width=48))
+    settings = SceneSettings(seed=train_seed, views=20, height=36, width=48)
+    make_scene(data, "tabletop-distorted", settings)
     clip.write_random_checkpoint(root / "clip", layers=2, image_size=28)
     dino.write_random_checkpoint(root / "dino", width=16, layers=2)
     weights = {"DINO": f"DINO={root / 'dino'}", "CLIP": f"CLIP={root / 'clip'}"}

@@ -1,6 +1,7 @@
 """What is exported opens in other programs and says what the scene says."""
 
 import json
+import math
 
 import numpy as np
 import open3d
@@ -111,23 +112,32 @@ def test_a_mesh_of_the_scene_lies_on_its_surfaces(scene, tmp_path):
     assert np.median(np.asarray(cloud.compute_point_cloud_distance(other))) < 0.05
 
 
-def test_boxes_say_where_things_are_or_why_nothing_is(run, scene, tmp_path):
+def test_boxes_say_where_things_are_or_why_nothing_is(known, tmp_path):
     file = tmp_path / "boxes.json"
-    answers = export_boxes(scene, file, query="orange; red")
+    answers = export_boxes(known, file, query="orange; red; yellow")
     content = json.loads(file.read_text())
     assert content["frame"] == "dataset"
-    frames = scene.frames
+    frames = known.frames
     expected = frames.get("dataset").scene_per_unit / frames.get("metres").scene_per_unit
     assert content["metres_per_unit"] == pytest.approx(expected)
-    assert [query["query"] for query in content["queries"]] == ["orange", "red"]
+    assert [query["query"] for query in content["queries"]] == ["orange", "red", "yellow"]
     for found, query in zip(answers, content["queries"], strict=True):
         assert len(query["instances"]) == len(found)
+        assert query["reason"] == found.reason
         assert bool(query["reason"]) is (len(found) == 0)
-        assert (query["threshold"] is None) is (len(found) == 0)
+        assert query["best_score"] == found.best_score
+        assert query["threshold"] == (None if found.threshold == math.inf else found.threshold)
         for instance, plain in zip(found, query["instances"], strict=True):
             np.testing.assert_allclose(plain["centre"], instance.centre)
             np.testing.assert_allclose(np.mean(plain["corners"], axis=0), instance.centre)
-    assert [len(found) > 0 for found in answers] == [True, False]
+    orange, red, yellow = answers
+    assert len(orange) == 1
+    assert orange.threshold < orange[0].score
+    assert red.reason.endswith("scattered over a few points")  # a threshold, but no instance
+    assert red.best_score is not None
+    assert red.threshold < red.best_score
+    assert "best score of 'yellow'" in yellow.reason
+    assert yellow.threshold == math.inf
 
 
 def test_each_position_belongs_to_the_instance_that_it_is_near(scene):
