@@ -18,6 +18,7 @@ from PIL import Image
 from f3rm.backbones import clip, dino
 from tests.scene_fixtures import write_dataset
 from tests.train_seed import TRAIN_SEED
+from tests.viewer.shown import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.trains]
 
@@ -195,7 +196,7 @@ def test_a_run_opens_without_its_cache(scene, run):
 
 
 def test_viewer_starts_on_the_run(scene, run):
-    port = 7791
+    port = free_port()
     command = [BIN / "ns-viewer", "--load-config", run / "config.yml"]
     command += ["--viewer.websocket-port", str(port), "--viewer.websocket-host", "127.0.0.1"]
     log = (scene / "viewer.log").open("w")
@@ -211,7 +212,8 @@ def test_viewer_starts_on_the_run(scene, run):
 
 
 def _fetch(url, process, log):
-    for _ in range(120):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-3000:]
         try:
             with urllib.request.urlopen(url, timeout=5) as response:

@@ -134,7 +134,12 @@ def test_importing_the_room_loads_no_model_library():
     )
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     assert result.stdout.strip() == "[]"
 

@@ -35,8 +35,10 @@ from tests.features.toy import (
 
 def mount(*arguments: str) -> None:
     try:
-        subprocess.run(["mount", *arguments], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        subprocess.run(
+            ["mount", *arguments], check=True, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", "") or str(error)
         pytest.skip(f"mounting needs root: {detail.strip()}")
 
@@ -48,7 +50,7 @@ def small_disk(tmp_path):
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
     yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def read_only(dataset, tmp_path, monkeypatch):
         mount("-o", "remount,ro,bind", str(dataset))
         yield dataset
     finally:
-        subprocess.run(["umount", "-l", str(dataset)], check=True)
+        subprocess.run(["umount", "-l", str(dataset)], check=True, timeout=60)
 
 
 def test_a_read_only_dataset_goes_to_the_cache_home_and_says_so(read_only, tmp_path, caplog):

@@ -81,7 +81,8 @@ def test_threads_do_not_share_their_buffers():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
     assert not wrong
 
 

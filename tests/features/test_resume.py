@@ -49,7 +49,7 @@ def test_a_killed_run_goes_on_at_the_first_missing_chunk(dataset, events, python
     wait_for(lambda: len(notes_of(dataset)) >= chunks_done)
     wait_for(lambda: bool(list(building_of(dataset).glob("chunk_*.tmp"))))
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
     done = len(notes_of(dataset))
     assert not folder_of(dataset).exists()
     events()

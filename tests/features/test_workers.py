@@ -59,7 +59,7 @@ def test_exactly_one_of_many_makes_a_claim(tmp_path):
 
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_by_one(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead.wait(timeout=60)
     here = Owner.here()
     owner = {"machine": here.machine, "pid": dead.pid, "started": "12345"}
     (tmp_path / "worker-dead").write_text(json.dumps(owner))
@@ -140,7 +140,7 @@ def test_a_killed_worker_is_replaced_by_the_one_that_lives(dataset, events, pyth
 
 def in_threads(count: int, work) -> list:
     with ThreadPoolExecutor(count) as pool:
-        return [future.result() for future in [pool.submit(work) for _ in range(count)]]
+        return [future.result(timeout=120) for future in [pool.submit(work) for _ in range(count)]]
 
 
 def test_many_workers_force_together_and_replace_once(dataset, events, expected):
@@ -186,8 +186,8 @@ def test_other_features_wait_for_those_being_made(dataset, events, caplog):
         options = {"folder": folder_of(dataset), "load": ToyBackbone.load, "progress": False}
         other = toy_spec("mean", short_side=24)
         second = pool.submit(extract_features, items_of(dataset), other, **options)
-        first.result()
-        store = second.result()
+        first.result(timeout=120)
+        store = second.result(timeout=120)
     assert "Other features are being made in" in caplog.text
     assert store.manifest.spec == other
     assert Counter(events())["run 1"] == NUM, "the first was completed"

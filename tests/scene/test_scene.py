@@ -215,12 +215,13 @@ def test_the_mask_of_an_instance_is_where_the_photograph_shows_it(scene, run):
     (instance,) = scene.find("orange").instances
     (thing,) = _things(run, "orange box")
     ious = []
-    for index, name in enumerate(scene.views("eval")):
+    for index, name in list(enumerate(scene.views()))[::5]:
         truth = run.truth.view(name).mask([thing.id])
-        mask = scene.mask(instance, scene.cameras("eval")[index]).numpy()
+        mask = scene.mask(instance, scene.cameras()[index]).numpy()
         if truth.sum() > 50:
             ious.append((mask & truth).sum() / (mask | truth).sum())
-    assert np.mean(ious) > 0.5
+    assert len(ious) > 3
+    assert np.mean(ious) > 0.5  # 0.82 to 0.90 over five seeds; two held-out views alone: from 0.61
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])

@@ -343,7 +343,13 @@ def test_the_whole_demo_on_a_tiny_scene(train_seed, tmp_path):
 
     def demo():
         return subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            words,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
         )
 
     first = demo()

@@ -180,5 +180,6 @@ def test_a_query_while_training_waits_for_nothing(browser, run, tmp_path):
             opened.wait(lambda: "similarity_composite" in machine.output_keys)
         finally:
             stop.set()
-            thread.join()
+            thread.join(timeout=60)
+            assert not thread.is_alive()
         assert opened.is_alive()

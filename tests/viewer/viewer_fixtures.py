@@ -117,7 +117,7 @@ def press(button: Any):
     button.gui_handle.click()
 
 
-def wait(condition, seconds=5.0):
+def wait(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, condition
