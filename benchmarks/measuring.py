@@ -61,15 +61,16 @@ def peak_mib(call: Call, device: torch.device) -> float:
 
     The least of three calls: what the allocator happens to keep or to return is left out.
     """
-    peak = _cuda_peak if device.type == "cuda" else _process_peak
-    return round(min(peak(call) for _ in range(3)), 1)
+    is_cuda = device.type == "cuda"
+    peaks = (_cuda_peak(call, device) if is_cuda else _process_peak(call) for _ in range(3))
+    return round(min(peaks), 1)
 
 
-def _cuda_peak(call: Call) -> float:
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+def _cuda_peak(call: Call, device: torch.device) -> float:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     call()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _process_peak(call: Call) -> float:

@@ -128,7 +128,7 @@ def _clock(device: str) -> Callable[[], float]:
         return time.process_time
 
     def wall() -> float:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         return time.perf_counter()
 
     return wall

@@ -61,8 +61,10 @@ def store_rows(
     if features.device.type != "cuda":
         return StoredRows(rows, finite, fits, error, sample)
     host = [_to_pinned(tensor) for tensor in (rows, finite, fits, error, sample)]
-    copied = torch.cuda.Event()
-    copied.record()
+    # The copies run on the features' device, which need not be the current one.
+    with torch.cuda.device(features.device):
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(features.device))
     return StoredRows(host[0], host[1], host[2], host[3], host[4], copied)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,3 +82,18 @@ def test_the_page_has_a_place_for_every_table(suite, benchmark_module):
     assert "`python lite.py` at abc, a machine, 1 thread, torch 2." in once
     with pytest.raises(ValueError, match="marks of 'step' once, got 0"):
         suite.render("# Empty", record)
+
+
+def test_memory_and_time_are_those_of_the_gpu_that_computes(benchmark_module, monkeypatch):
+    second, asked = torch.device("cuda:1"), []
+
+    def note(device=None):
+        asked.append(device)
+        return 3 * 2**20
+
+    for name in ("memory_allocated", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, note)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2 * note(device))
+    assert benchmark_module("measuring").peak_mib(lambda: None, second) == 3.0
+    benchmark_module("time_to_quality")._clock("cuda:1")()
+    assert {str(device) for device in asked} == {"cuda:1"}
