@@ -18,6 +18,7 @@ from torch import Tensor
 from f3rm._types import CacheMismatchError
 from f3rm.features.chunks import map_chunk
 from f3rm.features.codec_files import read_codec
+from f3rm.features.codecs import Codec
 from f3rm.features.gather import Engine, MappedRows, RowSource
 from f3rm.features.geometry import Size
 from f3rm.features.manifest import Manifest, read_manifest
@@ -54,6 +55,7 @@ class FeatureStore:
         self.names = tuple(image.name for image in manifest.images)
         self._index = {name: number for number, name in enumerate(self.names)}
         self._codec = read_codec(folder, manifest.codec, manifest.channels)
+        self._codecs: dict[torch.device, Codec] = {}  # by device; filled by any thread
         maps = [map_chunk(folder, chunk) for chunk in manifest.chunks]
         self._chunks = [chunk.reshape(-1, chunk.shape[-1]) for chunk in maps]
         self._places = PlaceTable(manifest)
@@ -219,9 +221,10 @@ class FeatureStore:
         return features.clone() if features.data_ptr() == codes.data_ptr() else features
 
     def _decoded(self, codes: Shaped[Tensor, "rows stored"]) -> Float32[Tensor, "rows channels"]:
-        if self._codec.arrays and codes.device != next(iter(self._codec.arrays.values())).device:
-            self._codec = self._codec.to(codes.device)
-        return self._codec.decode(codes)
+        codec = self._codecs.get(codes.device)
+        if codec is None:  # two threads may both get here; either one's copy is right
+            codec = self._codecs.setdefault(codes.device, self._codec.to(codes.device))
+        return codec.decode(codes)
 
 
 def place_stores(

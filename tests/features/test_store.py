@@ -1,19 +1,27 @@
+import contextlib
 import copy
 import pickle
+import sys
 import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch._subclasses import FakeTensorMode
 
 from f3rm._types import CacheMismatchError
+from f3rm.features import store as store_module
 from f3rm.features.chunks import map_chunk, write_chunk
 from f3rm.features.codec_files import write_codec
-from f3rm.features.codecs import CodecRecord, fit_codec, parse_codec
+from f3rm.features.codecs import Codec, CodecRecord, fit_codec, parse_codec
 from f3rm.features.extraction import extract_features
 from f3rm.features.geometry import PixelAffine, ValidRect
 from f3rm.features.manifest import Manifest
@@ -347,3 +355,49 @@ def test_a_damaged_chunk_is_found_at_opening(tmp_path, fault):
     repaired = extract(root)
     assert np.array_equal(np.load(chunk), stored)
     assert len(repaired) == 3
+
+
+class Lockstep:
+    """Lets two threads run a file line by line, each line of one together with one of the other."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._barrier = threading.Barrier(2)
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        sys.settrace(self._trace)
+        try:
+            return call()
+        finally:
+            sys.settrace(None)
+            self._barrier.abort()  # the other goes on alone
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != self._file:
+            return None
+        if event == "line":
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self._barrier.wait()
+        return self._trace
+
+
+def test_threads_decode_on_different_devices_at_the_same_time(mixed, monkeypatch):
+    """As the prefetch and an evaluation do; fake tensors stand for those on GPUs."""
+
+    def decode(codec: Codec, rows: torch.Tensor) -> torch.Tensor:
+        assert {array.device for array in codec.arrays.values()} == {rows.device}
+        return rows
+
+    codec = fit_codec(parse_codec("int8"), mixed.sample(50, seed=0))
+    devices = [torch.device("cuda", index) for index in range(2)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        moved = {device: codec.to(device) for device in devices}
+        rows = [torch.zeros(4, codec.stored_channels, device=device) for device in devices]
+    monkeypatch.setattr(Codec, "to", lambda _, device: moved[device])
+    monkeypatch.setattr(Codec, "decode", decode)
+    store = FeatureStore(mixed.folder, mixed.manifest)
+    store._codec = codec
+    together = Lockstep(str(store_module.__file__))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda part: together.run(lambda: store._decoded(part)), rows))
+    assert [features.device for features in found] == devices
