@@ -77,7 +77,8 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     feature_precision: Precision = "float32"
     """What the 2D model computes in; as with ``f3rm extract --precision``."""
     feature_device: str = "auto"
-    """Device that extracts: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    """Device that extracts: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU that trains (with
+    several, each process its own), else any GPU, else the CPU."""
     feature_residence: Residence = "auto"
     """Where features are while training: ``mmap`` reads them from the cache's files, ``gpu`` and
     ``ram`` hold all of them there, ``auto`` is ``gpu`` if they fit the budget and else ``mmap``."""
@@ -121,7 +122,13 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         self.stores: dict[str, FeatureStore] = {}
         if test_mode != "inference":  # which opens no image
             self.items = _list_items(data, config.dataparser)
-            self.stores = self._open_stores(config, data, training=test_mode == "val")
+            extract = functools.partial(
+                extract_features,
+                device=_extraction_device(config.feature_device, device),
+                shard_size=config.shard_size,
+                progress=local_rank == 0,
+            )
+            self.stores = self._open_stores(config, data, extract if test_mode == "val" else None)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
         self._prefetcher: Prefetcher[RayBundle] | None = None
@@ -133,23 +140,21 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             self._lookups["eval"] = self._make_lookup(self.eval_dataset)
 
     def _open_stores(
-        self, config: FeatureDataManagerConfig, data: Path, *, training: bool
+        self,
+        config: FeatureDataManagerConfig,
+        data: Path,
+        extract: Callable[..., FeatureStore] | None,
     ) -> dict[str, FeatureStore]:
+        """Opens the caches; with ``extract`` makes what is missing, without it does without."""
         stores: dict[str, FeatureStore] = {}
         cache_dir = config.feature_cache_dir
-        if training and not config.enable_cache:
+        if extract and not config.enable_cache:
             cache_dir = Path(tempfile.mkdtemp(prefix="f3rm-features-"))
             weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
         for spec in self.specs:
             folder = feature_folder(data, spec, cache_dir, items=self.items)
-            if training:
-                stores[spec.name] = extract_features(
-                    self.items,
-                    spec,
-                    folder=folder,
-                    device=config.feature_device,
-                    shard_size=config.shard_size,
-                )
+            if extract:
+                stores[spec.name] = extract(self.items, spec, folder=folder)
                 continue
             try:
                 store, reason = find_cache(self.items, spec, folder)
@@ -290,6 +295,12 @@ class _RandomWithTargets(_WithTargets, RandIndicesEvalDataloader):
     def __init__(self, manager: FeatureDataManager) -> None:
         super().__init__(input_dataset=manager.eval_dataset, device=manager.device)
         self.manager = manager
+
+
+def _extraction_device(wanted: str, training: torch.device | str) -> str:
+    """Returns the device that extracts; ``auto`` is the GPU that this process trains on."""
+    own = torch.device(training)
+    return str(own) if wanted == "auto" and own.type == "cuda" else wanted
 
 
 def _list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:

@@ -9,6 +9,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
+from f3rm import feature_datamanager
 from f3rm._types import DatasetError, DeviceError, FeatureTypeError
 from f3rm.backbones import dino
 from f3rm.feature_datamanager import FeatureDataManagerConfig, match_items
@@ -27,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def make(checkpoint):
-    def build(data, *, test_mode="val", dataparser=None, **settings):
+    def build(data, *, test_mode="val", dataparser=None, device="cpu", local_rank=0, **settings):
         parser = dataparser or NerfstudioDataParserConfig(eval_mode="filename", downscale_factor=1)
         config = FeatureDataManagerConfig(
             data=data,
@@ -36,9 +37,42 @@ def make(checkpoint):
             eval_num_rays_per_batch=64,
             **{"feature_type": "DINO", "weights": (f"DINO={checkpoint}",), **settings},
         )
-        return config.setup(device="cpu", test_mode=test_mode)
+        return config.setup(device=device, test_mode=test_mode, local_rank=local_rank)
 
     return build
+
+
+@pytest.mark.parametrize(
+    ("trains_on", "wanted", "expected"),
+    [
+        ("cuda:0", "auto", "cuda:0"),
+        ("cuda:3", "auto", "cuda:3"),
+        ("cuda:3", "cuda:1", "cuda:1"),
+        ("cuda:3", "cpu", "cpu"),
+        ("cpu", "auto", "auto"),
+    ],
+)
+def test_every_process_extracts_on_the_gpu_that_it_trains_on(
+    tmp_path, make, monkeypatch, trains_on, wanted, expected
+):
+    """Nerfstudio gives rank N the device cuda:N and no environment variable."""
+
+    class AskedError(Exception):
+        pass
+
+    def extract(items, spec, *, device, progress, **_):
+        raise AskedError(device, progress)
+
+    monkeypatch.setattr(feature_datamanager, "extract_features", extract)
+    rank = torch.device(trains_on).index or 0
+    with pytest.raises(AskedError) as asked:
+        make(
+            write_dataset(tmp_path, UNIFORM),
+            device=trains_on,
+            local_rank=rank,
+            feature_device=wanted,
+        )
+    assert asked.value.args == (expected, rank == 0)
 
 
 def _expected(manager, dataset, indices, name="dino"):
