@@ -1,10 +1,22 @@
-"""Which device a name means on this machine, and which of several workers this process is."""
+"""Devices of this machine: what a name means, which worker this process is, and full memory."""
 
+import gc
 import os
 
 import torch
 
 from f3rm._types import DeviceError
+
+_FULL_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+"""What allocators and CUDA's libraries say in a plain RuntimeError when memory is full."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -33,6 +45,24 @@ def resolve_device(name: str) -> torch.device:
 def is_first_rank() -> bool:
     """Returns whether this is the worker that reports: the only one, or rank 0 of several."""
     return _number("RANK", "SLURM_PROCID", "LOCAL_RANK") == 0
+
+
+def is_full_memory(error: Exception) -> bool:
+    """Returns whether an error says that a device's memory is full."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(phrase in str(error) for phrase in _FULL_MEMORY)
+
+
+def release_memory(device: torch.device) -> None:
+    """Returns memory of a GPU that PyTorch keeps for later, so that others can have it.
+
+    To be called where a large consumer ends: PyTorch's own reuse is faster while it runs, but
+    cuBLAS, cuDNN, other processes and what asks for free memory see only what was returned.
+    """
+    if device.type == "cuda":
+        gc.collect()  # models with references in a circle still hold their weights
+        torch.cuda.empty_cache()
 
 
 def _automatic() -> torch.device:

@@ -6,8 +6,9 @@ two sizes and never of two chunks, so that what a chunk holds depends on its ima
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.nn.functional import interpolate
 from f3rm._types import CacheError, DeviceError
 from f3rm.backbones.base import Backbone
 from f3rm.features.codecs import Codec, CodecSpec, CodedDtype, parse_codec
+from f3rm.features.device import is_full_memory, release_memory
 from f3rm.features.geometry import Size, border_of
 from f3rm.features.images import ImageInfo, read_inspected
 from f3rm.features.plan import ChunkPlan
@@ -30,8 +32,8 @@ _BATCH_PIXELS = 16 * 336 * 336
 _LARGEST_BATCH = 32
 _SMALL_GPU_BYTES = 16 * 10**9
 _LARGEST_SCALE = 4
-_FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What PyTorch's allocators say in a plain RuntimeError; on CUDA there is an error of its own."""
+
+Result = TypeVar("Result")
 
 
 def default_batch_size(network_size: Size, device: torch.device | None = None) -> int:
@@ -145,7 +147,6 @@ class Encoder:
             return pixels.pin_memory()
         return self._resized(pixels, plan)
 
-    @torch.inference_mode()
     def features(
         self, inputs: Sequence[Tensor], plan: ChunkPlan
     ) -> Iterator[Float[Tensor, "batch rows cols channels"]]:
@@ -159,37 +160,57 @@ class Encoder:
             DeviceError: If not even one image fits into memory.
             CacheError: If the backbone gives another shape than it announced.
         """
-        start = 0
-        while start < len(inputs):
-            part = inputs[start : start + (self._limit or len(inputs))]
-            try:
-                found = self._run(part, plan)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_full_memory(error):
-                    raise
-                self._halve(len(part), plan, error)
-                continue
-            self._check(found, len(part), plan)
-            yield found.float()
-            start += len(part)
+        return self._in_parts(inputs, plan, lambda features: features)
 
-    @torch.inference_mode()
     def stored(
-        self, features: Float[Tensor, "batch rows cols channels"], dtype: CodedDtype
-    ) -> StoredRows:
-        """Encodes features as they are stored and begins to copy them to the host.
+        self, inputs: Sequence[Tensor], plan: ChunkPlan, dtype: CodedDtype
+    ) -> Iterator[StoredRows]:
+        """Yields features as they are stored, on their way to the host; see :meth:`features`.
 
         Args:
-            features: On the backbone's device.
+            inputs: What :meth:`read` gave.
+            plan: Their chunk.
             dtype: Type on disk.
 
         Raises:
-            CacheError: If the codec has not been settled.
+            DeviceError: If not even one image fits into memory.
+            CacheError: If the backbone gives another shape than it announced, or the codec has not
+                been settled.
         """
         if self.codec is None:
             msg = "Encoder.stored: the codec must be settled first. Call settle_codec."
             raise CacheError(msg)
-        return store_rows(features, self.codec.to(self.device), dtype)
+        codec = self.codec.to(self.device)
+        return self._in_parts(inputs, plan, lambda features: store_rows(features, codec, dtype))
+
+    @torch.inference_mode()
+    def _in_parts(
+        self, inputs: Sequence[Tensor], plan: ChunkPlan, finish: Callable[[Tensor], Result]
+    ) -> Iterator[Result]:
+        """Yields what ``finish`` makes of the features, of as many images as memory allows."""
+        start = 0
+        while start < len(inputs):
+            part = inputs[start : start + (self._limit or len(inputs))]
+            found = self._if_it_fits(part, plan, finish)
+            if found is None:
+                release_memory(self.device)  # now that no error holds tensors of the larger batch
+                continue
+            start += len(part)
+            yield found
+
+    def _if_it_fits(
+        self, inputs: Sequence[Tensor], plan: ChunkPlan, finish: Callable[[Tensor], Result]
+    ) -> Result | None:
+        """Computes one batch; None, and a smaller limit, if memory is full anywhere on the way."""
+        try:
+            features = self._run(inputs, plan)
+            self._check(features, len(inputs), plan)
+            return finish(features.float())
+        except (RuntimeError, MemoryError) as error:
+            if not is_full_memory(error):
+                raise
+            self._halve(len(inputs), plan, error)
+            return None
 
     def _run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
         images = torch.stack([self._network_input(image, plan) for image in inputs])
@@ -261,9 +282,3 @@ def codec_spec_of(spec: FeatureSpec) -> CodecSpec:
     if spec.codec == "none":
         return CodecSpec("none", spec.dtype)
     return parse_codec(spec.codec)
-
-
-def _is_full_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(phrase in str(error) for phrase in _FULL_MEMORY)

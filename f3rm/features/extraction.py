@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from f3rm._types import DatasetError
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder, find_cache
-from f3rm.features.device import is_first_rank, resolve_device
+from f3rm.features.device import is_first_rank, release_memory, resolve_device
 from f3rm.features.folders import check_writable, recover
 from f3rm.features.images import ImageFailedError
 from f3rm.features.items import ImageItem
@@ -116,7 +118,9 @@ def run_job(
     if not (job.force or job.renew):
         level = logging.WARNING if (job.folder / MANIFEST).exists() else logging.INFO
         log.log(level, "Extracting %s features: %s.", job.spec.name, reason.rstrip("."))
-    _work(job, load, worker)
+    device = resolve_device(job.device)
+    _work(job, device, load, worker)
+    release_memory(device)  # the model's, for the training that may follow
     store = FeatureStore.open(job.folder)
     log.info("%s features of %d images are in %s.", job.spec.name, len(store), job.folder)
     return store
@@ -134,8 +138,7 @@ def wanted(job: Job) -> tuple[FeatureStore | None, str]:
     return find_cache(job.items, job.spec, job.folder, failed_too=record)
 
 
-def _work(job: Job, load: LoadBackbone, kind: type[ModelWorker]) -> None:
-    device = resolve_device(job.device)
+def _work(job: Job, device: torch.device, load: LoadBackbone, kind: type[ModelWorker]) -> None:
     check_writable(job.folder)
     recover(job.folder)
     if wanted(job)[0] is not None:

@@ -106,8 +106,8 @@ def _compute(
     """Sends a chunk's images through the network and its rows to the writer."""
     size = encoder.batch_size(writing.plan.network_size)
     while batch := list(islice(inputs, size)):
-        for features in encoder.features(batch, writing.plan):
-            if not writing.put(encoder.stored(features, writing.dtype)):
+        for stored in encoder.stored(batch, writing.plan, writing.dtype):
+            if not writing.put(stored):
                 return
         report(len(batch))
     writing.put(None)

@@ -154,10 +154,11 @@ def duration(seconds: float) -> str:
 def _time(encoder: Encoder, plan: ChunkPlan, count: int) -> float:
     start = time.monotonic()
     inputs = [encoder.read(plan, info) for info in plan.images[:count]]
-    for features in encoder.features(inputs, plan):
-        if encoder.codec is not None:
-            encoder.stored(features, encoder.stored_dtype).wait()
-        else:
+    if encoder.codec is not None:
+        for stored in encoder.stored(inputs, plan, encoder.stored_dtype):
+            stored.wait()
+    else:
+        for features in encoder.features(inputs, plan):
             features.cpu()
     return time.monotonic() - start
 

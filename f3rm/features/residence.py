@@ -35,7 +35,8 @@ class Memory:
 
     Attributes:
         device: Where the batch is wanted.
-        free_gpu: Free bytes on that device; 0 if it is no GPU.
+        free_gpu: Bytes that this process can have on that device: what is free, and what PyTorch
+            keeps without using it; 0 if it is no GPU.
         free_ram: Bytes of RAM that can be had without swapping.
     """
 
@@ -46,8 +47,10 @@ class Memory:
     @classmethod
     def now(cls, device: torch.device) -> "Memory":
         """Asks the device and the system."""
-        free_gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        return cls(device, int(free_gpu), available_ram())
+        if device.type != "cuda":
+            return cls(device, 0, available_ram())
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return cls(device, int(torch.cuda.mem_get_info(device)[0]) + unused, available_ram())
 
 
 def choose_residence(

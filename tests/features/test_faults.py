@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from f3rm._types import CacheError, DatasetError, DeviceError, ImageError
+from f3rm.features import encode
 from f3rm.features.cache import feature_folder
+from f3rm.features.codecs import Codec
 from f3rm.features.extraction import extract_features
 from f3rm.features.items import read_items
 from f3rm.features.manifest import read_manifest
@@ -257,21 +259,90 @@ def test_an_image_that_changes_during_extraction_is_not_mixed_in(dataset):
     assert files_of(store.folder) == files_of(fresh.folder)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
-def test_batches_are_halved_where_memory_is_short_and_it_is_said_once(dataset, caplog, error):
-    class Small(ToyBackbone):
-        def encode_image(self, images):
-            if len(images) > 1:
-                raise error("DefaultCPUAllocator: can't allocate memory: you tried ...")
-            return super().encode_image(images)
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),  # of pinned memory
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"),
+    RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    MemoryError(),
+]
 
-    store = extract(dataset, load=Small.load, shard_size=8, batch_size=4)
+
+class Tight(ToyBackbone):
+    """Its features, or what is made of them, fit into memory for one image only."""
+
+    error: Exception
+    to_float = False
+
+    def encode_image(self, images):
+        features = super().encode_image(images)
+        return features.as_subclass(TightTensor) if self.to_float else features
+
+    @classmethod
+    def check(cls, count: int) -> None:
+        if count > 1:
+            raise cls.error
+
+
+class TightTensor(torch.Tensor):
+    def float(self, *arguments, **options):
+        Tight.check(len(self))
+        return super().float(*arguments, **options).as_subclass(torch.Tensor)
+
+
+def in_the_backbone(monkeypatch):
+    plain = ToyBackbone.encode_image
+    monkeypatch.setattr(
+        ToyBackbone, "encode_image", lambda self, x: (Tight.check(len(x)), plain(self, x))[1]
+    )
+
+
+def in_fp32(monkeypatch):
+    monkeypatch.setattr(Tight, "to_float", True)
+
+
+def in_the_codec(monkeypatch):
+    plain = Codec.encode
+    monkeypatch.setattr(
+        Codec, "encode", lambda self, x, dtype: (Tight.check(len(x)), plain(self, x, dtype))[1]
+    )
+
+
+def in_the_copies(monkeypatch):
+    plain = encode.store_rows
+
+    def store_rows(features, codec, dtype):
+        rows = plain(features, codec, dtype)
+        Tight.check(len(features))
+        return rows
+
+    monkeypatch.setattr(encode, "store_rows", store_rows)
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [(in_the_backbone, error) for error in FULL]
+    + [(where, FULL[2]) for where in (in_fp32, in_the_codec, in_the_copies)],
+)
+def test_batches_are_halved_where_memory_is_short_and_it_is_said_once(
+    dataset, caplog, monkeypatch, where, error
+):
+    monkeypatch.setattr(Tight, "error", error, raising=False)
+    fresh = extract(dataset, folder=dataset / "fresh", shard_size=8, batch_size=1)
+    released = []
+    monkeypatch.setattr(encode, "release_memory", released.append)
+    with monkeypatch.context() as patches:
+        where(patches)
+        store = extract(dataset, load=Tight.load, shard_size=8, batch_size=4)
     said = [record.getMessage() for record in caplog.records if "do not fit" in record.message]
     assert [message.split(";")[1] for message in said] == [
         " going on with 2 at a time.",
         " going on with 1 at a time.",
     ]
-    fresh = extract(dataset, folder=dataset / "fresh", shard_size=8, batch_size=1)
+    assert released == [torch.device("cpu")] * 2, "or cuBLAS finds no memory for a smaller batch"
     for index in range(5):
         assert torch.equal(store.feature_map(index), fresh.feature_map(index))
 
@@ -283,7 +354,7 @@ def test_one_image_that_does_not_fit_is_an_error_and_other_errors_are_not_hidden
 
     class Broken(ToyBackbone):
         def encode_image(self, images):
-            raise RuntimeError("a bug")
+            raise RuntimeError("a bug: CUBLAS_STATUS_EXECUTION_FAILED")
 
     with pytest.raises(DeviceError, match=r"one image of .* must fit into the memory of cpu"):
         extract(dataset, load=Full.load)

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from f3rm._types import DeviceError
 from f3rm.features import residence
 from f3rm.features.gather import take_reference
 from f3rm.features.residence import Memory, ResidentRows, choose_residence
+from f3rm.features.store import place_stores
 from tests.features.test_gather import chunks_of
+from tests.features.toy import ToyBackbone, extract, never, write_dataset
 
 CUDA = Memory(torch.device("cuda"), free_gpu=1000, free_ram=2000)
 CPU = Memory(torch.device("cpu"), free_gpu=0, free_ram=2000)
@@ -58,6 +62,46 @@ def test_memory_is_asked_of_the_system(tmp_path, monkeypatch):
     assert residence.available_ram() == 0
     (tmp_path / "none").write_text("MemTotal: 9 kB\n")
     assert residence.available_ram() == 0
+
+
+class Circular(ToyBackbone):
+    """A model that only the garbage collector frees."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.itself = self
+
+
+def test_extraction_returns_its_memory_before_the_budget_is_read(tmp_path, monkeypatch):
+    """On a second GPU, of which only the answers are there."""
+    gpu, calls, models = torch.device("cuda:1"), [], weakref.WeakSet()
+
+    def load(ref, *, device, towers):
+        assert device == gpu
+        models.add(model := Circular.load(ref, device="cpu", towers=towers))
+        return model
+
+    def asked(name, answer):
+        def call(*device):
+            calls.append((name, *device, len(models)))
+            return answer
+
+        return call
+
+    answers = {"mem_get_info": (100, 1000), "memory_reserved": 50, "memory_allocated": 20}
+    for name, answer in {"empty_cache": None, **answers}.items():
+        monkeypatch.setattr(torch.cuda, name, asked(name, answer))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    store = extract(write_dataset(tmp_path / "scene"), device="cuda:1", load=load)
+    with pytest.raises(DeviceError, match="must fit the budget"):
+        place_stores({"toy": store}, "gpu", device=gpu)
+    assert calls[0] == ("empty_cache", 0), "the model is gone when its memory is returned"
+    assert {call[:2] for call in calls[1:]} == {(name, gpu) for name in answers}
+    calls.clear()
+    assert Memory.now(gpu).free_gpu == 100 + 50 - 20
+    assert len(extract(tmp_path / "scene", device="cuda:1", load=never)) == 5
+    assert "empty_cache" not in [name for name, *_ in calls], "nothing was extracted"
 
 
 @settings(max_examples=40, deadline=None)
