@@ -282,21 +282,21 @@ class Tight(ToyBackbone):
         return features.as_subclass(TightTensor) if self.to_float else features
 
     @classmethod
-    def check(cls, count: int) -> None:
+    def fit_one(cls, count: int) -> None:
         if count > 1:
             raise cls.error
 
 
 class TightTensor(torch.Tensor):
     def float(self, *arguments, **options):
-        Tight.check(len(self))
+        Tight.fit_one(len(self))
         return super().float(*arguments, **options).as_subclass(torch.Tensor)
 
 
 def in_the_backbone(monkeypatch):
     plain = ToyBackbone.encode_image
     monkeypatch.setattr(
-        ToyBackbone, "encode_image", lambda self, x: (Tight.check(len(x)), plain(self, x))[1]
+        ToyBackbone, "encode_image", lambda self, x: (Tight.fit_one(len(x)), plain(self, x))[1]
     )
 
 
@@ -307,7 +307,7 @@ def in_fp32(monkeypatch):
 def in_the_codec(monkeypatch):
     plain = Codec.encode
     monkeypatch.setattr(
-        Codec, "encode", lambda self, x, dtype: (Tight.check(len(x)), plain(self, x, dtype))[1]
+        Codec, "encode", lambda self, x, dtype: (Tight.fit_one(len(x)), plain(self, x, dtype))[1]
     )
 
 
@@ -316,7 +316,7 @@ def in_the_copies(monkeypatch):
 
     def store_rows(features, codec, dtype):
         rows = plain(features, codec, dtype)
-        Tight.check(len(features))
+        Tight.fit_one(len(features))
         return rows
 
     monkeypatch.setattr(encode, "store_rows", store_rows)
