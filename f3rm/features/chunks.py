@@ -10,18 +10,19 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
-import torch
 import xxhash
 from jaxtyping import Shaped
 
 from f3rm._types import CacheError, CacheMismatchError
 from f3rm.features.codecs import CodedDtype
+from f3rm.features.mapping import map_file
+from f3rm.features.npy import read_npy_header
 from f3rm.features.paging import expect_random
 from f3rm.features.records import ChunkRecord
 
@@ -119,7 +120,8 @@ def check_chunk(folder: Path, record: ChunkRecord) -> None:
     Raises:
         CacheMismatchError: If it is not.
     """
-    _data_offset(folder, record)
+    with _checked(folder, record):
+        pass
 
 
 def verify_chunk(folder: Path, record: ChunkRecord) -> None:
@@ -138,23 +140,22 @@ def verify_chunk(folder: Path, record: ChunkRecord) -> None:
 
 
 def map_chunk(folder: Path, record: ChunkRecord) -> Rows:
-    """Maps a chunk into memory, read-only and without read-ahead, after checking it.
+    """Maps a chunk into memory, read-only, shared and without read-ahead, after checking it.
 
-    By torch, because Python's own maps keep a file descriptor each, and a process has a thousand.
+    The file that is checked is the file that is mapped. While it is mapped it must keep its length:
+    whoever reads a page that was cut off is ended by the system (SIGBUS).
 
     Raises:
         CacheMismatchError: If the file does not have the recorded length, shape and type.
     """
-    offset = _data_offset(folder, record)
-    path = folder / record.file
-    try:
-        mapping = torch.UntypedStorage.from_file(os.fspath(path), shared=False, nbytes=record.bytes)
-    except RuntimeError as error:
-        raise _mismatch(path, f"it cannot be mapped ({error})") from error
-    mapped = torch.empty(0, dtype=torch.uint8).set_(cast("torch.UntypedStorage", mapping)).numpy()
-    mapped.setflags(write=False)
+    with _checked(folder, record) as (stream, offset):
+        try:
+            mapped = map_file(stream.fileno(), record.bytes)
+        except OSError as error:
+            path = folder / record.file
+            raise _mismatch(path, f"it cannot be mapped ({error})") from error
     expect_random(mapped.ctypes.data, len(mapped))
-    return mapped[offset:].view(record.dtype).reshape(record.shape)
+    return mapped[offset:].view(_stored_dtype(record)).reshape(record.shape)
 
 
 def _header(shape: tuple[int, ...], dtype: CodedDtype) -> bytes:
@@ -168,26 +169,30 @@ def _header(shape: tuple[int, ...], dtype: CodedDtype) -> bytes:
     return _MAGIC + length.to_bytes(2, "little") + text.ljust(length - 1).encode("latin1") + b"\n"
 
 
-def _data_offset(folder: Path, record: ChunkRecord) -> int:
+@contextlib.contextmanager
+def _checked(folder: Path, record: ChunkRecord) -> Iterator[tuple[BinaryIO, int]]:
+    """Opens a chunk as recorded, and tells where its data starts."""
     path = folder / record.file
-    try:
-        if not path.is_file():
-            raise _mismatch(path, "it is missing or no file")
-        length = path.stat().st_size
-        if length != record.bytes:
-            raise _mismatch(path, f"it has {length} bytes instead of {record.bytes}")
-        with path.open("rb") as stream:
-            np.lib.format.read_magic(stream)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-            offset = stream.tell()
-    except (OSError, ValueError) as error:
-        raise _mismatch(path, f"its header cannot be read ({error})") from error
-    expected = np.dtype(record.dtype).newbyteorder("<")
-    if fortran or tuple(shape) != record.shape or dtype != expected:
-        raise _mismatch(path, f"it holds {shape} {dtype} instead of {record.shape} {expected}")
-    if offset + math.prod(shape) * expected.itemsize != length:
-        raise _mismatch(path, f"its {length} bytes do not fit the shape {shape}")
-    return offset
+    with contextlib.ExitStack() as closing:
+        try:
+            if not path.is_file():
+                raise _mismatch(path, "it is missing or no file")
+            stream = closing.enter_context(path.open("rb"))
+            length = os.fstat(stream.fileno()).st_size
+            if length != record.bytes:
+                raise _mismatch(path, f"it has {length} bytes instead of {record.bytes}")
+            header = read_npy_header(stream, length)
+        except (OSError, ValueError) as error:
+            raise _mismatch(path, f"its header cannot be read ({error})") from error
+        expected = _stored_dtype(record)
+        if header.fortran_order or (header.shape, header.dtype) != (record.shape, expected):
+            found = f"{header.shape} {header.dtype}"
+            raise _mismatch(path, f"it holds {found} instead of {record.shape} {expected}")
+        yield stream, header.offset
+
+
+def _stored_dtype(record: ChunkRecord) -> np.dtype:
+    return np.dtype(record.dtype).newbyteorder("<")
 
 
 def _unwritten(path: Path, error: OSError) -> str:

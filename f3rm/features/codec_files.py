@@ -10,9 +10,13 @@ import xxhash
 from f3rm._types import CacheMismatchError
 from f3rm.features.chunks import write_atomically
 from f3rm.features.codecs import Codec, CodecArray, CodecRecord, load_codec
+from f3rm.features.npy import load_npy
 
 CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
 """The names that such a file may have."""
+
+_LARGEST_BYTES = 1 << 30
+"""A basis of 16,384 channels by as many components."""
 
 
 def write_codec(folder: Path, codec: Codec) -> tuple[CodecArray, ...]:
@@ -62,17 +66,21 @@ def _read_array(folder: Path, record: CodecArray) -> np.ndarray:
     path = folder / record.file
     if not CODEC_FILE.fullmatch(record.file):
         raise _mismatch(path, "its name is none of a codec's")
+    if record.bytes > _LARGEST_BYTES:
+        raise _mismatch(path, f"{record.bytes} bytes are too many for a codec's")
     try:
-        if path.stat().st_size != record.bytes:
+        if not path.is_file() or path.stat().st_size != record.bytes:
             raise _mismatch(path, f"it does not have {record.bytes} bytes")
         content = path.read_bytes()
         if _checksum(content) != record.checksum:
             raise _mismatch(path, "its checksum is another")
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = load_npy(path, largest=record.bytes)
     except (OSError, ValueError) as error:
         raise _mismatch(path, f"it cannot be read ({error})") from error
     if array.shape != record.shape or array.dtype != np.dtype("<f4"):
         raise _mismatch(path, f"it holds {array.shape} {array.dtype}")
+    if not np.isfinite(array).all():
+        raise _mismatch(path, "it holds NaN or infinity")
     return array
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
@@ -24,6 +23,7 @@ from f3rm.features.folders import META
 from f3rm.features.geometry import PixelAffine, Size, ValidRect
 from f3rm.features.items import ImageItem
 from f3rm.features.manifest import Manifest
+from f3rm.features.npy import read_npy_header
 from f3rm.features.records import ChunkRecord, ImageRecord
 from f3rm.features.spec import ALGORITHM_VERSION, FeatureSpec
 from f3rm.features.store import FeatureStore
@@ -128,13 +128,14 @@ def _chunks(folder: Path, names: Sequence[str]) -> list[ChunkRecord]:
 
 def _chunk(folder: Path, path: Path, names: Sequence[str]) -> ChunkRecord:
     try:
+        length = path.stat().st_size
         with path.open("rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        if version != (1, 0) or len(shape) != 4 or dtype.name not in ("float16", "float32"):
+            header = read_npy_header(stream, length)
+        shape, dtype = header.shape, header.dtype
+        if len(shape) != 4 or dtype.name not in ("float16", "float32"):
             raise _refused(folder, f"{path.name} holds {shape} {dtype}")
         four = (shape[0], shape[1], shape[2], shape[3])
-        length, part = path.stat().st_size, tuple(names[: shape[0]])
+        part = tuple(names[: shape[0]])
         stored = "float16" if dtype.name == "float16" else "float32"
         record = ChunkRecord(path.name, length, four, stored, "", 0.0, part)
         if len(part) != shape[0] or math.prod(shape) == 0:

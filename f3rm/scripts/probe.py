@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from f3rm.features.npy import load_npy
 from f3rm.scripts.command import Command
 from f3rm.toolkit.probe import Probe, ProbeError, ProbeKind, Score
 from f3rm.toolkit.store import Table, TapStore
@@ -78,7 +79,7 @@ def _labels(table: Table, file: Path | None) -> Int[np.ndarray, " items"]:
         return table.targets
     try:
         if file.suffix == ".npy":
-            labels = np.load(file, allow_pickle=False).reshape(-1)
+            labels = load_npy(file).reshape(-1)
         else:
             labels = np.array([int(word) for word in file.read_text().split()])
         return labels.astype(np.int64)[table.indices]

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from f3rm._types import DatasetError
 from f3rm.features.items import TRANSFORMS, ImageItem, items_from_paths, read_items
+from f3rm.features.npy import load_npy
 from f3rm.toolkit.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
@@ -122,10 +121,17 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _listed(path: Path) -> list[Path]:
-    if path.suffix == ".npy":
-        words = [str(word) for word in np.load(path, allow_pickle=False).reshape(-1)]
-    else:
-        words = path.read_text(encoding="utf-8").splitlines()
+    try:
+        if path.suffix == ".npy":
+            words = [str(word) for word in load_npy(path).reshape(-1)]
+        else:
+            words = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        msg = (
+            f"list_items: {str(path)!r} must be a list of paths, one per line or an array of "
+            f"texts, got: {error}. Write it again."
+        )
+        raise DatasetError(msg) from error
     return [path.parent / word.strip() for word in words if word.strip()]
 
 

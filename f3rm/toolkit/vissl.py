@@ -22,6 +22,7 @@ from jaxtyping import Int, Shaped
 from f3rm._types import CacheError
 from f3rm.backbones.taps import Tap
 from f3rm.features.chunks import write_atomically
+from f3rm.features.npy import map_npy
 from f3rm.toolkit.exports import first_channels, flat_channels_first, slug_of
 from f3rm.toolkit.store import TapStore
 
@@ -195,8 +196,12 @@ def _places(shards: list[Shard]) -> dict[int, tuple[int, int]]:
     """Returns shard and row of every item; later shards replace earlier ones."""
     places: dict[int, tuple[int, int]] = {}
     for number, shard in enumerate(shards):
-        inds = _open(shard.beside("inds")).reshape(-1).tolist()
-        places.update({int(index): (number, row) for row, index in enumerate(inds)})
+        path = shard.beside("inds")
+        inds = _open(path)
+        if inds.dtype.kind not in "iu":
+            msg = f"load_features: {str(path)!r} must hold whole numbers, got {inds.dtype}."
+            raise CacheError(f"{msg} Export it again.")
+        places.update({index: (number, row) for row, index in enumerate(inds.reshape(-1).tolist())})
     return places
 
 
@@ -204,26 +209,28 @@ def _take(
     files: list[Path], places: Mapping[int, tuple[int, int]], inds: Int[np.ndarray, " items"]
 ) -> Shaped[np.ndarray, "items ..."]:
     where = np.array([places[index] for index in inds.tolist()], dtype=np.int64).reshape(-1, 2)
-    first = _open(files[0])
-    features = np.empty((len(inds), *first.shape[1:]), dtype=first.dtype)
-    for number in sorted(set(where[:, 0].tolist())):
-        array = _open(files[number])
-        mine = np.flatnonzero(where[:, 0] == number)
-        rows = where[mine, 1]
-        if array.shape[1:] != first.shape[1:] or rows.max() >= len(array):
+    numbers = sorted(set(where[:, 0].tolist())) or [0]
+    arrays = {number: _open(files[number]) for number in numbers}
+    row_shape = arrays[numbers[0]].shape[1:]
+    for number, array in arrays.items():  # all of them before memory is asked for
+        last = where[where[:, 0] == number, 1].max(initial=-1)
+        if array.ndim == 0 or array.shape[1:] != row_shape or last >= len(array):
             msg = (
-                f"load_features: {str(files[number])!r} must have rows of shape {first.shape[1:]} "
-                f"for all its indices, got {array.shape}. Export it again."
+                f"load_features: {str(files[number])!r} must have rows of shape {row_shape} for "
+                f"all its indices, got {array.shape}. Export it again."
             )
             raise CacheError(msg)
-        features[mine] = array[rows]
+    features = np.empty((len(inds), *row_shape), dtype=arrays[numbers[0]].dtype)
+    for number, array in arrays.items():
+        mine = np.flatnonzero(where[:, 0] == number)
+        features[mine] = array[where[mine, 1]]
     return features
 
 
 def _open(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return map_npy(path)
+    except (OSError, ValueError) as error:
         msg = f"load_features: {str(path)!r} must be a .npy array, got: {error}. Export it again."
         raise CacheError(msg) from error
 

@@ -1,6 +1,8 @@
 import contextlib
 import copy
+import gc
 import pickle
+import shutil
 import sys
 import tempfile
 import threading
@@ -323,6 +325,38 @@ def test_a_store_keeps_no_file_open_however_many_chunks_it_has(mixed):
     mapped = map_chunk(mixed.folder, store.manifest.chunks[0])
     with pytest.raises(ValueError, match="read-only"):
         mapped[:] = 0
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        mapped.setflags(write=True)
+
+
+def maps_of(folder: Path) -> list[str]:
+    """Permissions of this process's maps of files in a folder, as the kernel lists them."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line.split()[1] for line in lines if str(folder) in line]
+
+
+def test_maps_are_shared_and_read_only_and_end_with_their_arrays(mixed, tmp_path):
+    """A private writable map would count in full against the system's commit limit."""
+    folder = tmp_path / "copy"
+    shutil.copytree(mixed.folder, folder)
+    store = FeatureStore.open(folder)
+    assert maps_of(folder) == ["r--s"] * len(store.manifest.chunks)
+    kept = map_chunk(folder, store.manifest.chunks[0])[0, 0]
+    del store
+    gc.collect()
+    assert maps_of(folder) == ["r--s"]
+    assert np.isfinite(kept).all()
+    del kept
+    gc.collect()
+    assert maps_of(folder) == []
+
+
+def test_a_chunk_without_any_right_to_write_is_mapped(mixed, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(mixed.folder, folder)
+    for path in folder.iterdir():
+        path.chmod(0o400)
+    assert torch.equal(FeatureStore.open(folder).feature_map(0), mixed.feature_map(0))
 
 
 def test_a_store_travels_to_another_process_by_its_folder(mixed):
