@@ -9,8 +9,28 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+def printable(text: str, *, lines: bool = False) -> str:
+    """Writes the letters that a terminal would not show, or would obey, as Python's escapes.
+
+    Names of files and texts in files are not ours: every one of them passes through here before it
+    is printed, logged or put into a table.
+
+    Args:
+        text: The text.
+        lines: Whether line breaks and tabs stay.
+    """
+    kept = "\n\t" if lines else ""
+    return "".join(
+        letter if letter.isprintable() or letter in kept else ascii(letter)[1:-1] for letter in text
+    )
+
+
 class F3rmError(Exception):
     """Base of every error that f3rm raises on purpose; its message says what to do next."""
+
+    def __str__(self) -> str:
+        """Returns the message, with control characters of names in it escaped."""
+        return printable(super().__str__(), lines=True)
 
 
 class DatasetError(F3rmError):

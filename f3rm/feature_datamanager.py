@@ -23,7 +23,7 @@ from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManagerConfig,
     variable_res_collate,
 )
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import (
@@ -31,6 +31,7 @@ from nerfstudio.data.utils.dataloaders import (
     FixedIndicesEvalDataloader,
     RandIndicesEvalDataloader,
 )
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 
 from f3rm._types import BackboneUnavailableError, HeadSpec
@@ -38,12 +39,20 @@ from f3rm.feature_field import FeatureStats
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.extraction import extract_features
 from f3rm.features.gather import MappedRows
-from f3rm.features.items import ImageItem, dataset_root, items_from_paths, read_items
+from f3rm.features.items import (
+    ImageItem,
+    check_present,
+    dataset_root,
+    items_from_paths,
+    read_items,
+)
+from f3rm.features.job import OnError
 from f3rm.features.lookup import FeatureLookup, ImageTargets, match_items
 from f3rm.features.prefetch import Prefetcher
 from f3rm.features.residence import Residence
-from f3rm.features.spec import Background, Precision, resolve_feature_type
+from f3rm.features.spec import Background, FeatureSpec, Precision, resolve_feature_type
 from f3rm.features.store import FeatureStore, GatherMode, place_stores
+from f3rm.left_out import check_trainable, images_left_out, kept_items, kept_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +85,13 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     ``f3rm extract --codec``."""
     feature_precision: Precision = "float32"
     """What the 2D model computes in; as with ``f3rm extract --precision``."""
+    feature_on_error: OnError = "raise"
+    """Whether an image that cannot be extracted ends the run before training, or is left out of
+    training and evaluation (``record``); as with ``f3rm extract --on-error``, after which training
+    leaves out what was recorded."""
+    feature_left_out: tuple[str, ...] = ()
+    """Images that are neither trained on nor evaluated, by their ``file_path``. Those without
+    features are added when training starts, so that the run's config.yml names them."""
     feature_device: str = "auto"
     """Device that extracts: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU that trains (with
     several, each process its own), else any GPU, else the CPU."""
@@ -120,15 +136,21 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         data = Path(config.data if config.data is not None else config.dataparser.data)
         self.items: list[ImageItem] = []
         self.stores: dict[str, FeatureStore] = {}
-        if test_mode != "inference":  # which opens no image
+        if test_mode != "inference" or config.feature_left_out:
             self.items = _list_items(data, config.dataparser)
+        if test_mode != "inference":  # which opens no image
             extract = functools.partial(
                 extract_features,
                 device=_extraction_device(config.feature_device, device),
                 shard_size=config.shard_size,
                 progress=local_rank == 0,
+                on_error=config.feature_on_error,
             )
             self.stores = self._open_stores(config, data, extract if test_mode == "val" else None)
+            config.feature_left_out = images_left_out(
+                config.feature_left_out, self.stores.values(), len(self.items)
+            )
+            check_present(kept_items(self.items, config.feature_left_out), data)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
         self._prefetcher: Prefetcher[RayBundle] | None = None
@@ -154,10 +176,10 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         for spec in self.specs:
             folder = feature_folder(data, spec, cache_dir, items=self.items)
             if extract:
-                stores[spec.name] = extract(self.items, spec, folder=folder)
+                stores[spec.name] = self._open_or_extract(config, data, spec, folder, extract)
                 continue
             try:
-                store, reason = find_cache(self.items, spec, folder)
+                store, reason = find_cache(self.items, spec, folder, failed_too=True)
             except BackboneUnavailableError as error:  # weights that were given by path are gone
                 store, reason = None, str(error)
             if store is None:
@@ -165,6 +187,55 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                 return {}
             stores[spec.name] = store
         return stores
+
+    def _open_or_extract(
+        self,
+        config: FeatureDataManagerConfig,
+        data: Path,
+        spec: FeatureSpec,
+        folder: Path,
+        extract: Callable[..., FeatureStore],
+    ) -> FeatureStore:
+        """Opens a cache, images that failed or not; extracts what is missing."""
+        store, _ = find_cache(self.items, spec, folder, failed_too=True)
+        if store is not None and store.manifest.failed:
+            return store
+        if config.feature_on_error == "raise":
+            check_present(self.items, data)
+        return extract(self.items, spec, folder=folder)
+
+    def create_train_dataset(self) -> InputDataset:
+        """Returns the training images that are not left out.
+
+        Raises:
+            DatasetError: If all of them are.
+        """
+        kept = self._kept_outputs(self.train_dataparser_outputs)
+        self.train_dataparser_outputs = check_trainable(kept)
+        return super().create_train_dataset()
+
+    def create_eval_dataset(self) -> InputDataset:
+        """Returns the evaluation images that are not left out."""
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        return self.dataset_type(
+            dataparser_outputs=self._kept_outputs(outputs),
+            scale_factor=self.config.camera_res_scale_factor,
+        )
+
+    def _kept_outputs(self, outputs: DataparserOutputs) -> DataparserOutputs:
+        return kept_outputs(outputs, self.items, self.config.feature_left_out)
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Writes the run's config.yml once more where it does not name what is left out.
+
+        Opening the run needs as many training cameras as it was trained with.
+        """
+        trainer = training_callback_attributes.trainer
+        if self.config.feature_left_out and trainer is not None and self.local_rank == 0:
+            trainer.config.save_config()
+        return super().get_training_callbacks(training_callback_attributes)
 
     def _publish(self) -> None:
         """Tells the model, through the dataset's metadata, which heads to build."""
@@ -309,7 +380,7 @@ def _list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
     Nerfstudio's own format is read from transforms.json; any other dataparser is asked.
     """
     if isinstance(dataparser, NerfstudioDataParserConfig):
-        return read_items(data)
+        return read_items(data, present=False)
     parser = replace(dataparser, data=data).setup()
     paths = [
         path

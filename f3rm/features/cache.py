@@ -7,7 +7,7 @@ from pathlib import Path
 import platformdirs
 import xxhash
 
-from f3rm._types import CacheError
+from f3rm._types import CacheError, printable
 from f3rm.backbones.registry import weights_identity
 from f3rm.features.folders import is_writable
 from f3rm.features.images import content_hash
@@ -51,7 +51,7 @@ def feature_folder(
     if is_writable(usual):
         return usual
     present = (usual / MANIFEST).is_file()
-    if present and (items is None or find_cache(items, spec, usual)[0] is not None):
+    if present and (items is None or find_cache(items, spec, usual, failed_too=True)[0]):
         return usual
     elsewhere = _keyed(Path(platformdirs.user_cache_dir("f3rm")), root) / spec.name
     log.warning("%s is not writable; the features are kept in %s.", usual, elsewhere)
@@ -125,7 +125,7 @@ def _other_settings(manifest: Manifest, spec: FeatureSpec, identity: str) -> str
         for name in names
         if before.get(name) != after.get(name)
     ]
-    return f"the cache was made with other settings: {', '.join(changes)}"
+    return printable(f"the cache was made with other settings: {', '.join(changes)}")
 
 
 def _other_images(manifest: Manifest, items: Sequence[ImageItem], *, failed_too: bool) -> str:
@@ -141,7 +141,8 @@ def _other_images(manifest: Manifest, items: Sequence[ImageItem], *, failed_too:
         if not is_same_image(recorded[item.name], item):
             return f"the image {item.name!r} has changed since the cache was made"
     if manifest.failed and not failed_too:
-        return f"the image {manifest.failed[0].name!r} has failed: {manifest.failed[0].error}"
+        error = printable(manifest.failed[0].error)
+        return f"the image {manifest.failed[0].name!r} has failed: {error}"
     return ""
 
 

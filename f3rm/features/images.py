@@ -22,9 +22,9 @@ import xxhash
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from f3rm._types import ImageError
+from f3rm._types import ImageError, printable
 from f3rm.features.geometry import Size
-from f3rm.features.items import ImageItem
+from f3rm.features.items import ImageItem, is_regular_file
 from f3rm.features.progress import track
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ _ACCEPTED = ("RGB", "L", "RGBA")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ORIENTATION_TAG = 0x0112
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+LEAVE_OUT = (
+    "pass --on-error record to go on without it (f3rm extract), or "
+    "--pipeline.datamanager.feature-on-error record (ns-train)."
+)
+"""What a message about one bad image advises, in the options of both commands that extract."""
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 _SHOWN = 3
 
@@ -75,7 +80,7 @@ class ImageFailedError(ImageError):
 
     def __str__(self) -> str:
         """Returns the message."""
-        return str(self.args[0])
+        return printable(str(self.args[0]), lines=True)
 
 
 def inspect_images(
@@ -121,13 +126,25 @@ def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
         log.warning(
             "%d image(s) have an EXIF orientation, e.g. %s; it is ignored, as in Nerfstudio.",
             len(turned),
-            turned[0],
+            printable(turned[0]),
         )
 
 
 def content_hash(path: Path) -> str:
-    """Returns the xxh3_128 hash of a file's bytes, in hexadecimal."""
-    return xxhash.xxh3_128(path.read_bytes()).hexdigest()
+    """Returns the xxh3_128 hash of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: If it is no file or cannot be read.
+    """
+    return xxhash.xxh3_128(_content(path)).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """Reads a file; a device or a pipe would never end."""
+    if not is_regular_file(path):
+        msg = f"{str(path)!r} is missing or no file"
+        raise FileNotFoundError(msg)
+    return path.read_bytes()
 
 
 def read_image(
@@ -143,7 +160,7 @@ def read_image(
         ImageError: If the file is missing, damaged, or in a mode that training would misread.
     """
     try:
-        content = path.read_bytes()
+        content = _content(path)
     except OSError as error:
         raise _broken("read_image", str(path), error) from error
     return _decode(content, ImageItem(str(path), path), background)
@@ -163,7 +180,7 @@ def read_inspected(
     """
     name = info.item.name
     try:
-        content = info.item.path.read_bytes()
+        content = _content(info.item.path)
     except OSError as error:
         raise _broken("extract_features", name, error) from error
     if xxhash.xxh3_128(content).hexdigest() != info.content:
@@ -223,7 +240,7 @@ def _decode(
 def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
     """Returns the record, the mode if it is refused (else ""), and whether EXIF says turned."""
     try:
-        content = item.path.read_bytes()
+        content = _content(item.path)
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             mode = "" if image.mode in _ACCEPTED else image.mode
@@ -249,7 +266,7 @@ def _broken(function: str, name: str, error: Exception) -> ImageFailedError:
     reason = "its format is unknown" if unknown else str(error) or type(error).__name__
     msg = (
         f"{function}: {name!r} must be a complete image, got: {reason}. Copy or export the file "
-        "again, take its frame out of transforms.json, or pass --on-error record."
+        f"again, take its frame out of transforms.json, or {LEAVE_OUT}"
     )
     return ImageFailedError(msg, name=name, reason=f"it is no complete image: {reason}")
 
@@ -258,7 +275,7 @@ def _mode_message(refused: Sequence[tuple[ImageItem, str]]) -> str:
     """Names the refused images of the first mode met, and a command that converts them."""
     mode = refused[0][1]
     paths = [str(item.path) for item, other in refused if other == mode]
-    names = ", ".join(item.name for item, _ in refused[:_SHOWN])
+    names = ", ".join(printable(item.name) for item, _ in refused[:_SHOWN])
     more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     return (
         f"inspect_images: images must be 8-bit RGB, RGBA or greyscale, got mode {mode!r} in "

@@ -7,15 +7,16 @@ train and eval splits, and needs no Nerfstudio. Other dataparsers hand their ima
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from f3rm._types import DatasetError, ImageError
+from f3rm._types import DatasetError, ImageError, printable
 
 TRANSFORMS = "transforms.json"
 _SHOWN = 3
+_SHOWN_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_items(data: Path, *, present: bool = True) -> list[ImageItem]:
         name = _frame_name(frame, number, source)
         items.setdefault(name, ImageItem(name, root / name))
     if present:
-        _check_present(list(items.values()), source)
+        check_present(list(items.values()), source)
     return list(items.values())
 
 
@@ -66,11 +67,15 @@ def items_from_paths(paths: Iterable[Path], root: Path) -> list[ImageItem]:
     Args:
         paths: Image files, absolute or relative to the working directory.
         root: The dataset folder.
+
+    Raises:
+        DatasetError: If a name is no Unicode text.
     """
     base = Path(os.path.normpath(root.expanduser().absolute()))
     items: dict[str, ImageItem] = {}
     for path in paths:
         absolute = path.expanduser().absolute()
+        _check_name(str(absolute), "the name of an image or video")
         plain = Path(os.path.normpath(absolute))
         name = (plain.relative_to(base) if plain.is_relative_to(base) else plain).as_posix()
         items.setdefault(name, ImageItem(name, absolute))
@@ -112,11 +117,48 @@ def _frame_name(frame: object, number: int, source: Path) -> str:
             "Add the path of its image, relative to the dataset folder."
         )
         raise DatasetError(msg)
+    _check_name(name, f'the "file_path" of frame {number} in {str(source)!r}')
     return Path(name).as_posix()
 
 
-def _check_present(items: list[ImageItem], source: Path) -> None:
-    missing = [item.name for item in items if not item.path.is_file()]
+def _check_name(name: str, what: str) -> None:
+    """Refuses what is no file's name on any system, and what no manifest can hold.
+
+    Raises:
+        DatasetError: If it is such a name.
+    """
+    if "\0" in name or not is_unicode(name):
+        msg = (
+            f"read_items: {what} must be Unicode text without NUL, got {name[:_SHOWN_LETTERS]!r}. "
+            "Rename the file."
+        )
+        raise DatasetError(msg)
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8: Python's may hold halves of letters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def is_regular_file(path: Path) -> bool:
+    """Returns whether a path leads to a file; one that no system accepts leads nowhere."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def check_present(items: Sequence[ImageItem], source: Path) -> None:
+    """Checks that image files are there.
+
+    Args:
+        items: The images.
+        source: What names them, for the message.
+
+    Raises:
+        ImageError: If some are not; the message names the first of them.
+    """
+    missing = [printable(item.name) for item in items if not is_regular_file(item.path)]
     if not missing:
         return
     shown = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else "")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from f3rm._types import DatasetError
+from f3rm._types import DatasetError, printable
 from f3rm.features.items import ImageItem
 from f3rm.features.store import FeatureStore, GatherMode
 
@@ -108,8 +108,9 @@ def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
         if exact is None and len(candidates) != 1:
             found = f"{len(candidates)} images share its name" if candidates else "none matches"
             msg = (
-                f"match_items: {path} must belong to one image of transforms.json, but {found}. "
-                "Give images in different folders different names, or train at full size."
+                f"match_items: {printable(str(path))} must belong to one image of "
+                f"transforms.json, but {found}. Give images in different folders different "
+                "names, or train at full size."
             )
             raise DatasetError(msg)
         matched.append(exact if exact is not None else candidates[0])

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from f3rm.features.codecs import Codec, CodedDtype
-from f3rm.features.images import ImageFailedError, ImageInfo
+from f3rm.features.images import LEAVE_OUT, ImageFailedError, ImageInfo
 
 _ERROR_CELLS = 32
 """Cells per image whose cosine error is measured."""
@@ -83,7 +83,7 @@ def check_finite(finite: Bool[Tensor, " images"], images: Sequence[ImageInfo]) -
             msg = (
                 "extract_features: features must be finite, but the backbone gave NaN or infinity "
                 f"for {info.item.name!r}. Check the weights, take its frame out of "
-                "transforms.json, or pass --on-error record."
+                f"transforms.json, or {LEAVE_OUT}"
             )
             raise ImageFailedError(msg, info.item.name, "the backbone gave NaN or infinity")
 
