@@ -16,6 +16,7 @@ from f3rm.evaluation.held_out import ScoredView
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD, fixed_mask, iou
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.features.names import safe_part
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]
@@ -103,6 +104,7 @@ class PictureFolder:
         self._folder = folder.expanduser().absolute()
         self._vocabulary = vocabulary
         self._best: dict[int, tuple[int, Picture]] = {}
+        self._owners: dict[str, tuple[str, int]] = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -119,9 +121,17 @@ class PictureFolder:
             if pixels < MIN_PIXELS:
                 continue
             panel = query_panel(view, self._vocabulary, number)
-            self._save(panel, panel_name(view.name, query.text))
+            self._save(panel, self._own_name(panel_name(view.name, query.text), view.name, number))
             if pixels > self._best.get(number, (0, panel))[0]:
                 self._best[number] = (pixels, _narrowed(panel))
+
+    def _own_name(self, name: str, view: str, query: int) -> str:
+        """Returns a panel's file name, with a number where another view or query has it already."""
+        stem, number = name.removesuffix(".png"), 1
+        while self._owners.setdefault(name, (view, query)) != (view, query):
+            number += 1
+            name = f"{stem}_{number}.png"
+        return name
 
     def write_overview(self) -> None:
         """Writes ``overview.png``: each query in the view that shows most of it.
@@ -151,7 +161,7 @@ class PictureFolder:
 def panel_name(view: str, query: str) -> str:
     """Returns a panel's file name, e.g. ``frame_00009_red_mug.png``."""
     words = re.sub(r"[^a-z0-9]+", "_", query.lower()).strip("_")
-    return f"{Path(view).stem}_{words or 'query'}.png"
+    return safe_part(f"{Path(view).stem}_{words or 'query'}") + ".png"
 
 
 def _heat(scores: Scores) -> Float[np.ndarray, "height width 3"]:

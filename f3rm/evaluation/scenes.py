@@ -208,7 +208,7 @@ def _holds(folder: Path, identity: dict[str, Any]) -> bool:
 def _read_description(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # no scene of ours
 
 

@@ -7,6 +7,9 @@ user's terms.
 from collections.abc import Mapping
 from typing import Any, cast
 
+from f3rm._types import printable
+from f3rm.features.items import is_unicode
+
 _LARGEST = 2**48
 
 Plain = Mapping[str, Any]
@@ -47,7 +50,7 @@ def text(plain: Plain, key: str) -> str:
         InvalidFieldError: If there is none.
     """
     value = plain.get(key)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise InvalidFieldError(f"{key} is missing or no text")
     return value
 
@@ -70,7 +73,7 @@ def one_of(plain: Plain, key: str, allowed: tuple[str, ...]) -> str:
     """
     value = text(plain, key)
     if value not in allowed:
-        raise InvalidFieldError(f"{key} is {value!r}, not one of {', '.join(allowed)}")
+        raise InvalidFieldError(f"{key} is {shown(value)!r}, not one of {', '.join(allowed)}")
     return value
 
 
@@ -82,7 +85,7 @@ def boolean(plain: Plain, key: str) -> bool:
     """
     value = plain.get(key)
     if not isinstance(value, bool):
-        msg = f"{key} is {value!r}, not true or false"
+        msg = f"{key} is {shown(value)}, not true or false"
         raise InvalidFieldError(msg)
     return value
 
@@ -103,7 +106,7 @@ def bounded(value: object, key: str, low: int, high: int = _LARGEST) -> int:
         InvalidFieldError: If it is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value < high:
-        raise InvalidFieldError(f"{key} is {str(value)[:40]}, not a whole number from {low}")
+        raise InvalidFieldError(f"{key} is {shown(value)}, not a whole number from {low}")
     return value
 
 
@@ -114,7 +117,7 @@ def number(value: object, key: str) -> float:
         InvalidFieldError: If it is not.
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
-        raise InvalidFieldError(f"{key} is {str(value)[:40]}, not a number")
+        raise InvalidFieldError(f"{key} is {shown(value)}, not a number")
     return float(value)
 
 
@@ -128,3 +131,14 @@ def numbers(plain: Plain, key: str, count: int) -> list[float]:
     if len(values) != count:
         raise InvalidFieldError(f"{key} has {len(values)} numbers, not {count}")
     return values
+
+
+def shown(value: object) -> str:
+    """Returns the beginning of a value for a message; of a list or object only its kind.
+
+    Args:
+        value: Anything that JSON can hold; the text of a deeply nested list may be without end.
+    """
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return printable(value[:40] if isinstance(value, str) else repr(value)[:40])

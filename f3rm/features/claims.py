@@ -261,7 +261,7 @@ def _parse_owner(text: str) -> Owner | None:
     try:
         plain = json.loads(text)
         return Owner(str(plain["machine"]), int(plain["pid"]), str(plain["started"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

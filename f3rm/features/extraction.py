@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from f3rm._types import DatasetError
+from f3rm._types import DatasetError, printable
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.device import is_first_rank, release_memory, resolve_device
@@ -171,6 +171,6 @@ def _work(job: Job, device: torch.device, load: LoadBackbone, kind: type[ModelWo
 
 def _warn(failed: dict[str, str], total: int) -> None:
     for name, reason in failed.items():
-        log.warning("%s has no features: %s.", name, reason)
+        log.warning("%s has no features: %s.", printable(name), printable(reason))
     if failed:
         log.warning("%d of %d images failed and are recorded as such.", len(failed), total)

@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CacheError(msg)
     try:
         return _manifest(plain)
-    except (checked.InvalidFieldError, F3rmError) as error:
+    except (checked.InvalidFieldError, F3rmError, RecursionError) as error:
         raise CacheError(_damaged(path, str(error))) from error
 
 
@@ -135,8 +135,9 @@ def _refuse_constant(name: str) -> float:
 
 def _manifest(plain: object) -> Manifest:
     record = checked.mapping(plain, "the manifest")
-    if checked.integer(record, "schema_version") != SCHEMA_VERSION:
-        raise checked.InvalidFieldError(f"schema_version is {record['schema_version']!r}")
+    version = checked.integer(record, "schema_version")
+    if version != SCHEMA_VERSION:
+        raise checked.InvalidFieldError(f"schema_version is {version}")
     chunks = tuple(chunk_of(item) for item in checked.items_of(record, "chunks"))
     images = tuple(image_of(item) for item in checked.items_of(record, "images"))
     failed = checked.items_of(record, "failed") if "failed" in record else []
@@ -145,7 +146,7 @@ def _manifest(plain: object) -> Manifest:
         weights_identity=checked.text(record, "weights_identity"),
         algorithm=checked.integer(record, "algorithm"),
         key=checked.text(record, "key"),
-        channels=checked.integer(record, "channels"),
+        channels=checked.bounded(record.get("channels"), "channels", 1),
         has_text=checked.boolean(record, "has_text"),
         provenance=checked.texts(record, "provenance"),
         versions=checked.texts(record, "versions"),
@@ -164,10 +165,15 @@ def _check_consistent(manifest: Manifest) -> None:
         raise checked.InvalidFieldError("key does not belong to its settings")
     files = [chunk.file for chunk in manifest.chunks]
     names = [image.name for image in (*manifest.images, *manifest.failed)]
+    if not files:
+        raise checked.InvalidFieldError("it has no chunks")
     if len(set(files)) != len(files) or len(set(names)) != len(names):
         raise checked.InvalidFieldError("a chunk or an image is listed twice")
     if sum(len(chunk.images) for chunk in manifest.chunks) != len(manifest.images) or not names:
         raise checked.InvalidFieldError("chunks and images do not list the same images")
+    is_int8 = manifest.codec.name == "int8"
+    if any((chunk.dtype == "int8") != is_int8 for chunk in manifest.chunks):
+        raise checked.InvalidFieldError("chunks and codec are not of one type")
     for image in manifest.images:
         _check_place(image, manifest)
 

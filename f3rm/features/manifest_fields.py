@@ -91,10 +91,10 @@ def chunk_of(item: object) -> ChunkRecord:
     length = checked.integer(plain, "bytes")
     if len(sizes) != 4 or sizes[0] != len(images):
         raise checked.InvalidFieldError(
-            f"the shape {shape} of {file} does not fit its {len(images)} images"
+            f"the shape {sizes} of {file} does not fit its {len(images)} images"
         )
     if math.prod(sizes) * _ITEM_SIZES[dtype] >= length:
-        raise checked.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
+        raise checked.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {sizes}")
     return ChunkRecord(
         file=file,
         bytes=length,
@@ -132,10 +132,12 @@ def image_of(item: object) -> ImageRecord:
     plain = checked.mapping(item, "an image")
     size = checked.items_of(plain, "size")
     if len(size) != 2:
-        raise checked.InvalidFieldError(f"size must be height and width, not {size}")
+        raise checked.InvalidFieldError("size must be height and width")
     error = plain.get("error")
     if error is not None:
-        raise checked.InvalidFieldError(f"image {plain.get('name')!r} has an error: {error!r}")
+        raise checked.InvalidFieldError(
+            f"image {checked.shown(plain.get('name'))!r} has an error: {checked.shown(error)}"
+        )
     return ImageRecord(
         name=checked.text(plain, "name"),
         bytes=checked.integer(plain, "bytes"),
@@ -186,6 +188,8 @@ def _array(item: object) -> CodecArray:
     if not CODEC_FILE.fullmatch(file):
         raise checked.InvalidFieldError(f"file {file!r} is no codec's of this folder")
     shape = tuple(checked.bounded(size, "shape", 1) for size in checked.items_of(plain, "shape"))
+    if not 1 <= len(shape) <= 2:
+        raise checked.InvalidFieldError(f"the shape of {file} must have one or two sides")
     length = checked.integer(plain, "bytes")
     if math.prod(shape) * _ITEM_SIZES["float32"] >= length:
         raise checked.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")

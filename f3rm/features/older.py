@@ -86,7 +86,7 @@ def noted_codec(journal: Journal) -> CodecRecord | None:
     """Returns the codec of an unfinished run; None if it has not been settled."""
     try:
         return codec_of(json.loads(journal.other(CODEC)))
-    except (ValueError, checked.InvalidFieldError):
+    except (ValueError, RecursionError, checked.InvalidFieldError):
         return None
 
 

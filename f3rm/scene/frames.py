@@ -20,7 +20,7 @@ from torch import Tensor
 
 from f3rm._types import DatasetError, F3rmError
 from f3rm.features.items import TRANSFORMS, dataset_root
-from f3rm.scene.metres import METRES_KEY, SCENE_FILE, read_metres
+from f3rm.scene.metres import METRES_KEY, SCENE_FILE, affine_map, finite_number, read_metres
 
 FrameName = Literal["nerfstudio", "dataset", "metres"]
 """``nerfstudio`` is a run's own frame, ``dataset`` that of transforms.json."""
@@ -41,11 +41,19 @@ def scene_from_dataset(outputs: DataparserOutputs, data: Path) -> Float64[np.nda
     Raises:
         DatasetError: If transforms.json cannot be read.
     """
-    meta = _read_transforms(_transforms_file(data))
+    source = _transforms_file(data)
+    meta = _read_transforms(source)
     applied = np.eye(4)
-    if "applied_transform" in meta:
-        applied[:3] = np.asarray(meta["applied_transform"], dtype=np.float64)[:3]
-    scale = 1.0 / float(meta.get("applied_scale", 1.0))
+    try:
+        if "applied_transform" in meta:
+            applied[:3] = affine_map([*meta["applied_transform"][:3], [0, 0, 0, 1]])[:3]
+        scale = 1.0 / finite_number(meta.get("applied_scale", 1.0))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        msg = (
+            f"scene_from_dataset: applied_transform and applied_scale of {str(source)!r} must be "
+            f"an affine map and a number, got: {error}. Make the dataset again."
+        )
+        raise DatasetError(msg) from error
     return np.diag([scale, scale, scale, 1.0]) @ _parsed(outputs) @ np.linalg.inv(applied)
 
 
@@ -63,13 +71,16 @@ def _transforms_file(data: Path) -> Path:
 
 def _read_transforms(source: Path) -> dict[str, Any]:
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(source.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it holds no object")
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         msg = (
             f"scene_from_dataset: {str(source)!r} must be readable JSON, got: {error}. Point "
             "--data at the dataset that the run was trained on."
         )
         raise DatasetError(msg) from error
+    return content
 
 
 @dataclass(frozen=True)

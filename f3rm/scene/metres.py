@@ -36,7 +36,7 @@ def read_metres(folder: Path) -> Float64[np.ndarray, "4 4"] | None:
         if METRES_KEY not in content:
             return None
         return affine_map(content[METRES_KEY])
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         msg = (
             f"read_metres: {str(path)!r} must be readable JSON whose {METRES_KEY} is an affine "
             f"map, got: {error}. Repair the file, or move it away to go on without metres."

@@ -10,6 +10,7 @@ from nerfstudio.cameras.camera_utils import get_interpolated_poses_many
 from nerfstudio.cameras.cameras import Cameras
 
 from f3rm._types import F3rmError
+from f3rm.features.names import safe_part, safe_paths
 from f3rm.scene.field import SceneField
 
 PHOTOGRAPHS = ("train", "eval")
@@ -51,7 +52,7 @@ def choose_path(
     """
     if views == "train" or views == "eval":
         cameras = scene.cameras(views, frame="nerfstudio")
-        names = _unique_names(scene.views(views))
+        names = file_names(scene.views(views))
     else:
         cameras = interpolated(scene, between) if views == INTERPOLATED else read_path(Path(views))
         names = tuple(f"frame_{number:05d}" for number in range(len(cameras)))
@@ -60,11 +61,16 @@ def choose_path(
     return Path3D(names, cameras)
 
 
-def _unique_names(views: tuple[str, ...]) -> tuple[str, ...]:
-    stems = tuple(Path(view).stem for view in views)
+def file_names(views: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a file name, without its ending, for each view: its own, or its whole path."""
+    stems = tuple(safe_part(Path(view).stem) for view in views)
     if len(set(stems)) == len(stems):
         return stems
-    return tuple("_".join(Path(view).with_suffix("").parts).strip("/_") for view in views)
+    paths = safe_paths(views)
+    joined = tuple("_".join(paths[view].with_suffix("").parts) for view in views)
+    if len(set(joined)) == len(joined):
+        return joined
+    return tuple(f"{name}_{number}" for number, name in enumerate(joined))
 
 
 def interpolated(scene: SceneField, between: int) -> Cameras:

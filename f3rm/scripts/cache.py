@@ -8,9 +8,11 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from f3rm._types import CacheError, CacheMismatchError
+from f3rm._types import CacheError, CacheMismatchError, printable
 from f3rm.features.cache import find_cache
 from f3rm.features.items import ImageItem, read_items
 from f3rm.features.maintenance import (
@@ -23,7 +25,7 @@ from f3rm.features.maintenance import (
 )
 from f3rm.features.manifest import Manifest, read_manifest
 from f3rm.features.progress import progress_bar
-from f3rm.scripts.command import Command
+from f3rm.scripts.command import Command, say
 
 _MEGABYTE = 1e6
 
@@ -73,7 +75,7 @@ class Status(Action):
         folders, items = self.folders(), read_items(self.data, present=False)
         table = Table("features", "images", "chunks", "MB", "codec", "state", box=None)
         for folder in folders:
-            table.add_row(*_status(folder, items))
+            table.add_row(*(Text(printable(cell)) for cell in _status(folder, items)))
         Console().print(table)
 
 
@@ -118,10 +120,10 @@ class Repair(Action):
         items = read_items(self.data, present=False)
         for folder in self.folders():
             if not _verify(folder, items):
-                print(f"{folder.name}: nothing to repair in {folder}")
+                say(f"{folder.name}: nothing to repair in {folder}")
                 continue
             store = repair_cache(folder, items, device=self.device)
-            print(f"{folder.name}: {len(store)} images, sound again in {folder}")
+            say(f"{folder.name}: {len(store)} images, sound again in {folder}")
 
 
 @dataclass
@@ -142,7 +144,7 @@ class Remove(Action):
                 msg = f"f3rm cache remove: {folder} stays as it is. Pass --yes to remove it."
                 raise CacheError(msg)
             remove_features(folder)
-            print(f"removed {folder}")
+            say(f"removed {folder}")
 
 
 @dataclass
@@ -202,19 +204,19 @@ def _codec(manifest: Manifest) -> str:
 def _verify(folder: Path, items: Sequence[ImageItem]) -> list[Damage]:
     total = len(read_manifest(folder).chunks)
     with progress_bar(show=True, unit="chunks") as bar:
-        task = bar.add_task(f"verifying {folder.name}", total=total)
+        task = bar.add_task(escape(printable(f"verifying {folder.name}")), total=total)
         return list(verify_cache(folder, items, lambda number: bar.advance(task, number)))
 
 
 def _print_damages(folder: Path, damages: Sequence[Damage]) -> None:
     if not damages:
-        print(f"{folder.name}: sound, in {folder}")
+        say(f"{folder.name}: sound, in {folder}")
     for damage in damages:
-        print(f"{folder.name}: {damage.what}: {damage.reason}")
+        say(f"{folder.name}: {damage.what}: {damage.reason}")
 
 
 def _agrees(folder: Path) -> bool:
     try:
-        return input(f"Remove {folder}? [y/N] ").strip().lower() in ("y", "yes")
+        return input(printable(f"Remove {folder}? [y/N] ")).strip().lower() in ("y", "yes")
     except EOFError:
         return False

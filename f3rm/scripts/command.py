@@ -10,7 +10,7 @@ import rich
 import tyro
 from rich.logging import RichHandler
 
-from f3rm._types import F3rmError
+from f3rm._types import F3rmError, printable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
@@ -61,9 +61,22 @@ def run_command(
     return 0
 
 
+def say(text: str) -> None:
+    """Prints a line; control characters of names in it are escaped."""
+    print(printable(text))
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters of names in messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
+
+
 def _log_to_console() -> None:
     """Sends messages and progress bars to standard error; other packages only warn."""
     rich.reconfigure(stderr=True)
     handler = RichHandler(show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("f3rm").setLevel(logging.INFO)

@@ -13,7 +13,7 @@ from f3rm.features.preview import preview_job
 from f3rm.features.spec import Background, Precision
 from f3rm.features.standalone import jobs_for_dataset
 from f3rm.features.store import FeatureStore
-from f3rm.scripts.command import Command
+from f3rm.scripts.command import Command, say
 from f3rm.scripts.taps import Export, choose_spec, extract_taps
 
 
@@ -91,7 +91,8 @@ class Extract(Command):
         if not is_first_rank():
             logging.getLogger("f3rm").setLevel(logging.WARNING)
         if self.tap or self.spec or self.backbone:
-            print("\n".join(self._extract_taps()))
+            for line in self._extract_taps():
+                say(line)
             return
         for job in self._jobs():
             if self.dry_run:
@@ -99,7 +100,7 @@ class Extract(Command):
                 continue
             store = run_with(job, engine=self.engine, workers=self.workers)
             if is_first_rank():
-                print(_summary(job.spec.name, store))
+                say(_summary(job.spec.name, store))
 
     def _extract_taps(self) -> list[str]:
         chosen = choose_spec(self.spec, self.backbone, self.tap)

@@ -22,6 +22,9 @@ from f3rm._types import F3rmError
 _TOKEN = re.compile(r'"[^"]*"|[()>;]|[^\s()>;"]+|"')
 _OPERATORS = frozenset(("and", "or", "not"))
 _SIGNS = frozenset("()>;")
+_DEEPEST = 32
+"""Levels of brackets, negations and parts: far more than anyone asks, far fewer than Python's."""
+_SHOWN_LETTERS = 200
 
 
 class ExpressionError(F3rmError):
@@ -120,6 +123,7 @@ class _Reader:
         self._text = text
         self._tokens = _TOKEN.findall(text)
         self._next = 0
+        self._depth = 0
 
     def either(self) -> Expression:
         parts = self._separated("or", self._every)
@@ -134,7 +138,10 @@ class _Reader:
         return parts[0] if len(parts) == 1 else Every(tuple(parts))
 
     def _part(self) -> Expression:
-        return reduce(PartOf, self._separated(">", self._unary))
+        parts = self._separated(">", self._unary)
+        if len(parts) > _DEEPEST:
+            raise self._refused(f"more than {_DEEPEST} parts of parts")
+        return reduce(PartOf, parts)
 
     def _separated(self, sign: str, read: Callable[[], Expression]) -> list[Expression]:
         parts = [read()]
@@ -143,6 +150,15 @@ class _Reader:
         return parts
 
     def _unary(self) -> Expression:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._refused(f"more than {_DEEPEST} levels of brackets and negations")
+        try:
+            return self._operand()
+        finally:
+            self._depth -= 1
+
+    def _operand(self) -> Expression:
         if self._take("not"):
             return Negation(self._unary())
         if self._take("("):
@@ -170,8 +186,10 @@ class _Reader:
         return here == sign
 
     def _refused(self, found: str) -> ExpressionError:
+        long = len(self._text) > _SHOWN_LETTERS
+        shown = f"{self._text[:_SHOWN_LETTERS]}..." if long else self._text
         return ExpressionError(
-            f"parse: a question must be phrases joined by and, or, not and >, got {self._text!r} "
+            f"parse: a question must be phrases joined by and, or, not and >, got {shown!r} "
             f'with {found}. Put a phrase that has such words in quotation marks: "black and white".'
         )
 

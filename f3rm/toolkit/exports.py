@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from f3rm._types import CacheError
 from f3rm.features.chunks import sync_folder, write_atomically
+from f3rm.features.names import place_below, safe_paths
 from f3rm.toolkit.arrays import channels_first
 from f3rm.toolkit.dataset import FeatureSource
 from f3rm.toolkit.layout import Shape
@@ -88,9 +89,10 @@ def _write(
 def export_per_item(
     source: FeatureSource, folder: Path, tap: str | None = None, *, dtype: DTypeLike = np.float32
 ) -> int:
-    """Writes one ``.npy`` file per item, at the item's own relative path; returns how many.
+    """Writes one ``.npy`` file per item below a folder; returns how many.
 
-    Items of the same name in different folders do not collide.
+    An item's file is at the item's own relative path, made safe by :mod:`f3rm.features.names`, so
+    that items of the same name in different folders do not collide.
 
     Args:
         source: Where features come from.
@@ -99,14 +101,21 @@ def export_per_item(
         dtype: Type in the files.
 
     Raises:
+        UnsafeNameError: If two items would have one file, or a file would lie elsewhere; nothing
+            has been written in the first case.
         CacheError: If a file cannot be written.
     """
+    paths = safe_paths(source.items.names)
     for index in source.indices.tolist():
         table = source.take([index], tap)
-        name = Path(table.names[0].lstrip("/"))
-        path = folder / name.with_name(f"{name.name}.npy")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        relative = paths[table.names[0]]
+        path = place_below(folder, relative.with_name(f"{relative.name}.npy"))
         row = np.ascontiguousarray(table.features[0], dtype=dtype)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"export_per_item: {str(path.parent)!r} must be a folder, got: {error}. Move it."
+            raise CacheError(msg) from error
         write_atomically(path, lambda stream, row=row: np.save(stream, row))
     return len(source.indices)
 

@@ -68,7 +68,7 @@ def read_items(out: Path, split: str) -> ItemList:
             targets = tuple(checked.bounded(one, "a target", -(2**48)) for one in given)
         if not all(isinstance(text, str) for text in (*names, *classes)):
             raise checked.InvalidFieldError("names must be texts")
-    except (OSError, ValueError, checked.InvalidFieldError) as error:
+    except (OSError, ValueError, RecursionError, checked.InvalidFieldError) as error:
         msg = f"TapStore.open: {str(path)!r} must be a list of items, but {error}. Extract again."
         raise CacheError(msg) from error
     items = tuple(ImageItem(name, Path(name)) for name in names)

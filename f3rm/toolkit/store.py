@@ -4,6 +4,7 @@ Files are memory-mapped; nothing is read but the tap and the items asked for.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,21 @@ from f3rm.backbones.taps import Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.features.chunks import map_chunk
 from f3rm.features.manifest import Manifest, read_manifest
+from f3rm.features.records import ChunkRecord
 from f3rm.toolkit.layout import Layout, Shape
 from f3rm.toolkit.lists import ItemList
 from f3rm.toolkit.spec import ExtractionSpec
 from f3rm.toolkit.splits import read_items, split_folder
 from f3rm.toolkit.worker import SHAPES
+
+_UNREADABLE = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class Table(NamedTuple):
@@ -63,7 +74,7 @@ class TapStore:
         self.items = items
         self.spec = ExtractionSpec.of_recorded(manifest.spec)
         self.failed = {record.name: record.error for record in manifest.failed}
-        self._layouts = _layouts(folder, manifest)
+        self._layouts = _layouts(folder, manifest, self.taps)
         self._chunks = [map_chunk(folder, chunk) for chunk in manifest.chunks]
         self.dtype = np.result_type(*(chunk.dtype for chunk in self._chunks))
         self._places = {image.name: (image.chunk, image.row) for image in manifest.images}
@@ -213,7 +224,7 @@ class TapStore:
         return self._places[name]
 
 
-def _layouts(folder: Path, manifest: Manifest) -> list[Layout]:
+def _layouts(folder: Path, manifest: Manifest, taps: tuple[str, ...]) -> list[Layout]:
     """Returns the layout of every chunk, checked against its shape."""
     try:
         plain: Any = json.loads(manifest.provenance[SHAPES])
@@ -222,11 +233,22 @@ def _layouts(folder: Path, manifest: Manifest) -> list[Layout]:
             for kind in plain["kinds"]
         ]
         found = [Layout(kinds[number], manifest.channels) for number in plain["chunks"]]
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise CacheError(_no_shapes(folder, f"got {error!r}")) from error
-    if [layout.grid for layout in found] != [chunk.shape[1:3] for chunk in manifest.chunks]:
+    if len(found) != len(manifest.chunks) or not all(map(_fits, found, manifest.chunks)):
         raise CacheError(_no_shapes(folder, "its shapes do not fit its chunks"))
+    if any(set(layout.shapes) != set(taps) for layout in found):
+        raise CacheError(_no_shapes(folder, "its shapes are of other taps"))
     return found
+
+
+def _fits(layout: Layout, chunk: ChunkRecord) -> bool:
+    """Returns whether a chunk's rows hold exactly the values of a layout."""
+    if any(not shape or min(shape) < 1 for shape in layout.shapes.values()):
+        return False
+    total = sum(math.prod(shape) for shape in layout.shapes.values())
+    rows, cols, channels = chunk.shape[1:]
+    return total == rows * cols * channels and layout.grid == (rows, cols)
 
 
 def _no_shapes(folder: Path, reason: str) -> str:

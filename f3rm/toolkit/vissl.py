@@ -22,6 +22,7 @@ from jaxtyping import Int, Shaped
 from f3rm._types import CacheError
 from f3rm.backbones.taps import Tap
 from f3rm.features.chunks import write_atomically
+from f3rm.features.names import UnsafeNameError, safe_part
 from f3rm.features.npy import map_npy
 from f3rm.toolkit.exports import first_channels, flat_channels_first, slug_of
 from f3rm.toolkit.store import TapStore
@@ -165,13 +166,18 @@ def export_vissl(
 
     Raises:
         CacheError: If items differ in shape, or a file cannot be written.
+        UnsafeNameError: If two layers would have one file.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     names = layers or layer_names(store.taps)
+    if len({safe_part(layer) for layer in names.values()}) < len(names):
+        found = ", ".join(repr(layer) for layer in names.values())
+        msg = f"export_vissl: layers must give different files, got {found}. Name them otherwise."
+        raise UnsafeNameError(msg)
     written: list[Path] = []
     for tap, layer in names.items():
         for number, table in enumerate(store.batches(chunk, tap)):
-            stem = f"rank0_chunk{number}_{(split or store.split).lower()}_{layer}"
+            stem = f"rank0_chunk{number}_{(split or store.split).lower()}_{safe_part(layer)}"
             arrange = flat_channels_first if flatten else first_channels
             path = output_dir / f"{stem}_features.npy"
             _save(path, arrange(table.features))

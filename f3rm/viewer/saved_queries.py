@@ -64,7 +64,7 @@ class QueryFile:
             return {name: _query(plain) for name, plain in content["queries"].items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._refuse(f"{type(error).__name__}: {error}", error)
 
     def save(self, name: str, query: NamedQuery) -> None:
