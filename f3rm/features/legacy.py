@@ -9,6 +9,7 @@ memory; otherwise the reason is given and a new cache is made beside it.
 
 import math
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,20 @@ from f3rm.features.spec import ALGORITHM_VERSION, FeatureSpec
 from f3rm.features.store import FeatureStore
 
 _LARGEST_META = 1 << 26
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    struct.error,
+    pickle.UnpicklingError,
+)
+"""What torch's unpickler raises on bytes that are no pickle, or one with more than plain values."""
 
 
 def is_legacy(folder: Path) -> bool:
@@ -77,7 +92,7 @@ def _read_meta(folder: Path) -> tuple[list[str], Mapping[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickles that it may refuse
             plain = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _refused(folder, f"{META} is no plain record ({reason})") from error
     if not isinstance(plain, dict):

@@ -24,6 +24,7 @@ _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _LARGEST_HEADER = 1 << 16
 _LARGEST_SIDE = 1 << 48
 _MOST_AXES = 32
+_LAST_LETTER = 0x10FFFF
 _HEADER = re.compile(
     r"\{\s*'descr':\s*'(?P<dtype>[<>|=]?(?:[bBiufcSU]\d{1,9}|O8?))',"
     r"\s*'fortran_order':\s*(?P<fortran>True|False),"
@@ -146,5 +147,9 @@ def _array(content: np.ndarray, header: NpyHeader) -> np.ndarray:
     """Views the bytes after a header as its array."""
     if header.dtype.itemsize == 0 or 0 in header.shape:
         return np.empty(header.shape, header.dtype)
+    if header.dtype.kind == "U":
+        letters = content.view(np.dtype("u4").newbyteorder(header.dtype.byteorder))
+        if ((letters > _LAST_LETTER) | ((letters >= 0xD800) & (letters <= 0xDFFF))).any():
+            raise ValueError("its texts are no Unicode")
     order = "F" if header.fortran_order else "C"
     return content.view(header.dtype).reshape(header.shape, order=order)

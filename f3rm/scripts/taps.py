@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from f3rm._types import F3rmError
 from f3rm.features.device import is_first_rank
 from f3rm.features.preview import preview_job
@@ -20,6 +18,7 @@ from f3rm.toolkit.store import TapStore
 from f3rm.toolkit.vissl import export_vissl
 from f3rm.toolkit.vissl_config import read_vissl_config
 from f3rm.toolkit.worker import TapWorker
+from f3rm.toolkit.yaml_files import read_yaml
 
 Export = Literal["none", "array", "per-item", "vissl"]
 
@@ -154,7 +153,7 @@ def _shard(text: str) -> Shard:
 
 def _is_vissl(file: Path) -> bool:
     try:
-        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        plain = read_yaml(file)
+    except (OSError, ValueError):
         return False  # reading it as a specification says what is wrong
     return isinstance(plain, Mapping) and ("config" in plain or "MODEL" in plain)

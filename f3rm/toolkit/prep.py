@@ -27,6 +27,9 @@ PadValue = Literal["zero", "black", "edge"]
 _CHOICES = {"resize": Resize, "fit": Fit, "pad_value": PadValue, "interpolation": Interpolation}
 
 
+_LARGEST_SIDE = 1 << 16
+
+
 class PrepError(F3rmError):
     """A preparation has settings that make no network input."""
 
@@ -61,7 +64,7 @@ class Prep:
             object.__setattr__(self, "size", None)
             return
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
-        lengths = all(isinstance(side, int) and side > 0 for side in sides)
+        lengths = all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in sides)
         several = len(sides) == 2 and self.resize in ("exact", "cover")
         if lengths and (several or len(sides) == 1):
             return
@@ -141,9 +144,9 @@ class Prep:
             PrepError: If a name or a value makes no sense.
         """
         values = dict(plain)
-        if isinstance(values.get("size"), list):
-            values["size"] = tuple(values["size"])
         check_settings(cls, values, _CHOICES, PrepError)
+        if "size" in values:
+            values["size"] = _size_of(values["size"])
         return cls(**values)
 
 
@@ -223,6 +226,24 @@ def network_input(
     if prep.pad_value == "edge":
         return pad(normal, _borders(placement), mode="replicate")
     return normal
+
+
+def _size_of(value: object) -> int | tuple[int, int] | None:
+    """Returns a size as YAML or JSON has it.
+
+    Raises:
+        PrepError: If it is none.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    sides = list(value) if isinstance(value, list | tuple) else []
+    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        return sides[0], sides[1]
+    msg = (
+        f"Prep: size must be a number of pixels, or (height, width) with exact and cover, got "
+        f"{value!r}. Name a size, or pass resize='none'."
+    )
+    raise PrepError(msg)
 
 
 def _borders(placement: Placement) -> tuple[int, int, int, int]:

@@ -1,5 +1,6 @@
 """What to extract: a backbone, taps, and how images become its input; YAML or JSON in and out."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,12 @@ from typing import Any
 import yaml
 
 from f3rm._types import BackboneRef, F3rmError
-from f3rm.backbones.taps import parse_taps
+from f3rm.backbones.taps import Tap, parse_taps
 from f3rm.features.spec import PRESETS, FeatureSpec, Precision, StoredDtype
 from f3rm.toolkit.choices import check_settings
 from f3rm.toolkit.prep import Prep
 from f3rm.toolkit.video import FramePolicy
+from f3rm.toolkit.yaml_files import read_yaml
 
 FORMAT_VERSION = 1
 """Raised when the same settings would give other values, so that no older result is mistaken."""
@@ -106,13 +108,14 @@ class ExtractionSpec:
             raise SpecError(msg)
         values = dict(plain)
         values["backbone"] = _backbone(values["backbone"])
-        taps = values["taps"]
-        values["taps"] = (taps,) if isinstance(taps, str) else tuple(taps)
+        values["taps"] = _tap_texts(values["taps"])
         for name, kind in (("prep", Prep), ("frames", FramePolicy)):
             if isinstance(values.get(name), Mapping):
                 values[name] = kind.from_dict(values[name])
+            elif name in values and not isinstance(values[name], kind):
+                raise _wrong(name, "a mapping of settings", values[name])
         if "background" in values:
-            values["background"] = tuple(float(value) for value in values["background"])
+            values["background"] = _colour(values["background"])
         return cls(**values)
 
     @classmethod
@@ -123,8 +126,8 @@ class ExtractionSpec:
             SpecError: If it cannot be read, or holds no specification.
         """
         try:
-            plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            plain = read_yaml(path)
+        except (OSError, ValueError) as error:
             msg = f"ExtractionSpec.load: {str(path)!r} must be readable YAML, got: {error}"
             raise SpecError(msg) from error
         if not isinstance(plain, Mapping):
@@ -171,7 +174,7 @@ class ExtractionSpec:
             settings = json.loads(spec.tap)
             if settings.pop("format") != FORMAT_VERSION:
                 raise ValueError("it is of another version")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             msg = (
                 "ExtractionSpec: the folder must hold an extraction of this toolkit, got features "
                 f"of the type {spec.name!r} ({error}). Open it with f3rm.features.store."
@@ -201,6 +204,27 @@ def parse_backbone(text: str) -> BackboneRef:
         )
         raise SpecError(msg)
     return BackboneRef(adapter, model, weights)
+
+
+def _tap_texts(value: object) -> tuple[str | Tap, ...]:
+    taps = [value] if isinstance(value, str | Tap) else value
+    if not isinstance(taps, list | tuple) or not all(isinstance(tap, str | Tap) for tap in taps):
+        raise _wrong("taps", "one text or several", value)
+    return tuple(taps)
+
+
+def _colour(value: object) -> tuple[float, float, float]:
+    if isinstance(value, list | tuple) and len(value) == 3:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            red, green, blue = (float(channel) for channel in value)
+            if all(0 <= channel <= 1 for channel in (red, green, blue)):
+                return red, green, blue
+    raise _wrong("background", "three numbers in [0, 1]", value)
+
+
+def _wrong(name: str, wanted: str, value: object) -> SpecError:
+    msg = f"ExtractionSpec: {name} must be {wanted}, got {value!r}. Correct it."
+    return SpecError(msg)
 
 
 def _backbone(value: object) -> BackboneRef:

@@ -24,6 +24,8 @@ ImageAs = Literal["frame", "clip"]
 
 _CHOICES = {"pick": Pick, "pad": Pad, "pool": Pool, "image": ImageAs}
 
+_MOST_FRAMES = 1 << 20
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
@@ -55,9 +57,7 @@ class FramePolicy:
 
     def __post_init__(self) -> None:
         check_settings(FramePolicy, vars(self), _CHOICES, FramesError)
-        if self.num is not None and self.num < 1:
-            msg = f"FramePolicy: num must be at least 1, got {self.num}. Ask for a frame or more."
-            raise FramesError(msg)
+        _check_num(self.num)
 
     def choose(self, available: int) -> list[int]:
         """Returns the indices of the frames to decode, in order.
@@ -104,7 +104,18 @@ class FramePolicy:
             FramesError: If a name or a value makes no sense.
         """
         check_settings(cls, plain, _CHOICES, FramesError)
+        _check_num(plain.get("num"))
         return cls(**plain)
+
+
+def _check_num(num: object) -> None:
+    is_number = isinstance(num, int) and not isinstance(num, bool)
+    if num is not None and not (is_number and 1 <= num <= _MOST_FRAMES):
+        msg = (
+            f"FramePolicy: num must be at least 1 and at most {_MOST_FRAMES}, got {num!r}. Ask for "
+            "a frame or more."
+        )
+        raise FramesError(msg)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from f3rm._types import BackboneRef
 from f3rm.backbones.tap_ops import Op
 from f3rm.backbones.taps import Tap
@@ -18,6 +16,7 @@ from f3rm.backbones.weights import near_matches
 from f3rm.toolkit.prep import Prep
 from f3rm.toolkit.run import Shard
 from f3rm.toolkit.spec import ExtractionSpec, SpecError
+from f3rm.toolkit.yaml_files import read_yaml
 
 _OPS: Mapping[str, str | None] = {
     "AvgPool2d": "avg",
@@ -63,14 +62,21 @@ def read_vissl_config(source: Path | str | Mapping[str, Any]) -> VisslSettings:
     plain = source if isinstance(source, Mapping) else _read(Path(source))
     config = plain.get("config", plain)
     settings = _section(_section(config, "MODEL"), "FEATURE_EVAL_SETTINGS")
-    layers = _layers(settings)
+    try:
+        layers = _layers(settings)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        msg = (
+            "read_vissl_config: LINEAR_EVAL_FEAT_POOL_OPS_MAP must be pairs of a layer and an "
+            f"operation with its arguments, got: {error}. Correct the configuration."
+        )
+        raise SpecError(msg) from error
     extraction = _section(config, "EXTRACT_FEATURES")
     folder = extraction.get("OUTPUT_DIR") or None
     return VisslSettings(
         taps=tuple(layers),
         layers=layers,
         shard=_shard(extraction.get("CHUNK_THRESHOLD", -1)),
-        output_dir=Path(folder) if folder else None,
+        output_dir=Path(str(folder)) if folder else None,
     )
 
 
@@ -145,15 +151,15 @@ def _pair(value: Any) -> tuple[int, int]:
     raise SpecError(msg)
 
 
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = config.get(name, {})
+def _section(config: object, name: str) -> Mapping[str, Any]:
+    section = config.get(name, {}) if isinstance(config, Mapping) else {}
     return section if isinstance(section, Mapping) else {}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        plain = read_yaml(path)
+    except (OSError, ValueError) as error:
         msg = f"read_vissl_config: {str(path)!r} must be readable YAML, got: {error}"
         raise SpecError(msg) from error
     if not isinstance(plain, Mapping):

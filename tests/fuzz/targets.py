@@ -1,0 +1,475 @@
+"""What is fuzzed: each builds valid documents once, then hands changed ones to their readers.
+
+A reader may refuse with an F3rmError. What it accepts must give a right answer, which is checked by
+a slower or a second way wherever there is one.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+
+from f3rm._types import CacheError, F3rmError
+from f3rm.evaluation.truth import SceneTruth
+from f3rm.features import checked
+from f3rm.features.cache import find_cache
+from f3rm.features.chunks import map_chunk
+from f3rm.features.codec_files import read_codec, write_codec
+from f3rm.features.codecs import CodecArray, CodecRecord, fit_codec, parse_codec
+from f3rm.features.images import inspect_images
+from f3rm.features.items import read_items
+from f3rm.features.journal import Journal
+from f3rm.features.legacy import open_legacy
+from f3rm.features.maintenance import unfinished, verify_cache
+from f3rm.features.manifest import MANIFEST
+from f3rm.features.manifest_fields import spec_of
+from f3rm.features.names import place_below, safe_paths
+from f3rm.features.records import ChunkRecord
+from f3rm.features.store import FeatureStore, gather_reference
+from f3rm.scene.frames import scene_from_dataset
+from f3rm.scene.metres import read_metres
+from f3rm.scripts.taps import choose_spec
+from f3rm.semantics.expressions import combined, parse, phrases_of, split_questions, things_of
+from f3rm.toolkit.lists import list_items
+from f3rm.toolkit.run import extract as extract_taps
+from f3rm.toolkit.spec import ExtractionSpec
+from f3rm.toolkit.store import TapStore
+from f3rm.toolkit.vissl import load_features
+from f3rm.viewer.saved_queries import QueryFile
+from tests.features.toy import extract, toy_spec, write_dataset
+from tests.fuzz.mutations import TEXTS, edited, mutated, odd_value, spoiled
+from tests.toolkit.backbone import GridBackbone
+
+Case = Callable[[random.Random], object]
+UNFIT = (LookupError, TypeError, ValueError, AttributeError)
+
+
+def written(plain: Any) -> bytes:
+    """Returns a JSON text as hostile software would write it: NaN and halves of letters stay."""
+    return json.dumps(plain).encode()
+
+
+def changed_json(plain: Any, rng: random.Random) -> bytes:
+    """Returns a document with changed values; one in ten has its bytes spoiled instead."""
+    if rng.random() < 0.1:
+        return spoiled(written(plain), rng)
+    return written(mutated(plain, rng))
+
+
+class Manifests:
+    """Manifests of caches with every codec and of taps, lists of items, and journals."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = write_dataset(folder / "scene", [(8, 12), (8, 12), (12, 8)])
+        self._items = read_items(self._root)
+        self._caches: list[tuple[Path, Any]] = []
+        for codec in ("none", "int8", "pca2"):
+            spec = toy_spec(short_side=16, codec=codec)
+            store = extract(self._root, spec, folder=folder / codec / "toy")
+            self._caches.append((store.folder, json.loads((store.folder / MANIFEST).read_text())))
+        taps = ExtractionSpec.of("grid:grid@none", ["final", "final|mean"])
+        out = folder / "taps"
+        extract_taps(
+            list_items(self._root), taps, out, load=GridBackbone.load, progress=False, device="cpu"
+        )
+        self._taps = (out, json.loads((out / "all" / MANIFEST).read_text()))
+        self._list = json.loads((out / "all.items.json").read_text())
+        self._journal = folder / "journal/toy.building"
+        (self._journal / "progress").mkdir(parents=True)
+
+    def __call__(self, rng: random.Random) -> None:
+        kind = rng.randrange(10)
+        if kind < 7:
+            self._cache(rng)
+        elif kind < 9:
+            self._tap_store(rng)
+        else:
+            self._unfinished(rng)
+
+    def _cache(self, rng: random.Random) -> None:
+        folder, plain = rng.choice(self._caches)
+        changed = mutated(plain, rng)
+        if rng.random() < 0.7:
+            _recompute_key(changed)
+        content = written(changed) if rng.random() < 0.95 else spoiled(written(plain), rng)
+        (folder / MANIFEST).write_bytes(content)
+        found, reason = find_cache(self._items, toy_spec(short_side=16), folder, failed_too=True)
+        assert found is not None or reason
+        store = FeatureStore.open(folder)
+        list(verify_cache(folder, self._items))
+        images = torch.arange(len(store)).repeat_interleave(3)
+        xy = torch.tensor([[0.0, 0.0], [3.5, 2.0], [1e6, -1e6]]).repeat(len(store), 1)
+        features = store.gather(images, xy)
+        assert features.shape == (3 * len(store), store.channels)
+        assert torch.equal(features, gather_reference(store, images, xy))
+        assert torch.isfinite(store.gather(images, xy, mode="bilinear")).all()
+        assert len(store.sample(5, seed=0)) <= 5
+        assert store.feature_map(0).shape == (*store.grid_size(0), store.channels)
+
+    def _tap_store(self, rng: random.Random) -> None:
+        out, plain = self._taps
+        changed = mutated(plain, rng) if rng.random() < 0.5 else _with_provenance(plain, rng)
+        if rng.random() < 0.7:
+            _recompute_key(changed)
+        (out / "all" / MANIFEST).write_bytes(written(changed))
+        listed = changed_json(self._list, rng) if rng.random() < 0.3 else written(self._list)
+        (out / "all.items.json").write_bytes(listed)
+        store = TapStore.open(out)
+        for tap in store.taps:
+            for index in store.indices.tolist():
+                table = store.take([index], tap)
+                assert table.features.shape == (1, *store.shape(index, tap))
+
+    def _unfinished(self, rng: random.Random) -> None:
+        _, plain = rng.choice(self._caches)
+        run = {
+            "schema_version": 1,
+            "key": plain["key"],
+            "plan": "0",
+            "fresh": False,
+            "chunks": [chunk["images"] for chunk in plain["chunks"]],
+            "token": "t",
+        }
+        note = {"inputs": "i", "chunk": plain["chunks"][0]}
+        (self._journal / "progress/run.json").write_bytes(changed_json(run, rng))
+        (self._journal / "progress/chunk_0000.json").write_bytes(changed_json(note, rng))
+        (self._journal / "progress/codec.json").write_bytes(changed_json(plain["codec"], rng))
+        journal = Journal(self._journal)
+        making = unfinished(self._journal.with_suffix(""))
+        assert making is not None
+        assert making.done == len(list(journal.notes()))
+
+
+def _recompute_key(plain: Any) -> None:
+    """Makes a changed specification fit its key, so that what comes after it is read too."""
+    try:
+        spec = spec_of(plain["spec"])
+        plain["key"] = spec.key(plain["weights_identity"], plain["algorithm"])
+    except (checked.InvalidFieldError, F3rmError, *UNFIT):
+        pass
+
+
+def _with_provenance(plain: Any, rng: random.Random) -> Any:
+    """Changes the shapes of values, which a manifest of taps has as a text of JSON."""
+    shapes = json.loads(plain["provenance"]["shapes"])
+    text = json.dumps(mutated(shapes, rng)) if rng.random() < 0.8 else rng.choice(TEXTS)
+    return {**plain, "provenance": {**plain["provenance"], "shapes": text}}
+
+
+class Datasets:
+    """transforms.json and what f3rm make-scene writes beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = write_dataset(folder / "scene", [(8, 12)] * 3)
+        self._out = folder / "out"
+        cameras = Cameras(torch.eye(4)[None, :3], fx=1.0, fy=1.0, cx=1.0, cy=1.0)
+        self._outputs = DataparserOutputs([self._root / "images/0.png"], cameras)
+        self._transforms = {
+            "camera_model": "OPENCV",
+            "applied_transform": [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]],
+            "applied_scale": 1.0,
+            "frames": [
+                {"file_path": f"images/{i}.png", "transform_matrix": np.eye(4).tolist()}
+                for i in range(3)
+            ],
+        }
+        self._scene = {
+            "scene": "tabletop",
+            "seed": 0,
+            "objects": [
+                {
+                    "id": 0,
+                    "name": "red mug",
+                    "instance": 0,
+                    "kind": "object",
+                    "centre": [0, 0, 0.1],
+                    "half_size": [0.1, 0.1, 0.1],
+                    "yaw": 0.5,
+                }
+            ],
+            "queries": [{"text": "red mug", "ids": [0]}],
+            "absent": ["piano"],
+            "metres_from_dataset": np.eye(4).tolist(),
+        }
+
+    def __call__(self, rng: random.Random) -> None:
+        if rng.random() < 0.25:
+            (self._root / "scene.json").write_bytes(changed_json(self._scene, rng))
+            read_metres(self._root)
+            truth = SceneTruth.read(self._root)
+            assert all(max(query.ids) < len(truth.objects) for query in truth.queries)
+            return
+        plain = self._transforms
+        if rng.random() < 0.5:  # names are what matters most
+            plain = mutated({}, rng) if rng.random() < 0.02 else _with_names(plain, rng)
+            content = written(plain)
+        else:
+            content = changed_json(plain, rng)
+        (self._root / "transforms.json").write_bytes(content)
+        items = read_items(self._root, present=False)
+        failed: dict[str, str] = {}
+        infos = inspect_images(items, failed=failed)
+        assert len(infos) + len(failed) == len(items)
+        for relative in safe_paths(item.name for item in items).values():
+            path = place_below(self._out, relative)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f"{path.name}.npy").write_bytes(b"")
+        matrix = scene_from_dataset(self._outputs, self._root)
+        assert matrix.shape == (4, 4)
+        read_items(self._root)
+
+
+def _with_names(plain: Any, rng: random.Random) -> Any:
+    names = [frame["file_path"] for frame in plain["frames"]]
+    names += [edited(rng.choice(names), rng) for _ in range(2)]
+    names[rng.randrange(len(names))] = rng.choice(TEXTS)
+    return {**plain, "frames": [{"file_path": name} for name in names]}
+
+
+class Arrays:
+    """Codec files, chunks, chunks of the earlier extractor, and lists as .npy."""
+
+    def __init__(self, folder: Path) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(20, 6, generator=generator)
+        self._folder = folder / "codecs"
+        self._folder.mkdir(parents=True)
+        self._codecs: list[tuple[CodecRecord, dict[str, bytes]]] = []
+        for text in ("int8", "pca3"):
+            codec = fit_codec(parse_codec(text), rows)
+            arrays = write_codec(self._folder, codec)
+            contents = {one.file: (self._folder / one.file).read_bytes() for one in arrays}
+            self._codecs.append((CodecRecord(codec.spec.name, arrays), contents))
+        self._root = write_dataset(folder / "scene", [(8, 8)] * 2)
+        self._legacy = folder / "legacy"
+        self._legacy.mkdir()
+        names = [f"images/{i}.png" for i in range(2)]
+        torch.save({"args": {"model": "mean"}, "image_fnames": names}, self._legacy / "meta.pt")
+        chunk = np.arange(2 * 4 * 4 * 3, dtype=np.float16).reshape(2, 4, 4, 3)
+        np.save(self._legacy / "chunk_0000.npy", chunk)
+        self._chunk = (self._legacy / "chunk_0000.npy").read_bytes()
+        self._meta = (self._legacy / "meta.pt").read_bytes()
+        np.save(folder / "list.npy", np.array(names))
+        self._list = folder / "list.npy"
+        self._names = self._list.read_bytes()
+        self._vissl = folder / "vissl"
+        self._vissl.mkdir()
+        for what, array in (("features", np.ones((3, 2), np.float32)), ("inds", np.arange(3))):
+            np.save(self._vissl / f"rank0_chunk0_train_res5_{what}.npy", array)
+        self._files = {path: path.read_bytes() for path in sorted(self._vissl.iterdir())}
+
+    def __call__(self, rng: random.Random) -> None:
+        cases = (self._codec, self._codec, self._legacy_cache, self._listed, self._loaded)
+        rng.choice(cases)(rng)
+
+    def _codec(self, rng: random.Random) -> None:
+        record, contents = rng.choice(self._codecs)
+        arrays: list[CodecArray] = []
+        for array in record.arrays:
+            content = contents[array.file]
+            if rng.random() < 0.7:
+                content = spoiled(content, rng)
+            (self._folder / array.file).write_bytes(content)
+            arrays.append(_recorded(array, content, rng))
+        codec = read_codec(self._folder, CodecRecord(record.name, tuple(arrays)), 6)
+        decoded = codec.decode(torch.ones(2, codec.stored_channels))
+        assert decoded.shape == (2, 6)
+
+    def _legacy_cache(self, rng: random.Random) -> None:
+        content = spoiled(self._chunk, rng)
+        (self._legacy / "chunk_0000.npy").write_bytes(content)
+        meta = spoiled(self._meta, rng) if rng.random() < 0.3 else self._meta
+        (self._legacy / "meta.pt").write_bytes(meta)
+        record = ChunkRecord(
+            "chunk_0000.npy", len(content), (2, 4, 4, 3), "float16", "", 0.0, ("a", "b")
+        )
+        refused = None
+        try:
+            rows = map_chunk(self._legacy, record)
+        except CacheError as error:
+            refused = error
+        else:
+            assert rows.tobytes() == content[-rows.nbytes :]
+        store = open_legacy(self._legacy, read_items(self._root), toy_spec(short_side=16))
+        assert store.feature_map(0).shape == (4, 4, 3)
+        if refused is not None and store.manifest.chunks[0].dtype == "float16":
+            assert store.manifest.chunks[0].shape != record.shape
+
+    def _listed(self, rng: random.Random) -> None:
+        self._list.write_bytes(spoiled(self._names, rng))
+        assert 1 <= len(list_items(self._list)) <= 2
+
+    def _loaded(self, rng: random.Random) -> None:
+        for path, content in self._files.items():
+            path.write_bytes(spoiled(content, rng) if rng.random() < 0.6 else content)
+        found = load_features(self._vissl, "train", "res5")
+        assert len(found["features"]) == len(found["inds"]) <= 24
+
+
+def _recorded(array: CodecArray, content: bytes, rng: random.Random) -> CodecArray:
+    """Returns a record that goes with the content, or one that does not."""
+    from f3rm.features.codec_files import _checksum  # noqa: PLC0415
+
+    fields = {**vars(array), "bytes": len(content), "checksum": _checksum(content)}
+    if rng.random() < 0.2:
+        fields["shape"] = rng.choice(((3,), (1, 6), (6, 1), (2**40,), ()))
+    if rng.random() < 0.1:
+        fields["file"] = rng.choice(("codec_mean.npy", "../codec_mean.npy", "codec_x.npy"))
+    return CodecArray(**fields)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")
+)
+
+
+class Specs:
+    """YAML specifications and configurations of VISSL."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "spec.yaml"
+        self._spec = ExtractionSpec.of(
+            "dinov2:facebook/dinov2-base",
+            ["final@cls", "-1:query@all", "res4|avg(8,3,0)|flatten"],
+            prep={"resize": "exact", "size": [224, 196], "fit": "pad"},
+            frames={"num": 8, "pick": "uniform", "pool": "mean"},
+            background=[0.0, 0.5, 1.0],
+        ).to_dict()
+        self._vissl = {
+            "config": {
+                "MODEL": {
+                    "FEATURE_EVAL_SETTINGS": {
+                        "EVAL_MODE_ON": True,
+                        "SHOULD_FLATTEN_FEATS": False,
+                        "LINEAR_EVAL_FEAT_POOL_OPS_MAP": [
+                            ["res4", ["AvgPool2d", [[8, 8], 3, 0]]],
+                            ["res5", ["AdaptiveAvgPool2d", [[2, 2]]]],
+                        ],
+                    }
+                },
+                "EXTRACT_FEATURES": {"CHUNK_THRESHOLD": 5, "OUTPUT_DIR": "out"},
+            }
+        }
+
+    def __call__(self, rng: random.Random) -> None:
+        self._file.write_bytes(self._content(rng))
+        if rng.random() < 0.5:
+            self._check(choose_spec(self._file, "dinov2:facebook/dinov2-base", ()).spec, rng)
+        else:
+            self._check(ExtractionSpec.load(self._file), rng)
+
+    def _check(self, spec: ExtractionSpec, rng: random.Random) -> None:
+        saved = self._file.with_name("saved.yaml")
+        spec.save(saved)
+        assert ExtractionSpec.load(saved) == spec
+        assert ExtractionSpec.of_recorded(spec.recorded()) == spec
+        available = rng.choice((1, 7, 1000))
+        assert all(0 <= index < available for index in spec.frames.choose(available))
+        placement = spec.prep.place((48, 64), 14)
+        assert all(side % 14 == 0 for side in placement.canvas)
+
+    def _content(self, rng: random.Random) -> bytes:
+        plain = self._spec if rng.random() < 0.7 else self._vissl
+        kind = rng.randrange(20)
+        if kind == 0:
+            return (BOMB + yaml.safe_dump(plain) + rng.choice(("taps: *i", "prep: *h"))).encode()
+        if kind == 1:
+            return b"taps: &a [*a]\nbackbone: " + rng.choice((b"*a", b"x:y"))
+        if kind == 2:
+            return rng.choice(
+                (b"!!python/object/apply:os.mkdir ['/evil']", b"[" * 999, b"- " * 999)
+            )
+        text = yaml.safe_dump(mutated(plain, rng) if kind < 15 else plain)
+        if kind < 15:
+            return text.encode(errors="surrogatepass")
+        return spoiled(text.encode(), rng)
+
+
+WORDS = (
+    "red mug",
+    "bowl",
+    "and",
+    "or",
+    "not",
+    "NOT",
+    "(",
+    ")",
+    ">",
+    ";",
+    '"',
+    "é",
+    "\x1b[2J",
+    "\0",
+)
+
+
+class Queries:
+    """Questions that are typed, and questions that are read from a run's file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = QueryFile(folder)
+        self._plain = {
+            "version": 1,
+            "queries": {
+                "mine": {
+                    "text": {"positives": "mug", "negatives": "thing", "temperature": 0.1},
+                    "canonical": True,
+                    "head": "clip",
+                    "look": {"temperature": 0.1, "threshold": 0.5, "low": 0.0, "high": 1.0},
+                    "examples": [
+                        {"label": "click", "is_positive": True, "features": {"clip": [1.0, 2.0]}}
+                    ],
+                }
+            },
+        }
+
+    def __call__(self, rng: random.Random) -> None:
+        if rng.random() < 0.2:
+            self._file.path.write_bytes(changed_json(self._plain, rng))
+            for query in self._file.read().values():
+                assert math.isfinite(query.look.temperature)
+            return
+        text = "".join(self._pieces(rng))
+        for question in split_questions(text):
+            assert question.strip()
+        expression = parse(text)
+        phrases = phrases_of(expression)
+        scores = {phrase: torch.rand(4) for phrase in phrases}
+        found = combined(expression, scores.__getitem__, lambda _: 0.5)
+        assert ((found >= 0) & (found <= 1)).all()
+        assert len(things_of(expression)) >= 0
+        if '"' not in text:
+            assert parse(str(expression)) == expression
+
+    def _pieces(self, rng: random.Random) -> Iterator[str]:
+        kind = rng.randrange(12)
+        if kind == 0:
+            depth = rng.choice((5, 40, 2000, 20_000))
+            sign = rng.choice(("(", "not ", "a > ", "a and ", '"'))
+            yield sign * depth + "mug" + (")" * depth if sign == "(" else "")
+            return
+        if kind == 1:
+            yield str(odd_value(rng))
+            return
+        for _ in range(rng.randrange(1, 12)):
+            yield rng.choice(WORDS) + " " * rng.randrange(2)
+
+
+TARGETS: dict[str, Callable[[Path], Case]] = {
+    "manifests": Manifests,
+    "datasets": Datasets,
+    "arrays": Arrays,
+    "specs": Specs,
+    "queries": Queries,
+}
