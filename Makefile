@@ -22,6 +22,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] in ((3, 11), (3, 12)) else "constraints.txt is for Python 3.11 and 3.12: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	@# The name of this project before it was f3rm-fields: both would bring the package f3rm.
+	@$(BIN)/python -m pip uninstall -qq --yes f3rm
 	@echo "Installing f3rm and what it needs: about 3 GB to download, a few minutes."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@# Open3D and ns-render need libusb and ffmpeg: taken from wheels where the system has none.

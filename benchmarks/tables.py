@@ -50,7 +50,7 @@ ROWS: dict[str, dict[str, str]] = {
     },
     "gather": {
         "speedup_warm": "row-by-row loop of the earlier system / ours, warm, NumPy",
-        "speedup_warm_fast": "the same with numba (`f3rm[fast]`)",
+        "speedup_warm_fast": "the same with numba (the extra `fast`)",
         "speedup_cold": "the same, cold (pages evicted), NumPy",
         "vs_resident": "ours / indexing one resident tensor",
         "growth_50_to_2000": "a batch from 2,000 images / from 50 images",

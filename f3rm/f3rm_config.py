@@ -19,10 +19,12 @@ from f3rm.compat import (
     FusedAdamOptimizerConfig,
     allow_nerfstudio_checkpoints,
 )
+from f3rm.distribution import warn_of_namesake
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
 
 allow_nerfstudio_checkpoints()
+warn_of_namesake()
 
 
 def _adam(lr: float, lr_final: float, steps: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from f3rm._types import F3rmError
+from f3rm.distribution import how_to_install
 
 
 class MissingExtraError(F3rmError):
@@ -30,6 +31,6 @@ def require(
         package = module.partition(".")[0]
         msg = (
             f"{purpose} needs the package {package}, which is missing or unusable here ({cause}). "
-            f"Install it: pip install f3rm[{extra}]"
+            f"Install it: {how_to_install(extra)}."
         )
         raise error(msg) from cause

@@ -17,6 +17,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from f3rm._types import ImplementationError
+from f3rm.distribution import how_to_install
 from f3rm.features.paging import ReadAhead
 
 Engine = Literal["auto", "numpy", "numba"]
@@ -185,8 +186,8 @@ def _fast_copy(engine: Engine) -> _Copy | None:
         if engine == "auto":
             return None
         msg = (
-            f"MappedRows: engine must be installed, got 'numba': {error}. Run "
-            "pip install 'f3rm[fast]', or choose numpy."
+            f"MappedRows: engine must be installed, got 'numba': {error}. Choose "
+            f"numpy, or run {how_to_install('fast')}."
         )
         raise ImplementationError(msg) from error
 

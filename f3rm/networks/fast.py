@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from f3rm.distribution import how_to_install
+
 logger = logging.getLogger(__name__)
 
 _KERNEL = "f3rm.networks.hash_kernel"
@@ -64,7 +66,7 @@ def _is_installed() -> bool:
     installed = importlib.util.find_spec("numba") is not None
     if not installed:
         logger.warning(
-            "numba is not installed: hash grids take about ten times as long on this CPU. Run "
-            "pip install 'f3rm[fast]'."
+            "numba is not installed: hash grids take about ten times as long on this CPU. Run %s.",
+            how_to_install("fast"),
         )
     return installed

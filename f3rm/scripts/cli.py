@@ -9,7 +9,8 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from f3rm import __version__
+import f3rm
+from f3rm.distribution import namesake_beside
 from f3rm.scripts.command import run_command
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -58,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     if words[0] == "--version":
-        print(f"f3rm {__version__}")
+        print(f"f3rm {f3rm.__version__}")
         return 0
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "f3rm --help lists the commands."
         print(f"f3rm: there is no command {words[0]!r}. {hint}", file=sys.stderr)
         return 2
+    mixed = namesake_beside()  # before the import, which fails where files are another project's
+    if mixed is not None:
+        print(mixed, file=sys.stderr)
     module, _, name = COMMANDS[words[0]][0].partition(":")
     command = getattr(importlib.import_module(module), name)
     return run_command(command, words[1:], prog=f"f3rm {words[0]}")

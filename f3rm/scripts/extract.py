@@ -60,7 +60,7 @@ class Extract(Command):
     on_error: OnError = "raise"
     """Whether an image that cannot be extracted ends the run, or is recorded and left out."""
     engine: Engine = "local"
-    """Who starts several workers: this process, or Ray (pip install f3rm[ray])."""
+    """Who starts several workers: this process, or Ray (the extra ray; docs/install.md)."""
     workers: int | None = None
     """How many; one if not given, or with Ray one per GPU of the cluster."""
     tap: tuple[str, ...] = ()

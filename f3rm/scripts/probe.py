@@ -17,7 +17,7 @@ class ProbeCommand(Command):
     """Fit a linear or nearest-neighbour classifier to extracted features, and say how good it is.
 
     Labels are those of f3rm extract --labelled, or a file. Without --test-split a part of the items
-    is kept for testing. Needs: pip install f3rm[probe]
+    is kept for testing. Needs scikit-learn (the extra probe; docs/install.md).
     """
 
     store: Path

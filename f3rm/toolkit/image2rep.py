@@ -1,10 +1,10 @@
 """One vector or one block of latents per image or video: the calls of Image2Representation.
 
-Encoders are causal video autoencoders of the Wan and Cosmos kind (``pip install f3rm[vae]``), or
-any image backbone applied frame by frame. Latents have the axes (items, channels, steps, rows,
-cols). What differs from the original: an image is one frame, not one frame and 92 black ones, so
-that a pooled image vector describes the image; a video longer than asked for gives its last frames,
-and a shorter one repeats its last, as there.
+Encoders are causal video autoencoders of the Wan and Cosmos kind (the extra ``vae``), or any
+image backbone applied frame by frame. Latents have the axes (items, channels, steps, rows, cols).
+What differs from the original: an image is one frame, not one frame and 92 black ones, so that a
+pooled image vector describes the image; a video longer than asked for gives its last frames, and a
+shorter one repeats its last, as there.
 
 *Source:* https://github.com/timsinashok/cosmos-predict2.5, ``image2representation.py``
 (Apache-2.0; no code of it is used).

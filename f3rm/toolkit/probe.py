@@ -1,6 +1,6 @@
 """What features are worth for a task: a linear or nearest-neighbour probe on them.
 
-Fitting is scikit-learn's (``pip install f3rm[probe]``); predicting needs NumPy alone, so that a
+Fitting is scikit-learn's (the extra ``probe``); predicting needs NumPy alone, so that a
 saved probe opens anywhere. A probe is saved as ``probe.safetensors`` and ``probe.json``.
 """
 

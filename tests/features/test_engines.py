@@ -84,7 +84,7 @@ def test_two_ray_workers(cluster, dataset, expected):
 
 def test_ray_that_is_not_installed_is_said(dataset, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
-    with pytest.raises(EngineError, match=r"Install it: pip install f3rm\[ray\]"):
+    with pytest.raises(EngineError, match=r"Install it: pip install 'ray>=2\.40' "):
         run_with(job(dataset), engine="ray", load=never)
 
 

@@ -128,7 +128,7 @@ def test_other_precisions_and_a_missing_numba_take_torch(monkeypatch, caplog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(grid(positions), grid.reference(positions))
-        assert "pip install 'f3rm[fast]'" in caplog.text
+        assert "Run pip install 'numba>=0.60' (f3rm's extra 'fast';" in caplog.text
     monkeypatch.undo()
     fast._is_installed.cache_clear()
 

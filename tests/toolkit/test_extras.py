@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from f3rm.distribution import how_to_install
+
 REPOSITORY = Path(__file__).parents[2]
 BLOCK = """
 import sys
@@ -56,7 +58,7 @@ def test_one_error_names_the_extra(package, extra):
     assert found.returncode == 1
     assert last.startswith("f3rm.backbones.optional.MissingExtraError: ")
     assert f"needs the package {package}" in last
-    assert last.endswith(f"Install it: pip install f3rm[{extra}]")
+    assert last.endswith(f"Install it: {how_to_install(extra)}.")
 
 
 def test_the_toolkit_knows_neither_nerfstudio_nor_viser():
