@@ -15,12 +15,11 @@ from typing import Any
 import open_clip
 
 from f3rm._types import BackboneRef
-from f3rm.backbones.hub import fetch_file
-from f3rm.backbones.weights import local_weights, near_matches, unavailable
+from f3rm.backbones.hub import fetch_file, reason_of
+from f3rm.backbones.weights import HUB_PREFIX, local_weights, near_matches, unavailable
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_HUB_PREFIX = "hf-hub:"
 _REQUIRED_SETTINGS = ("embed_dim", "vision_cfg", "text_cfg")
 
 
@@ -59,8 +58,8 @@ def find_source(ref: BackboneRef) -> ClipSource:
         return _from_folder(ref, path)
     if path is not None:
         return _with_statistics(_named_config(ref), path, {})
-    if ref.weights.startswith(_HUB_PREFIX):
-        return _from_hub(ref, ref.weights.removeprefix(_HUB_PREFIX))
+    if ref.weights.startswith(HUB_PREFIX):
+        return _from_hub(ref, ref.weights.removeprefix(HUB_PREFIX))
     return _from_tag(ref)
 
 
@@ -78,7 +77,7 @@ def _from_hub(ref: BackboneRef, repository: str) -> ClipSource:
         config_file = fetch_file(repository, [CONFIG_NAME])
         checkpoint = fetch_file(repository, WEIGHT_NAMES)
     except (OSError, ValueError) as error:
-        raise unavailable(ref, f"the hub repository cannot be fetched ({error})") from error
+        raise unavailable(ref, reason_of(error)) from error
     return _from_published(ref, config_file, checkpoint)
 
 
@@ -114,7 +113,7 @@ def _from_tag(ref: BackboneRef) -> ClipSource:
         else:
             checkpoint = Path(open_clip.download_pretrained(pretrained))
     except (OSError, ValueError, RuntimeError) as error:
-        raise unavailable(ref, f"the weights cannot be downloaded ({error})") from error
+        raise unavailable(ref, reason_of(error)) from error
     config["quick_gelu"] = bool(pretrained.get("quick_gelu", False))
     return _with_statistics(config, checkpoint, pretrained)
 

@@ -29,10 +29,11 @@ from transformers import (
 from f3rm._types import BackboneRef
 from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Tower
 from f3rm.backbones.hf_vit import hf_vit
+from f3rm.backbones.hub import cache_only, reason_of, require_hub
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.vit import Vit
-from f3rm.backbones.weights import local_weights, provenance_of, unavailable
+from f3rm.backbones.weights import hub_name, local_weights, provenance_of, unavailable
 
 DinoFamily = Literal["dino", "dinov2", "dinov2_with_registers"]
 
@@ -170,17 +171,17 @@ def _read_network(ref: BackboneRef, path: Path | None) -> PreTrainedModel:
         except _READ_ERRORS as error:
             reason = f"{str(path)!r} is no readable transformers model folder ({error})"
             raise unavailable(ref, reason) from error
-    name = ref.weights or ref.model
+    name = hub_name(ref)
     try:
-        return _read_from(ref, name, local_only=True)
+        with cache_only():  # transformers sends a request even for local files
+            return _read_from(ref, name, local_only=True)
     except _READ_ERRORS:
         pass  # Not cached, or not usable: the attempt below says why.
     try:
+        require_hub()
         return _read_from(ref, name, local_only=False)
     except _READ_ERRORS as error:
-        raise unavailable(
-            ref, f"the hub cannot be reached or has no such model ({error})"
-        ) from error
+        raise unavailable(ref, reason_of(error)) from error
 
 
 def _read_from(ref: BackboneRef, source: str, *, local_only: bool) -> PreTrainedModel:

@@ -1,10 +1,70 @@
-"""Files from the Hugging Face hub, the local cache first."""
+"""Files from the Hugging Face hub, the local cache first; without a network it is asked once.
 
-from collections.abc import Sequence
+The hub's own clients repeat every request for up to half a minute where no network is, and models
+consist of several files. :func:`require_hub` is called before the first of them.
+"""
+
+import contextlib
+import queue
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
+from unittest import mock
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+_PATIENCE_SECONDS = 2.5
+
+
+class HubUnreachableError(OSError):
+    """The hub does not answer: there is no network, or no way through it."""
+
+
+def require_hub() -> None:
+    """Asks the hub once whether it is there; waits for at most 2.5 seconds.
+
+    Raises:
+        HubUnreachableError: If it does not answer, or ``HF_HUB_OFFLINE`` forbids asking.
+    """
+    if constants.HF_HUB_OFFLINE:
+        msg = "the hub cannot be reached, because HF_HUB_OFFLINE is set, and its cache lacks them"
+        raise HubUnreachableError(msg)
+    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # A name server that is not there is waited for beyond any timeout, hence the thread.
+    threading.Thread(target=lambda: answer.put(_ask(constants.ENDPOINT)), daemon=True).start()
+    try:
+        trouble = answer.get(timeout=_PATIENCE_SECONDS)
+    except queue.Empty:
+        trouble = f"no answer in {_PATIENCE_SECONDS} s"
+    if trouble:
+        msg = (
+            f"the hub cannot be reached, this machine seems to be offline ({constants.ENDPOINT}: "
+            f"{trouble}), and the hub's cache lacks them"
+        )
+        raise HubUnreachableError(msg)
+
+
+def reason_of(error: Exception) -> str:
+    """Says why nothing came from the hub, as a clause without a final stop.
+
+    Args:
+        error: What fetching raised.
+    """
+    if isinstance(error, HubUnreachableError):
+        return str(error)
+    return f"the hub cannot be reached or has no such model ({error})"
+
+
+@contextlib.contextmanager
+def cache_only() -> Iterator[None]:
+    """Lets the hub's clients use what is cached and send nothing, for the duration of the block."""
+    with mock.patch.object(constants, "HF_HUB_OFFLINE", new=True):
+        yield
 
 
 def fetch_file(repository: str, names: Sequence[str]) -> Path:
@@ -25,10 +85,10 @@ def fetch_file(repository: str, names: Sequence[str]) -> Path:
             repository or file.
         ValueError: If the repository's name is malformed.
     """
-    cached = [try_to_load_from_cache(repository, name) for name in names]
-    for path in cached:
-        if isinstance(path, str):
-            return Path(path)
+    cached = cached_file(repository, names)
+    if cached is not None:
+        return cached
+    require_hub()
     for name in names:
         try:
             return Path(hf_hub_download(repository, name))
@@ -38,3 +98,30 @@ def fetch_file(repository: str, names: Sequence[str]) -> Path:
             continue
     msg = f"the hub repository {repository!r} holds none of {', '.join(names)}"
     raise FileNotFoundError(msg)
+
+
+def cached_file(repository: str, names: Sequence[str]) -> Path | None:
+    """Finds the first of several files of a hub repository in the local cache; sends nothing.
+
+    Raises:
+        ValueError: If the repository's name is malformed.
+    """
+    for name in names:
+        path = try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def _ask(endpoint: str) -> str:
+    """Sends one request; returns why there was no answer, and nothing if there was any."""
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        # Of certificates the hub's own client may know more.
+        return "" if isinstance(cause, SSLError) else str(cause) or type(cause).__name__
+    return ""

@@ -17,9 +17,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from f3rm._types import BackboneRef
 from f3rm.backbones.checkpoint import read_state_dict
-from f3rm.backbones.hub import fetch_file
+from f3rm.backbones.hub import fetch_file, reason_of
 from f3rm.backbones.llava_names import INDEX_NAMES, PROJECTOR, TOWER, is_vision
-from f3rm.backbones.weights import local_weights, unavailable
+from f3rm.backbones.weights import HUB_PREFIX, local_weights, unavailable
 
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -60,8 +60,7 @@ class _Files:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            reason = f"the hub cannot be reached or has no such model ({error})"
-            raise unavailable(self._ref, reason) from error
+            raise unavailable(self._ref, reason_of(error)) from error
 
     def config(self) -> dict[str, Any]:
         """Returns ``config.json``, empty if there is none."""
@@ -127,7 +126,7 @@ def _open(ref: BackboneRef, name: str) -> _Files:
     path = local_weights(BackboneRef(ref.adapter, ref.model, name))
     if path is not None and not path.is_dir():
         raise unavailable(ref, f"{str(path)!r} is a file; LLaVA's weights are a folder")
-    return _Files(ref, path, name)
+    return _Files(ref, path, name.removeprefix(HUB_PREFIX))
 
 
 def _tower_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from f3rm._types import BackboneRef
 from f3rm.backbones.checkpoint import read_state_dict
+from f3rm.backbones.hub import cache_only, require_hub
 from f3rm.backbones.weights import local_weights, near_matches, unavailable
 
 RANDOM = "random"
@@ -68,12 +69,24 @@ def _build(ref: BackboneRef, library: str, name: str, arguments: Mapping[str, An
     if is_library:
         _require_known(ref, library, name)
     try:
-        module = function(name, **arguments) if is_library else function()
+        module = _call(function, name, arguments) if is_library else function()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise unavailable(ref, f"{where}:{attribute} cannot build it ({error})") from error
     if not isinstance(module, nn.Module):
         raise unavailable(ref, f"{where}:{attribute} gave {type(module).__name__}, no nn.Module")
     return module
+
+
+def _call(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
+    """Builds a library's model; weights from the hub are looked for in its cache first."""
+    if "pretrained" not in arguments:
+        return function(name, **arguments)
+    try:
+        with cache_only():
+            return function(name, **arguments)
+    except (OSError, ValueError, RuntimeError):
+        require_hub()
+        return function(name, **arguments)
 
 
 def _require_known(ref: BackboneRef, library: str, name: str) -> None:

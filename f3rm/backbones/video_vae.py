@@ -6,7 +6,7 @@ weights, so that the same clip always gives the same numbers.
 *Source:* ``AutoencoderKLWan`` of https://github.com/huggingface/diffusers (Apache-2.0).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from f3rm._types import BackboneRef
 from f3rm.backbones.base import Tower
+from f3rm.backbones.hub import cache_only, reason_of, require_hub
 from f3rm.backbones.optional import require
 from f3rm.backbones.video import VideoBackbone
-from f3rm.backbones.weights import local_weights, provenance_of, unavailable
+from f3rm.backbones.weights import hub_name, local_weights, provenance_of, unavailable
 
 _READ_ERRORS = (OSError, ValueError, RuntimeError, TypeError)
 
@@ -70,13 +71,8 @@ class VideoVae(VideoBackbone):
             raise unavailable(ref, "video models have no text tower; ask a CLIP model instead")
         diffusers = require("diffusers", extra="vae", purpose=f"load_backbone: {ref.adapter!r}")
         path = local_weights(ref)
-        options = {"subfolder": ref.model} if path is None else {"local_files_only": True}
-        try:
-            network = diffusers.AutoencoderKLWan.from_pretrained(
-                str(path or ref.weights), torch_dtype=torch.float32, **options
-            )
-        except _READ_ERRORS as error:
-            raise unavailable(ref, f"it is no readable Wan autoencoder ({error})") from error
+        read = diffusers.AutoencoderKLWan.from_pretrained
+        network = _read_local(ref, path, read) if path is not None else _read_hub(ref, read)
         del network.decoder
         return cls(ref, network.eval().requires_grad_(requires_grad=False).to(device))
 
@@ -103,6 +99,28 @@ class VideoVae(VideoBackbone):
     def device(self) -> torch.device:
         """The device that the parameters are on."""
         return self.network.device
+
+
+def _read_local(ref: BackboneRef, path: Path, read: Callable[..., Any]) -> Any:
+    try:
+        return read(str(path), torch_dtype=torch.float32, local_files_only=True)
+    except _READ_ERRORS as error:
+        raise unavailable(ref, f"it is no readable Wan autoencoder ({error})") from error
+
+
+def _read_hub(ref: BackboneRef, read: Callable[..., Any]) -> Any:
+    """Reads cached weights without the network, and others after asking whether there is one."""
+    options = {"subfolder": ref.model, "torch_dtype": torch.float32}
+    try:
+        with cache_only():
+            return read(hub_name(ref), **options)
+    except _READ_ERRORS:
+        pass  # Not cached, or not usable: the attempt below says why.
+    try:
+        require_hub()
+        return read(hub_name(ref), **options)
+    except _READ_ERRORS as error:
+        raise unavailable(ref, reason_of(error)) from error
 
 
 def write_random_autoencoder(folder: Path, *, channels: int = 4, seed: int = 0) -> Path:

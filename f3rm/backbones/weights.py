@@ -5,9 +5,11 @@ A ``weights`` string is read by one rule:
 1. ``builtin:NAME`` is the model of that name that ships with f3rm (``builtin:tinyclip``).
 2. A file or folder that exists is local, whatever its name.
 3. Otherwise it is a *missing path*, hence an error, if it is absolute, starts with ``.`` or ``~``,
-   holds a backslash or more than one slash, or ends in the suffix of a weight file.
+   holds a backslash or more than one slash, ends in the suffix of a weight file or an archive, or
+   lies in a folder that has other weights or nearly that name (``checkpoints/dnio``), unless the
+   model is called so.
 4. Anything else is a tag or a hub name (``openai``, ``org/name``, ``hf-hub:org/name``), which has
-   at most one slash.
+   at most one slash. ``hf-hub:`` before a name means the hub whatever folders there are.
 
 Backbones that are made of several take several such strings, joined by commas; a file or folder
 whose name has a comma is one string nevertheless.
@@ -27,6 +29,8 @@ from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones.llava_names import INDEX_NAMES, is_vision
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+HUB_PREFIX = "hf-hub:"
+_OTHER_SUFFIXES = (".tar", ".zip", ".npz", ".npy", ".pkl", ".h5", ".msgpack", ".onnx")
 _CHUNK_BYTES = 1 << 22
 _BUILTIN_PREFIX = "builtin:"
 _BUILTIN_FOLDERS = {"tinyclip": Path(__file__).parent / "tinyclip"}
@@ -52,8 +56,8 @@ def local_weights(ref: BackboneRef) -> Path | None:
     path = Path(weights).expanduser()
     if path.exists():
         return path
-    if _reads_like_path(weights):
-        raise unavailable(ref, f"no file or folder {str(path)!r} exists")
+    if _reads_like_path(ref, weights):
+        raise unavailable(ref, _missing(path))
     return None
 
 
@@ -136,14 +140,54 @@ def _builtin_folder(ref: BackboneRef, name: str) -> Path:
     return folder
 
 
-def _reads_like_path(weights: str) -> bool:
+def hub_name(ref: BackboneRef) -> str:
+    """Returns the hub name that a reference means if its weights are not local."""
+    return (ref.weights or ref.model).removeprefix(HUB_PREFIX)
+
+
+def _reads_like_path(ref: BackboneRef, weights: str) -> bool:
     return (
         Path(weights).is_absolute()
         or weights.startswith((".", "~"))
         or "\\" in weights
         or weights.count("/") > 1
-        or weights.endswith(WEIGHT_SUFFIXES)
+        or weights.endswith((*WEIGHT_SUFFIXES, *_OTHER_SUFFIXES))
+        or _is_beside_weights(ref, weights)
     )
+
+
+def _is_beside_weights(ref: BackboneRef, weights: str) -> bool:
+    """Whether a name that is not the model's own lies beside weights or nearly the same name."""
+    name = Path(weights)
+    if "/" not in weights or weights in ref.model.split(","):
+        return False
+    beside = _entries(name.parent)
+    return bool(difflib.get_close_matches(name.name, [entry.name for entry in beside])) or any(
+        file.suffix in WEIGHT_SUFFIXES for entry in beside for file in (entry, *_entries(entry))
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Lists a folder; what is no folder or must not be read is empty."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _missing(path: Path) -> str:
+    """Says which part of a path does not exist, and what there is instead."""
+    nearest = path.absolute()
+    lacking = nearest
+    while not nearest.is_dir() and nearest != nearest.parent:
+        lacking, nearest = nearest, nearest.parent
+    reason = f"no file or folder {str(path)!r} exists; the nearest folder is {str(nearest)!r}"
+    close = difflib.get_close_matches(lacking.name, [entry.name for entry in _entries(nearest)])
+    if close:
+        reason += f", which has {', '.join(map(repr, close))}"
+    if not path.is_absolute() and len(path.parts) == len(("org", "name")):
+        reason += f" (a model of the hub is {HUB_PREFIX}{path.as_posix()})"
+    return reason
 
 
 def _identifying_files(ref: BackboneRef, folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import hub
 from f3rm.backbones.checkpoint import read_state_dict
-from f3rm.backbones.weights import local_weights, near_matches, weights_identity
+from f3rm.backbones.weights import hub_name, local_weights, near_matches, weights_identity
 
 
 def ref_to(path: Path | str) -> BackboneRef:
@@ -66,11 +66,52 @@ def test_tags_and_hub_names_are_no_paths(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["/no/where", "./here", "../there", "~/clip", "C:\\clip", "a/b/c", "clip.pt", "org/x.bin"],
+    [
+        "/no/where",
+        "./here",
+        "../there",
+        "~/clip",
+        "C:\\clip",
+        "a/b/c",
+        "clip.pt",
+        "org/x.bin",
+        "dino.pth.tar",
+    ],
 )
 def test_missing_paths_are_recognised(name):
     with pytest.raises(BackboneUnavailableError, match="no file or folder"):
         local_weights(ref_to(name))
+
+
+def test_a_mistyped_name_in_a_folder_that_exists_is_a_missing_path(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "dino").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneUnavailableError) as caught:
+        local_weights(ref_to("checkpoints/dnio"))
+    assert (
+        f"no file or folder 'checkpoints/dnio' exists; the nearest folder is "
+        f"{str(tmp_path / 'checkpoints')!r}, which has 'dino' (a model of the hub is "
+        "hf-hub:checkpoints/dnio)"
+    ) in str(caught.value)
+    with pytest.raises(BackboneUnavailableError, match=r"nearest folder is .*, which has 'chec"):
+        local_weights(ref_to(tmp_path / "checkpoint" / "dino"))
+
+
+def test_a_name_beside_other_weights_is_a_missing_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    weights = f"{folder.parent.name}/clip"
+    with pytest.raises(BackboneUnavailableError, match="no file or folder"):
+        local_weights(ref_to(weights))
+    assert local_weights(BackboneRef("dino", weights, weights)) is None  # the model is called so
+    ref = ref_to(f"hf-hub:{weights}")
+    assert local_weights(ref) is None
+    assert hub_name(ref) == weights
+
+
+def test_a_folder_without_weights_takes_nothing_from_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "facebook" / "src").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert local_weights(ref_to("facebook/dino-vits8")) is None
 
 
 def test_what_exists_is_a_path_whatever_its_name(tmp_path, monkeypatch):
@@ -121,6 +162,7 @@ def test_the_first_file_that_the_hub_has_is_downloaded(monkeypatch, tmp_path):
             raise EntryNotFoundError(name)
         return str(tmp_path / name)
 
+    monkeypatch.setattr(hub, "require_hub", lambda: None)
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(hub, "hf_hub_download", download)
     assert hub.fetch_file("org/name", ["first", "second", "third"]) == tmp_path / "third"
@@ -135,6 +177,7 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch):
         asked.append(name)
         raise LocalEntryNotFoundError(name)
 
+    monkeypatch.setattr(hub, "require_hub", lambda: None)
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(hub, "hf_hub_download", download)
     with pytest.raises(LocalEntryNotFoundError):
