@@ -178,12 +178,22 @@ class FeatureField(nn.Module):
         return (self.spatial_distortion(positions) + 2.0) / 4.0
 
     def hidden(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch hidden"]:
-        """Evaluates the trunks at world positions (Nerfstudio's scene frame), side by side."""
+        """Evaluates the trunks at world positions (Nerfstudio's scene frame), side by side.
+
+        Args:
+            positions: Any number of them, none too.
+
+        Returns:
+            Hidden vectors in the precision of the field's parameters, float32, whatever the
+            implementation computes in and under autocast too: they are composited in float32 in
+            any case, and a gradient that is cast to half before it is scaled is lost.
+        """
         flat = self.normalise(positions).reshape(-1, 3)
         hidden = self.trunk(flat)
         if self.more_trunks:
             hidden = torch.cat([hidden, *(trunk(flat) for trunk in self.more_trunks)], dim=-1)
-        return hidden.view(*positions.shape[:-1], -1)
+        precision = next(self.trunk.parameters()).dtype
+        return hidden.to(precision).view(*positions.shape[:-1], self.hidden_dim)
 
     def adopt(self, other: "FeatureField") -> None:
         """Takes over the trunks and heads of another field of the same sizes, beside its own.

@@ -104,7 +104,8 @@ class FeatureFieldModel(NerfactoModel):
     def populate_modules(self) -> None:
         """Builds Nerfacto, then the feature field under a forked random state."""
         device = self.kwargs.get("device", "cpu")
-        implementation = resolve_implementation(self.config.implementation, device)
+        network = self._network_config()
+        implementation = resolve_implementation(self.config.implementation, device, network)
         self.config.implementation = implementation
         with lazy_lpips():
             super().populate_modules()
@@ -117,7 +118,7 @@ class FeatureFieldModel(NerfactoModel):
         devices = [device] if torch.device(device).type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self.feature_field = FeatureField(
-                FeatureFieldConfig(self._network_config(), implementation),
+                FeatureFieldConfig(network, implementation),
                 heads,
                 scene_box=self.scene_box,
                 spatial_distortion=self.field.spatial_distortion,

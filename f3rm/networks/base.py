@@ -9,6 +9,7 @@ import importlib.util
 import logging
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 Implementation = Literal["tcnn", "torch"]
 ImplementationChoice = Literal["auto", "tcnn", "torch"]
+
+# What the import of tinycudann raises where it is installed but broken: ImportError of an extension
+# that was built for another torch, OSError without one for this GPU (NameError in older versions),
+# RuntimeError of CUDA, AttributeError of a half-built extension.
+_IMPORT_ERRORS = (ImportError, OSError, NameError, RuntimeError, AttributeError)
 
 _NETWORKS = {
     "torch": "f3rm.networks.torch_network:TorchNetwork",
@@ -70,7 +76,22 @@ class HiddenNetwork(nn.Module):
 
     @abstractmethod
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:
-        """Computes non-negative hidden vectors of positions in [0, 1]^3."""
+        """Computes non-negative hidden vectors of positions in [0, 1]^3; there may be none."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation runs, and why.
+
+    Attributes:
+        implementation: What runs.
+        reason: Why, as a clause.
+        is_fallback: Whether tiny-cuda-nn would run if what the reason says were mended.
+    """
+
+    implementation: Implementation
+    reason: str
+    is_fallback: bool = False
 
 
 def tcnn_installed() -> bool:
@@ -78,32 +99,143 @@ def tcnn_installed() -> bool:
     return importlib.util.find_spec("tinycudann") is not None
 
 
-def resolve_implementation(
-    choice: ImplementationChoice, device: torch.device | str
-) -> Implementation:
-    """Decides which implementation runs.
+def tcnn_runs_on(device: torch.device | str) -> bool:
+    """Whether tiny-cuda-nn computes on such a device; tests replace it."""
+    return torch.device(device).type == "cuda"
+
+
+def choose_implementation(
+    choice: ImplementationChoice,
+    device: torch.device | str,
+    network: NetworkConfig | None = None,
+) -> Choice:
+    """Decides which implementation runs, and says why.
 
     Args:
-        choice: ``auto`` takes tiny-cuda-nn on a CUDA device where it is installed, else torch, and
-            logs what it took.
+        choice: ``auto`` takes tiny-cuda-nn on a CUDA device where its package can be imported and
+            has such sizes, else torch.
         device: Where the model will run.
+        network: Sizes of the trunk; None for f3rm's own.
 
     Raises:
-        ImplementationError: If ``tcnn`` is asked for and cannot run here.
+        ImplementationError: If ``tcnn`` is asked for and cannot run here, with the error of its
+            import as the cause; or if no implementation has such sizes.
     """
-    on_cuda = torch.device(device).type == "cuda"
+    network = network or NetworkConfig()
+    _check_sizes(network)
+    if choice == "torch":
+        return Choice("torch", "it was asked for")
+    if not tcnn_runs_on(device):
+        problem = _Problem("the device is not CUDA")
+    elif not tcnn_installed():
+        problem = _Problem("tiny-cuda-nn is not installed")
+    else:
+        problem = _tcnn_lacks(network) or _import_tcnn()
+    if problem is None:
+        return Choice("tcnn", "tiny-cuda-nn is installed and the device is CUDA")
     if choice == "auto":
-        chosen: Implementation = "tcnn" if on_cuda and tcnn_installed() else "torch"
-        logger.info("implementation=auto chose %s on %s.", chosen, device)
-        return chosen
-    if choice == "tcnn" and not (on_cuda and tcnn_installed()):
-        missing = "the device is not CUDA" if not on_cuda else "tiny-cuda-nn is not installed"
-        msg = (
-            f"resolve_implementation: implementation 'tcnn' was asked for, but {missing}. Use "
-            "--pipeline.model.implementation torch, or see docs/install.md to install tiny-cuda-nn."
-        )
-        raise ImplementationError(msg)
-    return choice
+        return Choice("torch", problem.reason, is_fallback=problem.is_surprising)
+    msg = (
+        f"resolve_implementation: implementation 'tcnn' was asked for, but {problem.reason}. "
+        f"{problem.advice}"
+    )
+    raise ImplementationError(msg) from problem.cause
+
+
+def resolve_implementation(
+    choice: ImplementationChoice,
+    device: torch.device | str,
+    network: NetworkConfig | None = None,
+) -> Implementation:
+    """Decides which implementation runs, and logs it: once as a warning where tcnn is broken.
+
+    Args:
+        choice: See :func:`choose_implementation`.
+        device: Where the model will run.
+        network: Sizes of the trunk; None for f3rm's own.
+
+    Raises:
+        ImplementationError: See :func:`choose_implementation`.
+    """
+    chosen = choose_implementation(choice, device, network)
+    if chosen.is_fallback:
+        _warn_once(chosen.reason)
+    logger.info("implementation=%s: %s on %s, %s.", choice, *_said(chosen, device))
+    return chosen.implementation
+
+
+def _said(chosen: Choice, device: torch.device | str) -> tuple[str, str, str]:
+    return chosen.implementation, str(device), chosen.reason
+
+
+@lru_cache
+def _warn_once(reason: str) -> None:
+    logger.warning(
+        "%s: the model runs in torch, Nerfacto's parts too, which takes longer on a GPU.",
+        reason[0].upper() + reason[1:],
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why tiny-cuda-nn cannot run."""
+
+    reason: str
+    advice: str = (
+        "Use --pipeline.model.implementation torch, or see docs/install.md to install tiny-cuda-nn."
+    )
+    cause: Exception | None = None
+    is_surprising: bool = False
+
+
+def _import_tcnn() -> _Problem | None:
+    """Imports tiny-cuda-nn; its package looks for a compiled half that fits the GPU."""
+    try:
+        importlib.import_module("tinycudann")
+    except _IMPORT_ERRORS as error:
+        reason = f"tiny-cuda-nn cannot be imported ({type(error).__name__}: {error})"
+        return _Problem(reason, cause=error, is_surprising=True)
+    return None
+
+
+def _tcnn_lacks(network: NetworkConfig) -> _Problem | None:
+    """Finds the first size that tiny-cuda-nn does not have; it would end the process with it."""
+    for option, value, has, fits in (
+        ("feat-num-layers", network.num_layers, "at least 2 layers", network.num_layers >= 2),
+        (
+            "feat-features-per-level",
+            network.features_per_level,
+            "1, 2, 4 or 8 features per level",
+            network.features_per_level in (1, 2, 4, 8),
+        ),
+        (
+            "feat-hidden-dim",
+            network.hidden_dim,
+            "widths that are multiples of 8",
+            network.hidden_dim % 8 == 0,
+        ),
+    ):
+        if not fits:
+            name = f"--pipeline.model.{option}"
+            reason = f"tiny-cuda-nn has {has} and {name} is {value}"
+            advice = f"Change {name}, or use --pipeline.model.implementation torch."
+            return _Problem(reason, advice, is_surprising=True)
+    return None
+
+
+def _check_sizes(network: NetworkConfig) -> None:
+    """Refuses sizes of which there is no network in any implementation."""
+    for option, value in (
+        ("feat-num-layers", network.num_layers),
+        ("feat-num-levels", network.num_levels),
+        ("feat-features-per-level", network.features_per_level),
+        ("feat-hidden-dim", network.hidden_dim),
+    ):
+        if value < 1:
+            msg = (
+                f"--pipeline.model.{option} must be at least 1, got {value}. Give a larger number."
+            )
+            raise ImplementationError(msg)
 
 
 def build_network(config: NetworkConfig, implementation: Implementation) -> HiddenNetwork:

@@ -3,10 +3,13 @@
 import tinycudann as tcnn  # pyright: ignore[reportMissingImports]
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 
 from f3rm.networks.base import HiddenNetwork, NetworkConfig
 from f3rm.networks.encoding import frequency_encoding
+from f3rm.networks.gradient_scale import GradientScale
 
 _FUSED_WIDTHS = (16, 32, 64, 128)
 
@@ -16,6 +19,9 @@ class TcnnNetwork(HiddenNetwork):
 
     The two encodings are concatenated in torch: tiny-cuda-nn's Composite splits the input's
     dimensions between its parts, whereas both of ours read all three.
+
+    Values and gradients are half inside and float32 outside; :class:`GradientScale` takes the place
+    of tiny-cuda-nn's own factor, which is too small for the loss of a batch of features.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -43,11 +49,23 @@ class TcnnNetwork(HiddenNetwork):
                 "n_hidden_layers": config.num_layers - 1,
             },
         )
+        self.grid.loss_scale = self.mlp.loss_scale = 1.0
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:
-        """Computes non-negative hidden vectors of positions in [0, 1]^3, in half precision."""
-        encoded = self.grid(positions)
+        """Computes non-negative hidden vectors of positions in [0, 1]^3; there may be none."""
+        if not len(positions):  # tiny-cuda-nn's matrix products refuse an empty batch
+            return self.forward(functional.pad(positions, (0, 0, 0, 1)))[:0]
+        scale = GradientScale()
+        positions = scale.restored(positions)
+        encoded = _call(self.grid, positions, scale)
         if self.config.use_pe:
             pe = frequency_encoding(positions, self.config.pe_num_frequencies)
             encoded = torch.cat((encoded, pe.to(encoded.dtype)), -1)
-        return self.mlp(encoded)
+        return scale.enlarged(_call(self.mlp, encoded, scale))
+
+
+def _call(module: nn.Module, inputs: Tensor, scale: GradientScale) -> Tensor:
+    """Calls a module of tiny-cuda-nn; the gradient of its parameters comes back unscaled."""
+    if not torch.is_grad_enabled():
+        return module(inputs)
+    return functional_call(module, {"params": scale.restored(module.params)}, (inputs,))

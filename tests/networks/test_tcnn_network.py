@@ -1,64 +1,269 @@
-"""Wiring of the tiny-cuda-nn trunk, with a stand-in that only knows sizes; no CUDA needed.
+"""The tiny-cuda-nn trunk through a stand-in with its manners; no CUDA needed.
 
-The numbers that tiny-cuda-nn computes are checked by the test marked ``gpu``.
+What tiny-cuda-nn itself computes is checked by the tests marked ``gpu``.
 """
 
-import sys
-import types
+import builtins
+import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from f3rm.networks.base import NetworkConfig, build_network, tcnn_installed
+from f3rm._types import ImplementationError
+from f3rm.networks import base
+from f3rm.networks.base import (
+    NetworkConfig,
+    build_network,
+    choose_implementation,
+    resolve_implementation,
+    tcnn_installed,
+)
+from f3rm.networks.encoding import frequency_encoding
+from f3rm.networks.gradient_scale import GradientScale
+from tests.tcnn_fixtures import tcnn
+
+__all__ = ["tcnn"]
 
 SMALL = NetworkConfig(num_levels=3, features_per_level=2, log2_hashmap_size=10, hidden_dim=32)
-
-
-class _Module(torch.nn.Module):
-    """Takes tiny-cuda-nn's arguments and returns half-precision zeros of the right width."""
-
-    def __init__(self, n_input_dims, n_output_dims=None, encoding_config=None, network_config=None):
-        super().__init__()
-        self.n_input_dims = n_input_dims
-        self.config = encoding_config or network_config
-        encoding = encoding_config or {}
-        self.width = n_output_dims or encoding["n_levels"] * encoding["n_features_per_level"]
-
-    def forward(self, inputs):
-        assert inputs.shape[-1] == self.n_input_dims
-        return torch.zeros(*inputs.shape[:-1], self.width, dtype=torch.half)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    module = types.ModuleType("tinycudann")
-    vars(module).update(Encoding=_Module, Network=_Module)
-    monkeypatch.setitem(sys.modules, "tinycudann", module)
-    monkeypatch.delitem(sys.modules, "f3rm.networks.tcnn_network", raising=False)
-    yield
-    sys.modules.pop("f3rm.networks.tcnn_network", None)
+RAYS, SAMPLES, CHANNELS = 4096, 4, 768
 
 
 @pytest.mark.parametrize("use_pe", [True, False])
-def test_both_layers_have_relu_and_the_sizes_of_the_torch_trunk(stand_in, use_pe):
-    config = NetworkConfig(**{**vars(SMALL), "use_pe": use_pe})
+def test_both_layers_have_relu_and_the_sizes_of_the_torch_trunk(tcnn, use_pe):
+    config = replace(SMALL, use_pe=use_pe)
     network: Any = build_network(config, "tcnn")
     assert network(torch.rand(5, 3)).shape == (5, 32)
-    layers = network.mlp.config
+    layers = network.mlp.network_config
     assert (layers["activation"], layers["output_activation"]) == ("ReLU", "ReLU")
     assert (layers["otype"], layers["n_neurons"], layers["n_hidden_layers"]) == (
         "FullyFusedMLP",
         32,
         1,  # tiny-cuda-nn counts without the output layer
     )
-    grid = network.grid.config
+    grid = network.grid.encoding_config
     assert grid["base_resolution"] * grid["per_level_scale"] ** 2 == pytest.approx(128)
 
 
-def test_widths_that_are_not_fused_take_the_other_network(stand_in):
-    network: Any = build_network(NetworkConfig(**{**vars(SMALL), "hidden_dim": 48}), "tcnn")
-    assert network.mlp.config["otype"] == "CutlassMLP"
+def test_widths_that_are_not_fused_take_the_other_network(tcnn):
+    network: Any = build_network(replace(SMALL, hidden_dim=48), "tcnn")
+    assert network.mlp.network_config["otype"] == "CutlassMLP"
+    assert network(torch.rand(5, 3)).shape == (5, 48)
+
+
+@pytest.mark.parametrize("num_points", [0, 1, 255, 256, 257])
+def test_any_number_of_points_has_hidden_vectors_and_gradients(tcnn, num_points):
+    network: Any = build_network(SMALL, "tcnn")
+    whole = torch.rand(300, 3)
+    positions = whole[:num_points].clone().requires_grad_()
+    hidden = network(positions)
+    assert hidden.shape == (num_points, 32)
+    assert torch.equal(hidden, network(whole)[:num_points])
+    hidden.sum().backward()
+    assert positions.grad is not None
+    assert positions.grad.shape == (num_points, 3)
+    for parameter in network.parameters():
+        assert bool(parameter.grad.any()) is (num_points > 0)
+        assert parameter.grad.isfinite().all()
+
+
+def test_the_stand_in_refuses_what_tiny_cuda_nn_refuses(tcnn):
+    network: Any = build_network(SMALL, "tcnn")
+    with pytest.raises(RuntimeError, match="cutlass"):
+        network.mlp(torch.rand(0, network.mlp.n_input_dims))
+    for change, match in (
+        ({"features_per_level": 3}, "must be 1, 2, 4, or 8"),
+        ({"num_layers": 1}, "at least 1 hidden layer"),
+        ({"hidden_dim": 20}, "Misaligned"),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            build_network(replace(SMALL, **change), "tcnn")
+    assert network.grid(torch.rand(3, 3)).dtype == torch.half
+    assert [parameter.dtype for parameter in network.parameters()] == [torch.float32] * 2
+
+
+class _Trained:
+    """The trunk with a head and weights of samples, and a twin of it in float32."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        config = NetworkConfig(num_levels=4, log2_hashmap_size=12, max_res=64)
+        self.network: Any = build_network(config, "tcnn")
+        torch.nn.init.normal_(self.network.grid.params, std=0.1)
+        self.head = torch.nn.Linear(config.hidden_dim, CHANNELS, bias=False)
+        self.weights = torch.rand(RAYS, SAMPLES, 1).softmax(dim=1)
+        self.positions = torch.rand(RAYS * SAMPLES, 3)
+        generator = torch.Generator().manual_seed(7)
+        self.target = torch.randn(RAYS, CHANNELS, generator=generator)
+
+    def loss(self, hidden: torch.Tensor) -> torch.Tensor:
+        composited = (self.weights * hidden.float().view(RAYS, SAMPLES, -1)).sum(1)
+        return 1e-3 * (self.head(composited) - self.target).square().mean()
+
+    def twin(self, positions, grid, mlp):
+        encoded = self.network.grid.native_tcnn_module.compute(positions, grid, lambda x: x)
+        pe = frequency_encoding(positions, self.network.config.pe_num_frequencies)
+        encoded = torch.cat((encoded, pe), dim=-1)
+        return self.network.mlp.native_tcnn_module.compute(encoded, mlp, lambda x: x)
+
+
+def _difference(found, expected):
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("outer", [1.0, 65536.0])  # without and with a gradient scaler
+def test_gradients_of_a_small_loss_are_those_of_the_float32_twin(tcnn, outer):
+    trained = _Trained()
+    network = trained.network
+    mine = [trained.positions.clone().requires_grad_(), network.grid.params, network.mlp.params]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in mine]
+    found = torch.autograd.grad(trained.loss(network(mine[0])) * outer, mine)
+    expected = torch.autograd.grad(trained.loss(trained.twin(*theirs)) * outer, theirs)
+    for ours, twins in zip(found, expected, strict=True):
+        assert twins.abs().max() < 1e-5 * outer
+        assert _difference(ours, twins) < 0.03  # half precision's own error, and flipped ReLUs
+
+
+def test_tiny_cuda_nns_own_factor_alone_loses_these_gradients(tcnn):
+    trained = _Trained()
+    for module in (trained.network.grid, trained.network.mlp):
+        module.loss_scale = 128.0
+
+    def bare(positions):
+        encoded = trained.network.grid(positions)
+        pe = frequency_encoding(positions, trained.network.config.pe_num_frequencies)
+        return trained.network.mlp(torch.cat((encoded, pe.half()), dim=-1))
+
+    parameters = list(trained.network.parameters())
+    grads = torch.autograd.grad(trained.loss(bare(trained.positions)), parameters)
+    assert not any(grad.any() for grad in grads)
+
+
+def test_a_trunk_learns_without_a_gradient_scaler(tcnn):
+    trained = _Trained()
+    directions = torch.randn(3, trained.network.config.hidden_dim)
+    with torch.no_grad():
+        hidden = (trained.positions @ directions).sin().relu()
+        composited = (trained.weights * hidden.view(RAYS, SAMPLES, -1)).sum(1)
+        trained.target = trained.head(composited)
+    optimizer = torch.optim.Adam(trained.network.parameters(), lr=1e-2, eps=1e-15)
+    losses = []
+    for _ in range(16):
+        loss = trained.loss(trained.network(trained.positions))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12])
+def test_gradients_of_any_size_come_through(tcnn, size):
+    network: Any = build_network(SMALL, "tcnn")
+    positions = torch.rand(64, 3)
+    cotangent = torch.rand(64, 32)
+    (whole,) = torch.autograd.grad(network(positions), network.mlp.params, cotangent)
+    (scaled,) = torch.autograd.grad(network(positions), network.mlp.params, cotangent * size)
+    torch.testing.assert_close(
+        scaled / size, whole, rtol=2e-3, atol=1e-3 * float(whole.abs().max())
+    )
+
+
+def test_many_gradients_of_one_sign_do_not_overflow(tcnn):
+    network: Any = build_network(SMALL, "tcnn")
+    positions = torch.full((1 << 16, 3), 0.3)  # every one in the same cells
+    grads = torch.autograd.grad(network(positions).sum(), [network.grid.params, network.mlp.params])
+    assert all(grad.isfinite().all() and grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_gradient_that_is_not_finite_stays_so(tcnn, bad):
+    network: Any = build_network(SMALL, "tcnn")
+    cotangent = torch.ones(5, 32)
+    cotangent[2, 3] = bad
+    for grad in torch.autograd.grad(
+        network(torch.rand(5, 3)), [network.grid.params, network.mlp.params], cotangent
+    ):
+        assert not grad.isfinite().any()  # a gradient scaler looks for it and leaves the step out
+
+
+def test_the_factor_of_a_call_is_its_own():
+    scales = [GradientScale(), GradientScale()]
+    point = torch.ones(2, 3, requires_grad=True)
+    outputs = [scale.enlarged(scale.restored(point).half() * 2) for scale in scales]
+    (1e-9 * outputs[0].sum() + outputs[1].sum()).backward()
+    assert point.grad is not None
+    torch.testing.assert_close(point.grad, torch.full((2, 3), 2.0))
+    assert scales[0].factor / scales[1].factor >= 2**29
+
+
+def test_implementation_choice(tcnn, monkeypatch):
+    choice = choose_implementation("auto", "cpu")
+    assert (choice.implementation, choice.is_fallback) == ("tcnn", False)
+    assert resolve_implementation("tcnn", "cuda") == "tcnn"
+    monkeypatch.undo()
+    monkeypatch.setattr(base, "tcnn_runs_on", lambda device: device == "cuda")
+    assert choose_implementation("auto", "cpu").reason == "the device is not CUDA"
+
+
+BROKEN = {
+    "ImportError": "undefined symbol: _ZN3c105ErrorC2",
+    "OSError": "Could not find compatible tinycudann extension for compute capability 90.",
+    "NameError": "name '_C' is not defined",
+    "RuntimeError": "CUDA error: no kernel image is available",
+    "AttributeError": "module '_90_C' has no attribute 'preferred_precision'",
+}
+
+
+@pytest.mark.parametrize(("kind", "said"), BROKEN.items())
+def test_auto_goes_on_in_torch_where_the_package_is_broken_and_says_why_once(
+    tcnn, monkeypatch, caplog, kind, said
+):
+    monkeypatch.setenv("TINYCUDANN_STANDIN_RAISES", f"{kind}: {said}")
+    base._warn_once.cache_clear()
+    for _ in range(2):
+        assert resolve_implementation("auto", "cpu") == "torch"
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert f"Tiny-cuda-nn cannot be imported ({kind}: {said})" in warnings[0].getMessage()
+    choice = choose_implementation("auto", "cpu")
+    assert choice.is_fallback
+    assert said in choice.reason
+    with pytest.raises(
+        ImplementationError, match=r"cannot be imported.*implementation torch"
+    ) as got:
+        resolve_implementation("tcnn", "cpu")
+    assert type(got.value.__cause__) is getattr(builtins, kind)
+    assert resolve_implementation("torch", "cpu") == "torch"  # which does not ask for it
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"num_layers": 1}, "--pipeline.model.feat-num-layers is 1"),
+        ({"features_per_level": 3}, "--pipeline.model.feat-features-per-level is 3"),
+        ({"features_per_level": 16}, "--pipeline.model.feat-features-per-level is 16"),
+        ({"hidden_dim": 20}, "--pipeline.model.feat-hidden-dim is 20"),
+    ],
+)
+def test_sizes_that_tiny_cuda_nn_has_not_run_in_torch_or_are_refused(tcnn, caplog, change, option):
+    base._warn_once.cache_clear()
+    config = replace(SMALL, **change)
+    assert resolve_implementation("auto", "cpu", config) == "torch"
+    assert option in caplog.text
+    assert build_network(config, "torch")(torch.rand(3, 3)).shape == (3, config.hidden_dim)
+    with pytest.raises(ImplementationError, match=f"{option}. Change .*implementation torch"):
+        resolve_implementation("tcnn", "cpu", config)
+
+
+@pytest.mark.parametrize("option", ["num-layers", "num-levels", "features-per-level", "hidden-dim"])
+def test_sizes_that_no_implementation_has_are_refused(option):
+    config = replace(SMALL, **{option.replace("-", "_"): 0})
+    for choice in ("auto", "torch", "tcnn"):
+        match = f"--pipeline.model.feat-{option} must be at least 1, got 0"
+        with pytest.raises(ImplementationError, match=match):
+            resolve_implementation(choice, "cpu", config)
 
 
 @pytest.mark.gpu
@@ -67,6 +272,23 @@ def test_tiny_cuda_nn_gives_non_negative_hidden_vectors_with_gradients():
     network: Any = build_network(SMALL, "tcnn").cuda()
     hidden = network(torch.rand(256, 3, device="cuda"))
     assert hidden.shape == (256, 32)
+    assert hidden.dtype == torch.float32
     assert hidden.min() >= 0
-    hidden.float().sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    (hidden.sum() * 1e-12).backward()
+    assert all(parameter.grad.any() for parameter in network.parameters())
+    assert network(torch.rand(0, 3, device="cuda")).shape == (0, 32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not tcnn_installed(), reason="tiny-cuda-nn is not installed")
+def test_tiny_cuda_nns_gradients_do_not_depend_on_their_size():
+    network: Any = build_network(SMALL, "tcnn").cuda()
+    positions = torch.rand(1000, 3, device="cuda", requires_grad=True)
+    wanted = [positions, *network.parameters()]
+    cotangent = torch.rand(1000, 32, device="cuda")
+    whole = torch.autograd.grad(network(positions), wanted, cotangent)
+    for size in (1e-12, 65536.0):
+        scaled = torch.autograd.grad(network(positions), wanted, cotangent * size)
+        for found, expected in zip(scaled, whole, strict=True):
+            assert expected.any()
+            assert _difference(found / size, expected) < 0.01

@@ -126,5 +126,3 @@ def test_implementation_choice(monkeypatch):
     assert resolve_implementation("auto", "cuda") == "torch"
     with pytest.raises(ImplementationError, match=r"not installed.*implementation torch"):
         resolve_implementation("tcnn", "cuda")
-    monkeypatch.setattr("f3rm.networks.base.tcnn_installed", lambda: True)
-    assert resolve_implementation("auto", "cuda") == "tcnn"
