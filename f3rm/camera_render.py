@@ -44,6 +44,8 @@ EVALUATED_RAY_BATCH = RenderRequest(features=True, hidden=False, composite=False
 _METRIC_PIXELS = 1 << 14
 _KEPT_FRAMES = 3
 """A coarse and a fine frame of one view, and one more for a second browser."""
+_KEPT_BYTES = 1 << 30
+"""What they may take together; the newest stays in any case. A frame of 1 MP takes 270 MB."""
 
 
 class CameraOutputs(dict[str, Tensor]):
@@ -54,6 +56,12 @@ class CameraOutputs(dict[str, Tensor]):
     """
 
     hidden: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What images and hidden vectors take."""
+        hidden = () if self.hidden is None else (self.hidden,)
+        return sum(tensor.nbytes for tensor in (*self.values(), *hidden))
 
 
 @runtime_checkable
@@ -146,7 +154,7 @@ class FrameCache:
     """The last frames of a model, so that another query of the same view need not render it again.
 
     A frame is Nerfacto's outputs and hidden vectors, which no query changes; training does, and
-    clears it.
+    clears it. Only frames that a viewer shows belong here: a photograph is evaluated once.
     """
 
     def __init__(self) -> None:
@@ -157,9 +165,21 @@ class FrameCache:
         return self._frames.get(key)
 
     def put(self, key: Hashable, frame: CameraOutputs) -> None:
-        """Keeps a frame and forgets the oldest."""
-        kept = list(self._frames.items())[-(_KEPT_FRAMES - 1) :]
-        self._frames = dict([*kept, (key, frame)])
+        """Keeps a frame and forgets the oldest ones that there is no room for."""
+        frames = {**self._frames, key: frame}
+        room = _KEPT_BYTES - frame.num_bytes
+        for other in [name for name in frames if name != key][::-1]:  # the newest first
+            room -= frames[other].num_bytes
+            if room < 0:
+                del frames[other]
+        for other in [name for name in frames if name != key][: -(_KEPT_FRAMES - 1)]:
+            del frames[other]
+        self._frames = frames
+
+    @property
+    def num_bytes(self) -> int:
+        """What the kept frames take."""
+        return sum(frame.num_bytes for frame in self._frames.values())
 
     def clear(self) -> None:
         """Forgets all frames."""

@@ -251,7 +251,7 @@ class FeatureFieldModel(NerfactoModel):
         obb_box: OrientedBox | None = None,
         request: RenderRequest | None = None,
     ) -> CameraOutputs:
-        """Renders a camera; while a viewer is open, a view that it just rendered is drawn again.
+        """Renders a camera; a view that an open viewer just showed is only drawn again for it.
 
         Args:
             camera: One camera.
@@ -261,7 +261,7 @@ class FeatureFieldModel(NerfactoModel):
         """
         request = request or RenderRequest()
         key = None
-        if self.controls.attached and obb_box is None and not self.training:
+        if self.controls.is_rendering and obb_box is None and not self.training:
             key = (camera_key(camera), request.anything)
         frame = self._frames.get(key)
         if frame is None:

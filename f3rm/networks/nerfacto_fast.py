@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from f3rm.networks.fast import Levels, interpolate, is_fast
 
 _PRIMES = (1, 2654435761, 805459861)
+_POINTS_AT_ONCE = 1 << 16
+"""Points whose corners are there at once where torch interpolates and no gradient wants them."""
 
 
 class FastHashEncoding(HashEncoding):
@@ -37,9 +39,17 @@ class FastHashEncoding(HashEncoding):
     def pytorch_fwd(self, in_tensor: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs encoding"]:
         """Encodes positions in [0, 1]^3."""
         if not is_fast(in_tensor, self.hash_table):
-            return super().pytorch_fwd(in_tensor)
+            return self._in_parts(in_tensor)
         encoded = interpolate(in_tensor.reshape(-1, 3), self.hash_table, self._levels)
-        return encoded.view(*in_tensor.shape[:-1], -1)
+        return encoded.view(*in_tensor.shape[:-1], self.get_out_dim())
+
+    def _in_parts(self, in_tensor: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs encoding"]:
+        """Encodes as Nerfstudio does, with a bounded number of corners at once."""
+        if torch.is_grad_enabled():
+            return super().pytorch_fwd(in_tensor)
+        parts = in_tensor.reshape(-1, 3).split(_POINTS_AT_ONCE)
+        encoded = torch.cat([HashEncoding.pytorch_fwd(self, part) for part in parts])
+        return encoded.view(*in_tensor.shape[:-1], self.get_out_dim())
 
 
 class FastContraction(SceneContraction):

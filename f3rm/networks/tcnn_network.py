@@ -68,4 +68,5 @@ def _call(module: nn.Module, inputs: Tensor, scale: GradientScale) -> Tensor:
     """Calls a module of tiny-cuda-nn; the gradient of its parameters comes back unscaled."""
     if not torch.is_grad_enabled():
         return module(inputs)
-    return functional_call(module, {"params": scale.restored(module.params)}, (inputs,))
+    parameters = scale.restored(module.get_parameter("params"))
+    return functional_call(module, {"params": parameters}, (inputs,))

@@ -23,6 +23,8 @@ _PRIMES = (1, 2654435761, 805459861)
 _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
 _ROWS_AT_ONCE = 1 << 13
+_POINTS_AT_ONCE = 1 << 16
+"""Points whose corners, encodings and layers are there at once where no gradient wants them."""
 
 
 class _WeightedRows(torch.autograd.Function):
@@ -139,7 +141,7 @@ class HashGrid(nn.Module):
         features = _WeightedRows.apply(
             rows.reshape(-1, 8).long(), self.table, weights.reshape(-1, 8).to(self.table.dtype)
         )  # (points * levels, features)
-        return features.view(len(positions), -1)
+        return features.view(len(positions), len(self.sizes) * self.table.shape[1])
 
 
 class TorchNetwork(HiddenNetwork):
@@ -157,14 +159,17 @@ class TorchNetwork(HiddenNetwork):
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:
         """Computes non-negative hidden vectors of positions in [0, 1]^3."""
-        encoded = self.grid(positions)
-        if positions.device.type != "cpu" or torch.is_grad_enabled():
-            return self._layers_of(positions, encoded)
-        # Part by part, so that what a layer writes is in the processor's cache for the next one.
-        hidden = encoded.new_empty(len(encoded), self.config.hidden_dim)
-        tensors = (tensor.split(_ROWS_AT_ONCE) for tensor in (positions, encoded, hidden))
-        for place, row, out in zip(*tensors, strict=True):
-            out.copy_(self._layers_of(place, row))
+        if torch.is_grad_enabled():
+            return self._layers_of(positions, self.grid(positions))
+        # Part by part, so that only the hidden vectors grow with the number of points, and on a CPU
+        # what a layer writes is in the processor's cache for the next one.
+        hidden = self.grid.table.new_empty(len(positions), self.config.hidden_dim)
+        at_once = _ROWS_AT_ONCE if positions.device.type == "cpu" else _POINTS_AT_ONCE
+        parts = (tensor.split(_POINTS_AT_ONCE) for tensor in (positions, hidden))
+        for places, outs in zip(*parts, strict=True):
+            tensors = (t.split(at_once) for t in (places, self.grid(places), outs))
+            for place, row, out in zip(*tensors, strict=True):
+                out.copy_(self._layers_of(place, row))
         return hidden
 
     def _layers_of(

@@ -84,6 +84,11 @@ class FeatureControls(nn.Module):
         """Whether a viewer shows this model."""
         return self.link.attached is not None
 
+    @property
+    def is_rendering(self) -> bool:
+        """Whether this thread renders for a viewer that shows this model."""
+        return self.link.is_rendering
+
     def set_heads(self, specs: Sequence[HeadSpec]) -> None:
         """Offers the heads; the first that has language is asked at the start."""
         names = self._state.set_heads(specs, TextEncoder)

@@ -6,6 +6,7 @@ for a new frame when there is something new to be seen.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -134,6 +135,12 @@ class ViewerLink(ViewerControl):
         """What keeps training and renders apart."""
         lock = self.attached.train_lock if self.attached else None
         return lock if lock is not None else contextlib.nullcontext()
+
+    @property
+    def is_rendering(self) -> bool:
+        """Whether this thread renders for a browser; training and evaluation have another one."""
+        machines = self.attached.render_statemachines if self.attached else {}
+        return threading.current_thread() in list(machines.values())
 
     @property
     def run_folder(self) -> Path:

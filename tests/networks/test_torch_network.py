@@ -3,10 +3,13 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from nerfstudio.field_components.encodings import HashEncoding
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from f3rm._types import ImplementationError
 from f3rm.networks.base import NetworkConfig, build_network, resolve_implementation
 from f3rm.networks.encoding import frequency_encoding
+from f3rm.networks.nerfacto_fast import quicken
 from f3rm.networks.torch_network import HashGrid, TorchNetwork
 
 SMALL = NetworkConfig(
@@ -126,3 +129,60 @@ def test_implementation_choice(monkeypatch):
     assert resolve_implementation("auto", "cuda") == "torch"
     with pytest.raises(ImplementationError, match=r"not installed.*implementation torch"):
         resolve_implementation("tcnn", "cuda")
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    def __init__(self, *, but: int) -> None:
+        super().__init__()
+        self.but, self.num_bytes = but, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() != self.but:
+                self.num_bytes = max(self.num_bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+@torch.no_grad()
+def test_without_gradients_only_the_hidden_vectors_grow_with_the_points(monkeypatch):
+    monkeypatch.setattr("f3rm.networks.torch_network.is_fast", lambda *_: False)  # as on a GPU
+    monkeypatch.setattr("f3rm.networks.torch_network._POINTS_AT_ONCE", 100)
+    network = build_network(SMALL, "torch")
+    largest = []
+    for num_points in (100, 900):
+        positions = torch.rand(num_points, 3)
+        with _Largest(but=num_points * SMALL.hidden_dim * 4) as seen:
+            network(positions)
+        largest.append(seen.num_bytes)
+    assert largest[1] == largest[0] > 0
+
+
+@torch.no_grad()
+def test_parts_of_points_have_the_same_hidden_vectors_as_the_whole(monkeypatch):
+    network = build_network(SMALL, "torch")
+    positions = torch.rand(700, 3)
+    with torch.enable_grad():
+        whole = network(positions).detach()
+    for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr("f3rm.networks.torch_network.is_fast", lambda *_: False)
+        monkeypatch.setattr("f3rm.networks.torch_network._POINTS_AT_ONCE", 99)
+        torch.testing.assert_close(network(positions), whole, atol=1e-7, rtol=1e-6)
+        assert network(positions[:0]).shape == (0, SMALL.hidden_dim)
+
+
+@torch.no_grad()
+def test_parts_of_points_have_the_same_bits_in_nerfactos_encoding(monkeypatch):
+    encoding = HashEncoding(4, log2_hashmap_size=8, max_res=64, implementation="torch")
+    torch.nn.init.normal_(encoding.hash_table)
+    positions = torch.rand(7, 100, 3)
+    whole = encoding(positions)
+    quicken(torch.nn.Sequential(encoding))
+    monkeypatch.setattr("f3rm.networks.nerfacto_fast.is_fast", lambda *_: False)  # as on a GPU
+    monkeypatch.setattr("f3rm.networks.nerfacto_fast._POINTS_AT_ONCE", 99)
+    with _Largest(but=whole.nbytes) as seen:
+        assert torch.equal(encoding(positions), whole)
+    assert seen.num_bytes < 700 * 4 * 8

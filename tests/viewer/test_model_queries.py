@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from f3rm._types import BackboneUnavailableError, F3rmError
-from f3rm.camera_render import RenderRequest
+from f3rm.camera_render import CameraOutputs, FrameCache, RenderRequest
 from f3rm.semantics.similarity import make_query, similarity
 from tests.nerf_fixtures import camera, feature_model, head, rays
 from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
@@ -79,8 +79,8 @@ def test_refreshed_pca_replaces_the_colours_and_not_the_saved_basis():
 
 def test_a_viewer_draws_a_known_view_again_without_rendering_it(tmp_path, towers, monkeypatch):
     model = _lively(head())
-    FakeViewer(model, tmp_path)
-    first = model.get_outputs_for_camera(camera())
+    viewer = FakeViewer(model, tmp_path)
+    first = viewer.render(model, camera())
     assert "similarity" not in first
     rendered = []
     render_hidden = model._render_hidden
@@ -88,18 +88,51 @@ def test_a_viewer_draws_a_known_view_again_without_rendering_it(tmp_path, towers
         model, "_render_hidden", lambda *args: rendered.append(args) or render_hidden(*args)
     )
     model.controls.ask.a_positives.value = "mug"
-    wait(lambda: "similarity" in model.get_outputs_for_camera(camera()))
-    again = model.get_outputs_for_camera(camera())
+    wait(lambda: "similarity" in viewer.render(model, camera()))
+    again = viewer.render(model, camera())
     assert again["similarity"].shape == (9, 13, 3)  # colours on an absolute scale
     assert torch.equal(again["rgb"], first["rgb"])
     assert not rendered
-    model.get_outputs_for_camera(camera(height=10))
+    viewer.render(model, camera(height=10))
     assert rendered
     rendered.clear()
     model.train()(rays())  # training changes the scene
     rendered.clear()
-    model.eval().get_outputs_for_camera(camera())
+    viewer.render(model.eval(), camera())
     assert rendered
+
+
+def test_frames_that_no_viewer_shows_are_not_kept(tmp_path, towers):
+    model = _lively(head())
+    model.get_outputs_for_camera(camera())
+    assert model._frames.num_bytes == 0
+    viewer = FakeViewer(model, tmp_path)
+    model.get_outputs_for_camera(camera())  # as training evaluates a photograph
+    assert model._frames.num_bytes == 0
+    shown = viewer.render(model, camera())
+    assert model._frames.num_bytes > shown.hidden.nbytes > 0
+
+
+def test_kept_frames_are_bounded_in_bytes_and_the_newest_stays(monkeypatch):
+    def frame(pixels):
+        made = CameraOutputs(rgb=torch.zeros(pixels, 3))
+        made.hidden = torch.zeros(pixels, 64)
+        return made
+
+    monkeypatch.setattr("f3rm.camera_render._KEPT_BYTES", 3 * frame(10).num_bytes - 1)
+    assert frame(10).num_bytes == 10 * 67 * 4
+    cache = FrameCache()
+    for key in "abc":
+        cache.put(key, frame(10))
+    assert [cache.get(key) is None for key in "abc"] == [True, False, False]
+    cache.put("d", frame(1))
+    assert [cache.get(key) is None for key in "bcd"] == [False, False, False]
+    cache.put("e", frame(1))
+    assert [cache.get(key) is None for key in "bcde"] == [True, False, False, False]
+    cache.put("large", frame(1000))
+    assert cache.num_bytes == frame(1000).num_bytes
+    cache.put("f", frame(1))
+    assert cache.get("large") is None
 
 
 def test_without_a_viewer_every_frame_is_rendered():

@@ -109,6 +109,14 @@ class FakeViewer(Viewer):
         for _, control in parse_object(model, ViewerControl, "Custom Elements"):
             control._setup(self)
 
+    def render(self, model, camera):
+        """Renders as a browser's thread does."""
+        self.render_statemachines[1] = threading.current_thread()
+        try:
+            return model.get_outputs_for_camera(camera)
+        finally:
+            del self.render_statemachines[1]
+
     def get_camera_state(self, client) -> Any:
         return client
 

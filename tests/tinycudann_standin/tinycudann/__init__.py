@@ -63,7 +63,7 @@ class _Half(torch.autograd.Function):
 
 def to_half(values: Tensor) -> Tensor:
     """Rounds values and gradients to half precision, kept as float32."""
-    return _Half.apply(values)  # pyright: ignore[reportReturnType]
+    return _Half.apply(values)
 
 
 def exact(values: Tensor) -> Tensor:
@@ -311,7 +311,7 @@ class Module(nn.Module):
             padded.to(torch.float).contiguous(),
             self.params.to(self.dtype).contiguous(),
             self.loss_scale,
-        )  # pyright: ignore[reportAssignmentType]
+        )
         return output[:rows, : self.n_output_dims]
 
 
