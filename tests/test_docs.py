@@ -26,6 +26,13 @@ TRAINED = Path("outputs/tabletop/f3rm/run")
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
+PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".svg", ".mp4"}
+
+
+def _pictures(folder):
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+
+
 def _names(config):
     return {field.name.replace("_", "-") for field in dataclasses.fields(config)}
 
@@ -80,6 +87,23 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_every_picture_says_where_it_comes_from():
+    sources = (ROOT / "docs" / "images" / "README.md").read_text()
+    listed = re.findall(r"^\| `([^`]+)` \| [^|]+ \| [^|]+ \|$", sources, re.MULTILINE)
+    folder = ROOT / "docs" / "images"
+    assert sorted(folder / name for name in listed) == _pictures(ROOT / "docs")
+    assert _pictures(ROOT / "f3rm") == []  # what is installed brings none
+
+
+def test_every_picture_is_shown_on_a_page():
+    shown = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
+    }
+    assert sorted(shown) == _pictures(ROOT / "docs")
 
 
 def test_the_changelog_starts_with_this_version():
