@@ -34,8 +34,8 @@ def fit_pca(
 ) -> PcaBasis:
     """Fits three principal components and the range that becomes [0, 1].
 
-    Deterministic: the randomised solver runs under its own seed, the caller's random state is left
-    alone, and each component's largest entry is positive.
+    Deterministic: the randomised solver draws from a generator of its own, so no other random state
+    is read or changed, on any device; each component's largest entry is positive.
 
     Args:
         features: A sample of feature vectors; at least three.
@@ -51,19 +51,35 @@ def fit_pca(
         raise ValueError(msg)
     features = features.float()
     mean = features.mean(0)
-    rank = min(3 + _OVERSAMPLING, *features.shape)
-    devices = [features.device] if features.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        _, _, directions = torch.pca_lowrank(
-            features - mean, q=rank, center=False, niter=_ITERATIONS
-        )
+    directions = _principal_directions(features - mean, min(3 + _OVERSAMPLING, *features.shape))
     components = directions[:, :3]  # (channels, 3)
     largest = components.abs().argmax(0)
     components = components * components[largest, torch.arange(3)].sign()
     projected = (features - mean) @ components  # (samples, 3)
     bounds = torch.quantile(projected, projected.new_tensor(quantiles), dim=0)
     return PcaBasis(mean=mean, components=components, low=bounds[0], high=bounds[1])
+
+
+def _principal_directions(
+    centred: Float[Tensor, "samples channels"], rank: int
+) -> Float[Tensor, "channels rank"]:
+    """Returns the leading right singular vectors, by subspace iteration from a random start.
+
+    ``torch.pca_lowrank`` is the same algorithm, but draws from the global generator, and seeding
+    that seeds the generators of every GPU too.
+
+    *Source:* Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1.
+    """
+    samples, channels = centred.shape
+    tall = centred if samples >= channels else centred.T  # the random start has the shorter side
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(tall.shape[1], rank, generator=generator)
+    basis = torch.linalg.qr(tall @ start.to(tall)).Q  # (longer, rank)
+    for _ in range(_ITERATIONS):
+        across = torch.linalg.qr(tall.T @ basis).Q  # (shorter, rank)
+        basis = torch.linalg.qr(tall @ across).Q
+    left, _, right = torch.linalg.svd(basis.T @ tall, full_matrices=False)
+    return right.T if samples >= channels else basis @ left
 
 
 def _to_range(projected: Tensor, basis: PcaBasis) -> Tensor:

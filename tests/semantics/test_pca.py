@@ -36,6 +36,29 @@ def test_fit_repeats_exactly_and_leaves_the_random_state_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_no_generator_is_seeded_but_the_fits_own(monkeypatch):
+    seeded: list[str] = []
+
+    def record(name: str):
+        return lambda *arguments: seeded.append(name)
+
+    for name in ("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, record(f"cuda.{name}"))
+    monkeypatch.setattr(torch, "manual_seed", record("manual_seed"))
+    monkeypatch.setattr(torch, "set_rng_state", record("set_rng_state"))
+    fit_pca(_anisotropic())
+    assert seeded == []
+
+
+@pytest.mark.parametrize(("samples", "channels"), [(400, 12), (20, 300), (16, 16)])
+def test_fit_spans_what_an_exact_decomposition_does(samples, channels):
+    features = _anisotropic(samples, channels)
+    basis = fit_pca(features)
+    _, _, exact = torch.linalg.svd(features - features.mean(0), full_matrices=False)
+    cosines = (basis.components * exact[:3].T).sum(0).abs()
+    torch.testing.assert_close(cosines, torch.ones(3), atol=1e-4, rtol=0)
+
+
 def test_constant_features_have_colours_without_nan():
     colours = pca_colours(torch.ones(4, 8), fit_pca(torch.ones(10, 8)))
     assert torch.isfinite(colours).all()
