@@ -116,7 +116,14 @@ class Shown:
             )
 
         self.wait(finest)
-        self.page.wait_for_timeout(600)
+        seen: list[bytes] = []  # what the canvas showed, every 0.6 s, until nothing changes
+
+        def at_rest():
+            self.page.wait_for_timeout(600)
+            seen.append(self.canvas.screenshot())
+            return len(seen) > 1 and seen[-1] == seen[-2]
+
+        self.wait(at_rest)
 
     def type(self, label, text):
         field = self.field(label).first
@@ -137,10 +144,13 @@ class Shown:
     def press(self, button):
         self.page.get_by_role("button", name=button).click()
 
+    @property
+    def canvas(self):
+        return self.page.locator("canvas[data-engine]")
+
     def picture(self, view):
         """What the canvas shows where a photograph from the same camera would be, at its size."""
-        canvas = self.page.locator("canvas[data-engine]")
-        image = Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")
+        image = Image.open(io.BytesIO(self.canvas.screenshot())).convert("RGB")
         height, width = int(self.cameras.height[view]), int(self.cameras.width[view])
         half = image.height * width / height / 2  # the field of view is the vertical one
         box = (image.width / 2 - half, 0, image.width / 2 + half, image.height)
@@ -148,7 +158,7 @@ class Shown:
 
     def click_at(self, view, x, y):
         """Clicks the canvas where a photograph's pixel is."""
-        box = self.page.locator("canvas[data-engine]").bounding_box()
+        box = self.canvas.bounding_box()
         scale = box["height"] / int(self.cameras.height[view])
         centre = box["x"] + box["width"] / 2
         left = centre + (x + 0.5 - int(self.cameras.width[view]) / 2) * scale
