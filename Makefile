@@ -7,6 +7,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 SEEDS ?= 0 1 2 3 4
+EVERYWHERE := not gpu and not network
 
 TEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -40,11 +41,12 @@ test: $(VENV)/.ready  ## run the tests
 test-seeds: $(VENV)/.ready  ## run the tests that train with five seeds, with numba and without
 	@status=0; for hidden in "" $(abspath tests/without_numba); do for seed in $(SEEDS); do \
 	  echo "== train seed $$seed$${hidden:+, without numba}"; \
-	  PYTHONPATH="$$hidden" F3RM_TRAIN_SEED=$$seed $(TEST) $(PYTEST_ARGS) -m trains || status=1; \
+	  PYTHONPATH="$$hidden$${PYTHONPATH:+:$$PYTHONPATH}" F3RM_TRAIN_SEED=$$seed \
+	    $(TEST) $(PYTEST_ARGS) -m "trains and $(EVERYWHERE) and not nightly" || status=1; \
 	done; done; exit $$status
 
 nightly: $(VENV)/.ready  ## run the heavy checks, then test-seeds; hours
-	$(TEST) $(PYTEST_ARGS) -m nightly
+	$(TEST) $(PYTEST_ARGS) -m "nightly and $(EVERYWHERE)"
 	$(MAKE) test-seeds
 
 bench: $(VENV)/.ready  ## measure this machine and write docs/benchmarks.md's tables; 20 minutes

@@ -199,15 +199,16 @@ def test_viewer_starts_on_the_run(scene, run):
     port = free_port()
     command = [BIN / "ns-viewer", "--load-config", run / "config.yml"]
     command += ["--viewer.websocket-port", str(port), "--viewer.websocket-host", "127.0.0.1"]
-    log = (scene / "viewer.log").open("w")
-    with subprocess.Popen(
-        list(map(str, command)), cwd=scene, env=ENVIRONMENT, stdout=log, stderr=log
-    ) as process:
+    with (
+        (scene / "viewer.log").open("w") as log,
+        subprocess.Popen(
+            list(map(str, command)), cwd=scene, env=ENVIRONMENT, stdout=log, stderr=log
+        ) as process,
+    ):
         try:
             page = _fetch(f"http://127.0.0.1:{port}", process, scene / "viewer.log")
         finally:
             process.send_signal(signal.SIGKILL)
-    log.close()
     assert "<html" in page.lower()
 
 
