@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -89,6 +90,8 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
     """Comma-separated phrases that these are told from; empty shows the plain cosine."""
     softmax_temp: float = 0.1
     """Temperature of the pairwise soft-max between positives and negatives."""
+    viewer_image_folder: Path | None = None
+    """Folder below which the viewer reads images to ask with; the dataset's if not given."""
 
 
 class FeatureFieldModel(NerfactoModel):
@@ -130,6 +133,7 @@ class FeatureFieldModel(NerfactoModel):
         self.controls = FeatureControls(
             QueryText(self.config.positives, self.config.negatives, self.config.softmax_temp),
             self._features_along,
+            image_folder=self.config.viewer_image_folder,
         )
         self.controls.set_heads(self.feature_field.specs)
 

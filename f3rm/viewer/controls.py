@@ -21,6 +21,7 @@ from f3rm._types import HeadSpec
 from f3rm.semantics.pca import PcaBasis
 from f3rm.viewer.asked import Asked
 from f3rm.viewer.elements import Markdown, ViewerLink, escaped
+from f3rm.viewer.image_query import image_below
 from f3rm.viewer.panels import (
     NO_HEAD,
     NO_QUERY,
@@ -54,10 +55,14 @@ class FeatureControls(nn.Module):
     Args:
         default: The query that stands at the start.
         probe: Renders the features that a click hits; called under the train lock.
+        image_folder: Images are read below it; None for the dataset's folder.
     """
 
-    def __init__(self, default: QueryText, probe: Probe) -> None:
+    def __init__(
+        self, default: QueryText, probe: Probe, *, image_folder: Path | None = None
+    ) -> None:
         super().__init__()
+        self._image_folder = image_folder
         self.pca_override: dict[str, PcaBasis] = {}
         self._probe = probe
         self._worker = Worker()
@@ -210,7 +215,7 @@ class FeatureControls(nn.Module):
 
     def _add_image(self, *, is_positive: bool) -> str:
         self._say("Looking at the image ...")
-        path = Path(self.point.c_image.value.strip()).expanduser()
+        path = image_below(self._image_folder or self.link.data_folder, self.point.c_image.value)
         head, crop = self.ask.d_head.value, self.point.d_crop.value
         label = self._state.add_image(head, path, crop, is_positive=is_positive)
         return f"{label} is {'looked for' if is_positive else 'a negative'}."

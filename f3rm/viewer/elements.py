@@ -154,6 +154,18 @@ class ViewerLink(ViewerControl):
             raise F3rmError(msg)
         return self.attached.log_filename.parent
 
+    @property
+    def data_folder(self) -> Path:
+        """The folder of the dataset whose run is shown.
+
+        Raises:
+            F3rmError: If no viewer shows this model.
+        """
+        if self.attached is None:
+            msg = "data_folder: the model must be shown in a viewer, got none. Use ns-viewer."
+            raise F3rmError(msg)
+        return self.attached.datapath
+
     def rerender(self) -> None:
         """Asks for a new frame in every browser, and stops those that are being rendered."""
         if self.attached is None:

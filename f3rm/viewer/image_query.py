@@ -70,6 +70,32 @@ class ImageEncoder:
         return features.float().mean(dim=(0, 1, 2)).cpu()
 
 
+def image_below(folder: Path, typed: str) -> Path:
+    """Finds the image that somebody in a browser named; whoever reaches the page may type here.
+
+    Args:
+        folder: Only what is below it can be read, wherever symbolic links lead.
+        typed: A path, absolute or relative to the folder.
+
+    Raises:
+        F3rmError: If the path is empty or leads out of the folder; it does not say whether there is
+            a file.
+    """
+    try:
+        root = folder.expanduser().resolve()
+        path = (root / Path(typed.strip()).expanduser()).resolve()
+        is_below = root in path.parents
+    except (OSError, RuntimeError, ValueError):  # a loop of links, no such home, a NUL
+        is_below, path = False, folder
+    if not is_below:
+        msg = (
+            f"Image file: the image must be below {str(folder)!r}, got {typed!r}. Copy it there, "
+            "or name another folder with --pipeline.model.viewer-image-folder."
+        )
+        raise F3rmError(msg)
+    return path
+
+
 def parse_crop(text: str) -> tuple[int, int, int, int] | None:
     """Reads ``left, top, right, bottom`` in pixels; None where nothing is typed.
 

@@ -161,7 +161,7 @@ class PointPanel(nn.Module):
         super().__init__()
         self.a_positive = LiveButton("Click a positive", cb_hook=lambda _: on_point(True))
         self.b_negative = LiveButton("Click a negative", cb_hook=lambda _: on_point(False))
-        self.c_image = LiveText("Image file", "", hint="a path on the computer that runs this")
+        self.c_image = LiveText("Image file", "", hint="a path below the dataset's folder")
         self.d_crop = LiveText("Crop", "", hint="left, top, right, bottom in pixels; or nothing")
         self.e_positive = LiveButton("Image as positive", cb_hook=lambda _: on_image(True))
         self.f_negative = LiveButton("Image as negative", cb_hook=lambda _: on_image(False))

@@ -99,6 +99,7 @@ class FakeViewer(Viewer):
 
     def __init__(self, model, folder):
         self.log_filename = folder / "viewer.log"
+        self.datapath = folder / "data"
         self.train_lock = threading.Lock()
         self.machine = _Machine()
         self.render_statemachines = {0: self.machine}
