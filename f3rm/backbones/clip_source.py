@@ -7,7 +7,7 @@ reference's model name is not used.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,28 @@ def _from_tag(ref: BackboneRef) -> ClipSource:
     if not pretrained:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise unavailable(ref, f"open_clip knows no such tag; {near_matches(ref.weights, tags)}")
-    repository, _, file_name = pretrained.get("hf_hub", "").rpartition("/")
+    repository, names = hub_files(ref)
     try:
         if repository:
-            checkpoint = fetch_file(repository, [file_name] if file_name else WEIGHT_NAMES)
+            checkpoint = fetch_file(repository, names)
         else:
             checkpoint = Path(open_clip.download_pretrained(pretrained))
     except (OSError, ValueError, RuntimeError) as error:
         raise unavailable(ref, reason_of(error)) from error
     config["quick_gelu"] = bool(pretrained.get("quick_gelu", False))
     return _with_statistics(config, checkpoint, pretrained)
+
+
+def hub_files(ref: BackboneRef) -> tuple[str, Sequence[str]]:
+    """Returns the hub repository of a tag or hub name, and the files of which one has the weights.
+
+    The repository is empty if open_clip knows none.
+    """
+    if ref.weights.startswith(HUB_PREFIX):
+        return ref.weights.removeprefix(HUB_PREFIX), WEIGHT_NAMES
+    pretrained = open_clip.get_pretrained_cfg(_config_name(ref), ref.weights)
+    repository, _, file_name = pretrained.get("hf_hub", "").rpartition("/")
+    return repository, [file_name] if file_name else WEIGHT_NAMES
 
 
 def _named_config(ref: BackboneRef) -> dict[str, Any]:

@@ -40,6 +40,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.cache:Cache",
         "Show, verify, repair or remove the features of a dataset.",
     ),
+    "doctor": (
+        "f3rm.scripts.doctor:Doctor",
+        "Say what is installed, what would run, and what this machine lacks.",
+    ),
     "models": ("f3rm.scripts.models:Models", "List the feature types and models."),
     "layers": ("f3rm.scripts.models:Layers", "List what can be read from a model."),
     "shape": ("f3rm.scripts.models:Shape", "Say which shape features have for images of a size."),
