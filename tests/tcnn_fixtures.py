@@ -1,16 +1,17 @@
 """tiny-cuda-nn's stand-in, for tests in this process and for commands in another.
 
-In this process Nerfacto's own encodings stay in torch, because Nerfstudio looked for tiny-cuda-nn
-before: only the feature field runs through the stand-in. In a command both do.
+Nerfacto's encodings and networks run through it too where the implementation is tcnn: in another
+process because Nerfstudio finds the package, in this one because its modules are told so.
 """
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import nerfstudio.utils.external as _looked_for_it_first  # noqa: F401
 import pytest
+from nerfstudio.field_components import encodings, mlp
 
 from f3rm.networks import base
 
@@ -29,6 +30,10 @@ def stand_in_installed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STAND_IN))
         patch.setattr(base, "tcnn_runs_on", lambda device: True)
+        for module in (encodings, mlp):
+            patch.setattr(module, "TCNN_EXISTS", True)
+            patch.setattr(module, "tcnn", importlib.import_module("tinycudann"))
+        _forget()  # a test may want to see the import
         yield
     _forget()
 

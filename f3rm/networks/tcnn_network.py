@@ -56,12 +56,13 @@ class TcnnNetwork(HiddenNetwork):
         if not len(positions):  # tiny-cuda-nn's matrix products refuse an empty batch
             return self.forward(functional.pad(positions, (0, 0, 0, 1)))[:0]
         scale = GradientScale()
-        positions = scale.restored(positions)
-        encoded = _call(self.grid, positions, scale)
-        if self.config.use_pe:
-            pe = frequency_encoding(positions, self.config.pe_num_frequencies)
-            encoded = torch.cat((encoded, pe.to(encoded.dtype)), -1)
-        return scale.enlarged(_call(self.mlp, encoded, scale))
+        with torch.autocast(positions.device.type, enabled=False):  # it joins no half to bfloat16
+            positions = scale.restored(positions)
+            encoded = _call(self.grid, positions, scale)
+            if self.config.use_pe:
+                pe = frequency_encoding(positions, self.config.pe_num_frequencies)
+                encoded = torch.cat((encoded, pe.to(encoded.dtype)), -1)
+            return scale.enlarged(_call(self.mlp, encoded, scale))
 
 
 def _call(module: nn.Module, inputs: Tensor, scale: GradientScale) -> Tensor:

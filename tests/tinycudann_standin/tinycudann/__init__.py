@@ -132,6 +132,23 @@ class _Spherical:
         return rounded(torch.stack(columns[: self.width], dim=-1))
 
 
+class _Frequency:
+    """Sines and cosines of ``2^k pi x``, per input and octave."""
+
+    num_params = 0
+
+    def __init__(self, n_input_dims: int, octaves: int) -> None:
+        self.octaves, self.pad_value = octaves, 1.0
+        self.width = n_input_dims * octaves * 2
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        return torch.zeros(0)
+
+    def compute(self, inputs: Tensor, params: Tensor, rounded: Rounding) -> Tensor:
+        angles = inputs[..., None] * math.pi * 2.0 ** torch.arange(self.octaves).to(inputs)
+        return rounded(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1))
+
+
 class _HashGrid:
     """Instant-NGP's hash grid (section 3) with tiny-cuda-nn's cells and table sizes."""
 
@@ -225,7 +242,7 @@ class Native:
 
     def __init__(
         self,
-        encoding: _Identity | _Spherical | _HashGrid,
+        encoding: "_Encoding",
         network: _Perceptron | None,
         precision: torch.dtype,
     ) -> None:
@@ -270,18 +287,20 @@ class _ModuleFunction(torch.autograd.Function):
         if gradients[0] is None:
             return None, None, None, None
         inputs, params = (saved.detach() for saved in ctx.saved_tensors)
-        wanted = [
-            t.requires_grad_()
-            for t, need in zip((inputs, params), ctx.needs_input_grad[1:3], strict=True)
-            if need
+        needs = [
+            need and t.numel() > 0
+            for need, t in zip(ctx.needs_input_grad[1:3], (inputs, params), strict=True)
         ]
+        wanted = [
+            t.requires_grad_() for t, need in zip((inputs, params), needs, strict=True) if need
+        ]
+        if not wanted:
+            return None, None, None, None
         scaled = gradients[0] * ctx.loss_scale  # in half
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             output = ctx.native.evaluate(inputs, params)
             found = iter(torch.autograd.grad(output, wanted, scaled.float()))
-        of_inputs, of_params = (
-            next(found) / ctx.loss_scale if need else None for need in ctx.needs_input_grad[1:3]
-        )
+        of_inputs, of_params = (next(found) / ctx.loss_scale if need else None for need in needs)
         return None, of_inputs, of_params, None
 
 
@@ -315,12 +334,17 @@ class Module(nn.Module):
         return output[:rows, : self.n_output_dims]
 
 
-def _create_encoding(n_input_dims: int, config: dict) -> _Identity | _Spherical | _HashGrid:
+_Encoding = _Identity | _Spherical | _Frequency | _HashGrid
+
+
+def _create_encoding(n_input_dims: int, config: dict) -> _Encoding:
     kind = config["otype"]
     if kind == "HashGrid":
         return _HashGrid(config)
     if kind == "SphericalHarmonics":
         return _Spherical(config["degree"])
+    if kind == "Frequency":
+        return _Frequency(n_input_dims, config["n_frequencies"])
     if kind == "Identity":
         return _Identity(n_input_dims)
     msg = f"stand-in: no encoding {kind!r}"
