@@ -3,10 +3,15 @@
 A score map has one number per pixel, higher where the phrase fits better; a mask is true where the
 truth says so. Which pairs of views and queries are scored, and how means are taken, is decided in
 :mod:`f3rm.evaluation.query_scores`. The definitions stand in ``docs/evaluation.md``.
+
+Scores must be finite: every metric here raises :class:`ScoreError` for NaN or infinity, because
+NaN compares false with everything and would count as a hit in one metric and a miss in another.
 """
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+
+from f3rm._types import F3rmError
 
 ScoreMap = Float[np.ndarray, "height width"]
 Mask = Bool[np.ndarray, "height width"]
@@ -17,6 +22,30 @@ RELEVANCY_THRESHOLD = 0.5
 _MINMAX_THRESHOLD = 0.7
 _BOX = 30
 _MAJORITY = 3  # pixels to each side: a window of 7 x 7
+
+
+class ScoreError(F3rmError, ValueError):
+    """Scores hold NaN or infinity, so nothing can be measured."""
+
+
+def require_finite(scores: Shaped[np.ndarray, "*shape"], name: str) -> None:
+    """Refuses scores that are not finite.
+
+    Args:
+        scores: Any scores.
+        name: What they are, for the message.
+
+    Raises:
+        ScoreError: If one of them is NaN or infinite.
+    """
+    broken = int(scores.size - np.isfinite(scores).sum())
+    if broken:
+        msg = (
+            f"{name} must be finite, got {broken} of {scores.size} that are NaN or infinite. The "
+            "training diverged or its features are damaged: check them with f3rm cache verify, "
+            "then train again."
+        )
+        raise ScoreError(msg)
 
 
 def iou(predicted: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float:
@@ -34,7 +63,11 @@ def is_localised(scores: ScoreMap, region: Mask) -> bool:
 
     *Source:* LERF (Kerr et al. 2023) section 4.2 asks the same of a box around the object; there,
     one of several equal pixels is enough, so that a constant map would always be right.
+
+    Raises:
+        ScoreError: If a score is not finite.
     """
+    require_finite(scores, "is_localised: scores")
     return bool(region[scores == scores.max()].all())
 
 
@@ -54,7 +87,12 @@ def box_region(ids: Int[np.ndarray, "height width"], wanted: tuple[int, ...]) ->
 
 
 def fixed_mask(scores: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
-    """The mask of the fixed rule: relevancy above :data:`RELEVANCY_THRESHOLD`."""
+    """The mask of the fixed rule: relevancy above :data:`RELEVANCY_THRESHOLD`.
+
+    Raises:
+        ScoreError: If a score is not finite.
+    """
+    require_finite(scores, "fixed_mask: scores")
     return scores > RELEVANCY_THRESHOLD
 
 
@@ -67,7 +105,11 @@ def minmax_mask(scores: ScoreMap) -> Mask:
 
     *Source:* LangSplat (Qin et al. 2024) ``eval/evaluate_iou_loc.py``: there the stretched map is
     stretched again to [-1, 1], clipped and thresholded at 0.4, which is the same.
+
+    Raises:
+        ScoreError: If a score is not finite.
     """
+    require_finite(scores, "minmax_mask: scores")
     blended = 0.5 * (_box_mean(scores) + scores)
     low, high = blended.min(), blended.max()
     stretched = (blended - low) / max(high - low, 1e-9)
@@ -117,7 +159,11 @@ def exclusive_mask(
             fixed rule, since these are in every relevancy.
         wanted: Index of the text.
         rivals: Indices of the texts that it must beat.
+
+    Raises:
+        ScoreError: If a score is not finite.
     """
+    require_finite(scores, "exclusive_mask: scores")
     mask = fixed_mask(scores[wanted])
     for rival in rivals:
         mask = mask & (scores[wanted] > scores[rival])
@@ -131,7 +177,11 @@ def average_precision(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, "
     interpolation.
 
     *Source:* the definition of scikit-learn's ``average_precision_score``, which it equals.
+
+    Raises:
+        ScoreError: If a score is not finite.
     """
+    require_finite(scores, "average_precision: scores")
     positives = int(truth.sum())
     if positives == 0:
         return 0.0
@@ -149,7 +199,12 @@ def auroc(positive: Float[np.ndarray, " p"], negative: Float[np.ndarray, " n"]) 
 
     Returns:
         A number in [0, 1]; None where there are no scores on one of the sides.
+
+    Raises:
+        ScoreError: If a score is not finite.
     """
+    require_finite(positive, "auroc: positive scores")
+    require_finite(negative, "auroc: negative scores")
     if not (len(positive) and len(negative)):
         return None
     ordered = np.sort(negative)

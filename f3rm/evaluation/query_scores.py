@@ -19,6 +19,7 @@ from f3rm.evaluation.metrics import (
     iou,
     is_localised,
     minmax_mask,
+    require_finite,
 )
 from f3rm.evaluation.vocabulary import Vocabulary
 
@@ -131,7 +132,11 @@ class QueryScores:
             view: Name of the photograph.
             ids: Which object each pixel shows.
             scores: Relevancy at the same pixels.
+
+        Raises:
+            ScoreError: If a score is not finite.
         """
+        require_finite(scores, f"QueryScores: the scores of the view {view!r}")
         for number, query in enumerate(self.vocabulary.queries):
             mask = np.isin(ids, query.ids)
             if mask.sum() >= MIN_PIXELS:
@@ -205,8 +210,13 @@ def score_pair(
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Returns the mean of the numbers that are there, or None if there are none."""
+    """Returns the mean of the numbers that are there, or None if there are none.
+
+    Raises:
+        ScoreError: If a number is not finite.
+    """
     known = [value for value in values if value is not None]
+    require_finite(np.array(known, dtype=np.float64), "mean_of: measured values")
     return float(np.mean(known)) if known else None
 
 

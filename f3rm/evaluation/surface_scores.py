@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from f3rm.evaluation.metrics import fixed_mask, iou
+from f3rm.evaluation.metrics import fixed_mask, iou, require_finite
 from f3rm.evaluation.multiview import SurfacePoints
 from f3rm.evaluation.vocabulary import Scorer, Vocabulary
 from f3rm.model import FeatureFieldModel
@@ -46,7 +46,11 @@ def score_points(
         scores: Relevancy of every text.
         points: The points.
         vocabulary: The texts.
+
+    Raises:
+        ScoreError: If a score is not finite.
     """
+    require_finite(scores, "score_points: the scores of surface points")
     ids = points.ids.numpy()
     truth = np.stack([np.isin(ids, label.ids) for label in vocabulary.labels])  # (labels, points)
     best = scores[: len(vocabulary.labels)].argmax(axis=0)

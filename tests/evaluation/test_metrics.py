@@ -1,5 +1,7 @@
 """Laws of the metrics; where another implementation exists, equality with it."""
 
+import inspect
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from f3rm.evaluation import metrics
+from f3rm.evaluation.query_scores import QueryScores, mean_of
+from f3rm.evaluation.vocabulary import Label, Vocabulary
 
 SIDES = st.tuples(st.integers(8, 40), st.integers(8, 40))
 SEEDS = st.integers(0, 1 << 30)
@@ -158,3 +162,51 @@ def test_the_exclusive_mask_gives_a_pixel_to_one_phrase_at_most(scores):
     total = np.sum(masks, axis=0)
     assert total.max() <= 1
     assert not total[(scores <= metrics.RELEVANCY_THRESHOLD).all(axis=0)].any()
+
+
+BROKEN = [np.nan, np.inf, -np.inf]
+SCORED = {
+    "is_localised": metrics.is_localised,
+    "fixed_mask": lambda scores, mask: metrics.fixed_mask(scores),
+    "minmax_mask": lambda scores, mask: metrics.minmax_mask(scores),
+    "exclusive_mask": lambda scores, mask: metrics.exclusive_mask(
+        np.stack([np.zeros_like(scores), scores]), 0, [1]
+    ),
+    "average_precision": lambda scores, mask: metrics.average_precision(
+        scores.ravel(), mask.ravel()
+    ),
+    "auroc": lambda scores, mask: metrics.auroc(scores[mask], scores[~mask]),
+    "mean_of": lambda scores, mask: mean_of(scores.ravel().tolist()),
+}
+
+
+def test_every_metric_of_scores_is_listed():
+    taking = {
+        name
+        for name, function in vars(metrics).items()
+        if inspect.isfunction(function)
+        and function.__module__ == metrics.__name__
+        and not name.startswith("_")
+        and {"scores", "positive"} & set(inspect.signature(function).parameters)
+    }
+    assert taking - {"require_finite"} == set(SCORED) - {"mean_of"}
+
+
+@pytest.mark.parametrize("name", SCORED)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 40), broken=st.sampled_from(BROKEN))
+def test_broken_scores_are_an_error_and_whole_ones_none(name, seed, count, broken):
+    rng = np.random.default_rng(seed)
+    scores = rng.random((32, 40))
+    mask = rng.random((32, 40)) > 0.5
+    SCORED[name](scores, mask)
+    scores.ravel()[rng.integers(0, scores.size, count)] = broken
+    with pytest.raises(metrics.ScoreError, match="must be finite"):
+        SCORED[name](scores, mask)
+
+
+def test_a_broken_map_is_named_by_its_view():
+    vocabulary = Vocabulary((Label("mug", (1,)),), (), ())
+    scores = np.full((1, 16, 16), np.nan, dtype=np.float32)
+    with pytest.raises(metrics.ScoreError, match="view 'frame_3'"):
+        QueryScores(vocabulary).add("frame_3", np.ones((16, 16), dtype=np.int64), scores)
