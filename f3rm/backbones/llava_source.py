@@ -6,6 +6,7 @@ tower of its own names one (``mm_vision_tower``), which is read from there.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from f3rm.backbones.weights import HUB_PREFIX, local_weights, unavailable
 
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
+_OPENAI_TOWER = re.compile(r"(?:^|[/\\])clip-vit-(?:base|large)-patch\d+(?:-336)?/?$")
 _HEAD_CHANNELS = 64
 """Channels per attention head in every CLIP that OpenAI published."""
 _POSITION_IDS = "position_ids"
@@ -112,9 +114,9 @@ def read_llava(ref: BackboneRef) -> LlavaParts:
         if not named:
             raise unavailable(ref, "it holds no image tower and names none (mm_vision_tower)")
         files = _open(ref, named)
-        config = files.config()
+        config = {"mm_vision_tower": named, **files.config()}
         tower_state = _tower_state(files.tensors())
-    tower = _build_tower(ref, config, tower_state)
+    tower = _build_tower(ref, _description(ref, config), tower_state)
     inputs, channels = _ends(projector)
     if inputs != tower.config.hidden_size:
         width = tower.config.hidden_size
@@ -167,12 +169,40 @@ def _ends(projector: nn.Sequential) -> tuple[int, int]:
     return linears[0].in_features, linears[-1].out_features
 
 
+def _description(ref: BackboneRef, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the configuration of a checkpoint's image tower; None for one of OpenAI's CLIPs.
+
+    The number of attention heads is in no tensor's shape, and another number gives other features.
+
+    Raises:
+        BackboneUnavailableError: If nothing says what the tower is.
+    """
+    described = _vision_config(config)
+    named = str(config.get("mm_vision_tower") or "")
+    if described is not None or _OPENAI_TOWER.search(named):
+        return described
+    missing = "its config.json lacks vision_config, so the number of attention heads is not known"
+    if not named:
+        raise unavailable(ref, f"{missing}; add vision_config, or mm_vision_tower with its name")
+    described = _vision_config(_open(ref, named).config())
+    if described is None:
+        raise unavailable(ref, f"{missing}, and neither has that of its tower {named!r}")
+    return described
+
+
+def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    described = config.get("vision_config")
+    if described is None and config.get("model_type") == "clip_vision_model":
+        described = config
+    return described if isinstance(described, Mapping) else None
+
+
 def _build_tower(
-    ref: BackboneRef, config: Mapping[str, Any], state: Mapping[str, Tensor]
+    ref: BackboneRef, described: Mapping[str, Any] | None, state: Mapping[str, Tensor]
 ) -> CLIPVisionModel:
     try:
         with torch.device("meta"):
-            tower = CLIPVisionModel(_tower_config(config, state))
+            tower = CLIPVisionModel(_tower_config(described, state))
         positions = tower.embeddings.position_ids.shape[1]
         tower.load_state_dict(
             {name: _own_copy(tensor) for name, tensor in state.items()}, assign=True
@@ -184,24 +214,25 @@ def _build_tower(
     return tower.eval().requires_grad_(requires_grad=False)
 
 
-def _tower_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIPVisionConfig:
-    """Takes the configuration where there is one, and the shapes where not.
+def _tower_config(
+    described: Mapping[str, Any] | None, state: Mapping[str, Tensor]
+) -> CLIPVisionConfig:
+    """Takes the configuration where there is one, and the shapes of OpenAI's CLIPs where not.
 
-    LLaVA's own checkpoints describe only their language model.
+    LLaVA's own checkpoints describe only their language model, and name the tower.
     """
-    described = config.get("vision_config")
-    if described is None and config.get("model_type") == "clip_vision_model":
-        described = config
-    if isinstance(described, Mapping):
+    if described is not None:
         return CLIPVisionConfig(**described)
     width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
+    if width % _HEAD_CHANNELS:
+        raise ValueError(f"its width {width} is no multiple of {_HEAD_CHANNELS}")
     positions = len(state["embeddings.position_embedding.weight"]) - 1
     blocks = {name.split(".")[2] for name in state if name.startswith("encoder.layers.")}
     return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]),
         num_hidden_layers=len(blocks),
-        num_attention_heads=max(1, width // _HEAD_CHANNELS),
+        num_attention_heads=width // _HEAD_CHANNELS,
         patch_size=patch,
         image_size=patch * round(positions**0.5),
         hidden_act="quick_gelu",

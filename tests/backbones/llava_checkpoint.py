@@ -60,5 +60,7 @@ def write_llava(
     kind = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
     (folder / f"{kind}.index.json").write_text(json.dumps({"weight_map": places}))
     config = {"model_type": "llava_llama", "mm_vision_select_layer": -2, "hidden_size": channels}
+    if own_tower:
+        config["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"  # as published ones say
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import load_backbone
 from f3rm.backbones.weights import weights_identity
-from tests.backbones.llava_checkpoint import LANGUAGE_SHARD, make_parts, write_llava
+from tests.backbones.llava_checkpoint import LANGUAGE_SHARD, make_parts, tower_config, write_llava
 
 
 def reference(images):
@@ -64,6 +64,37 @@ def test_a_tower_elsewhere_is_followed(tmp_path, make_images):
     (plain,) = load_backbone(ref).run(images, ["-2"]).values()
     torch.testing.assert_close(plain.flatten(1, 2), reference(images)[0], rtol=1e-5, atol=1e-5)
     assert CLIPVisionModel.from_pretrained(tmp_path / "clip").config.num_attention_heads == 1
+
+
+def test_attention_heads_are_the_checkpoints_or_an_error(tmp_path, make_images):
+    """64 channels in four heads or one have the same weights, but not the same features."""
+    tower, _ = make_parts()
+    folder = write_llava(tmp_path / "robopoint")
+    plain = json.loads((folder / "config.json").read_text())
+    del plain["mm_vision_tower"]
+    vision = {**tower_config().to_dict(), "num_attention_heads": 4}
+    (tmp_path / "tower").mkdir()
+    (tmp_path / "tower" / "config.json").write_text(json.dumps({"vision_config": vision}))
+    ref = BackboneRef("llava", "robopoint", str(folder))
+    images = make_images(56, 56)
+    expected = CLIPVisionModel(CLIPVisionConfig(**vision)).eval()
+    expected.load_state_dict(tower.state_dict())
+    with torch.no_grad():
+        hidden = expected(images, output_hidden_states=True).hidden_states
+    assert hidden is not None
+    for stated in ({"vision_config": vision}, {"mm_vision_tower": str(tmp_path / "tower")}):
+        (folder / "config.json").write_text(json.dumps({**plain, **stated}))
+        (found,) = load_backbone(ref).run(images, ["-2"]).values()
+        torch.testing.assert_close(found.flatten(1, 2), hidden[-2][:, 1:], rtol=1e-5, atol=1e-5)
+        assert (found.flatten(1, 2) - reference(images)[0]).abs().max() > 1e-3
+    (folder / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(BackboneUnavailableError, match="number of attention heads is not known"):
+        load_backbone(ref)
+    (tmp_path / "tower" / "config.json").write_text("{}")
+    stated = {**plain, "mm_vision_tower": str(tmp_path / "tower")}
+    (folder / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(BackboneUnavailableError, match="neither has that of its tower"):
+        load_backbone(ref)
 
 
 def test_what_is_no_llava_is_refused(tmp_path):
