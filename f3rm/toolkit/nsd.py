@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -45,12 +47,13 @@ SPLITS: Mapping[str, str] = {
 }
 """Name of the array -> folder of its images; the second may be missing."""
 
+_MAP_AXES = 4  # (items, rows, cols, channels)
 _DINO = BackboneRef("dinov2", "facebook/dinov2-base", "facebook/dinov2-base")
 _CLIP = BackboneRef("clip", "ViT-L-14-quickgelu", "openai")
-_TAPS: Mapping[NsdBackbone, tuple[BackboneRef, str]] = {
-    "dinov2_q": (_DINO, "{layer}:query@all"),
-    "dinov2": (_DINO, "{layer}@all|norm"),
-    "clip": (_CLIP, "final@all|proj"),
+_TAPS: Mapping[NsdBackbone, tuple[BackboneRef, str, Geometry]] = {
+    "dinov2_q": (_DINO, "{layer}:query@{select}", "pad"),
+    "dinov2": (_DINO, "{layer}@{select}|norm", "pad"),
+    "clip": (_CLIP, "final@{select}|proj", "stretch"),
 }
 
 
@@ -58,7 +61,8 @@ def nsd_spec(
     backbone: NsdBackbone = "dinov2_q",
     *,
     enc_layer: int = -1,
-    geometry: Geometry = "pad",
+    geometry: Geometry | None = None,
+    class_token: bool = True,
     weights: str = "",
     model: str = "",
 ) -> ExtractionSpec:
@@ -68,7 +72,10 @@ def nsd_spec(
         backbone: ``dinov2_q``: queries of a block of DINOv2 ViT-B/14, heads side by side;
             ``dinov2``: its tokens after the final norm; ``clip``: CLIP ViT-L/14 projected.
         enc_layer: The block, from the end if negative; CLIP has only the last.
-        geometry: How images become network inputs.
+        geometry: How images become network inputs; None for ``pad`` with DINOv2 (962 tokens of
+            425 x 425 pixels) and ``stretch`` with CLIP (257 tokens).
+        class_token: Whether the class token comes first. The original guide has it in all three
+            arrays; its program leaves it out of ``dinov2`` (961 tokens).
         weights: A local copy of the weights.
         model: Another model of the family.
 
@@ -77,14 +84,17 @@ def nsd_spec(
     """
     for name, value, known in (
         ("backbone", backbone, get_args(NsdBackbone)),
-        ("geometry", geometry, get_args(Geometry)),
+        ("geometry", geometry, (*get_args(Geometry), None)),
     ):
         if value not in known:
-            msg = f"nsd_spec: {name} must be one of {', '.join(known)}, got {value!r}."
+            msg = f"nsd_spec: {name} must be one of {', '.join(map(str, known))}, got {value!r}."
             raise DatasetError(msg)
-    ref, tap = _TAPS[backbone]
+    select = "all" if class_token else "patch"
+    ref, tap, usual = _TAPS[backbone]
     ref = replace(ref, model=model or ref.model, weights=weights or ref.weights)
-    return ExtractionSpec(ref, (tap.format(layer=enc_layer),), GEOMETRIES[geometry])
+    return ExtractionSpec(
+        ref, (tap.format(layer=enc_layer, select=select),), GEOMETRIES[geometry or usual]
+    )
 
 
 def result_name(backbone: NsdBackbone, enc_layer: int = -1) -> str:
@@ -148,16 +158,21 @@ def extract_nsd(
             if items is None:
                 continue
             store = extract(items, spec, folder / "store", split=split, **options)
-            export_array(store, folder / f"{split}.npy")
+            export_array(store, folder / f"{split}.npy", transform=_tokens_of)
             stores[subject][split] = store
     return stores
+
+
+def _tokens_of(features: Shaped[np.ndarray, "items ..."]) -> Shaped[np.ndarray, "items ..."]:
+    """Lists the cells of maps one after the other, as the original arrays do."""
+    return features.reshape(len(features), -1, features.shape[-1])
 
 
 class NsdDataset(Dataset[dict[str, Tensor]]):
     """What a brain encoder reads: maps with channels first, from a cache or computed on the fly.
 
     Attributes:
-        maps: Tokens with the class token first, which is dropped.
+        maps: Tokens with the class token first, which is dropped, or maps without one.
         vectors: Tokens whose first row is put beside every cell (``cat_clip``), or alone.
     """
 
@@ -195,7 +210,7 @@ class NsdDataset(Dataset[dict[str, Tensor]]):
         """Returns a batch of images."""
         batches = [part.__getitems__(numbers) for part in self._parts]
         tokens = [torch.stack([item["features"] for item in batch]) for batch in batches]
-        maps = map_of_tokens(tokens[0])
+        maps = tokens[0] if tokens[0].ndim == _MAP_AXES else map_of_tokens(tokens[0])
         if self.vectors is not None:
             others = tokens[-1][:, 0]  # (items, channels): the class token, projected
             maps = broadcast_concat(maps if self.maps is not None else maps[..., :0], others)

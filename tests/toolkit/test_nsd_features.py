@@ -74,7 +74,9 @@ def test_nsd_dinov2_equals_the_normed_tokens_with_the_class_token_first(
 
 def test_nsd_clip_equals_open_clips_own_tokens(write_images, clip_folder):
     (path,) = write_images(["a.png"], size=(56, 56))
-    (found,) = FeatureExtractor(nsd_spec("clip", weights=str(clip_folder)))(path).values()
+    (found,) = FeatureExtractor(nsd_spec("clip", geometry="pad", weights=str(clip_folder)))(
+        path
+    ).values()
 
     config = json.loads((clip_folder / "open_clip_config.json").read_text())["model_cfg"]
     model: Any = open_clip.CLIP(**config, output_dict=False).eval()
@@ -96,6 +98,36 @@ def test_nsd_geometries_have_their_declared_tokens(dinov2_folder, geometry, size
     (found,) = extractor(pixels_of(size, 0)).values()
     assert found.shape == (1, tokens, 32)
     assert extractor.shape(*size) == {"-1:query@all": (tokens, 32)}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tokens", "patches"),
+    [("dinov2_q", 962, 961), ("dinov2", 962, 961), ("clip", 257, 256)],
+)
+def test_nsd_arrays_have_their_own_tokens_by_default(
+    dinov2_folder, clip_folder, backbone, tokens, patches
+):
+    weights = str(clip_folder if backbone == "clip" else dinov2_folder)
+    found = FeatureExtractor(nsd_spec(backbone, weights=weights)).shape(425, 425)
+    assert [shape[:-1] for shape in found.values()] == [(tokens,)]
+    bare = nsd_spec(backbone, weights=weights, class_token=False)
+    (shape,) = FeatureExtractor(bare).shape(425, 425).values()
+    assert np.prod(shape[:-1]) == patches
+
+
+def test_nsd_array_without_the_class_token_is_the_rest_of_it(tmp_path, write_images, dinov2_folder):
+    _dataset(write_images, tmp_path, "01", test=False)
+    arrays, stores = [], []
+    for kept in (True, False):
+        spec = nsd_spec("dinov2", weights=str(dinov2_folder), class_token=kept)
+        out = tmp_path / f"out{kept}"
+        found = extract_nsd(tmp_path, out, spec, "dinov2_last", progress=False)
+        arrays.append(np.load(out / "dinov2_last" / "01" / "train.npy"))
+        stores.append(found["01"]["train"])
+    assert arrays[1].shape == (2, 4, 32)
+    np.testing.assert_allclose(arrays[0][:, 1:], arrays[1], atol=1e-6)
+    maps = [NsdDataset(store)[0]["features"] for store in stores]
+    torch.testing.assert_close(maps[0], maps[1])
 
 
 def _dataset(write_images, root: Path, subject: str, *, test: bool = True) -> None:
