@@ -94,12 +94,26 @@ class HeadSpec:
         channels: Number of feature channels C.
         has_text: Whether the backbone has a text tower, so that the head answers text queries.
         backbone: The model whose features the head distils.
+        identity: Which weights these are, wherever they lie (``xxh3:...`` of a local file or
+            folder, ``hub:...`` of a name); empty where a checkpoint was written without it.
     """
 
     name: str
     channels: int
     has_text: bool
     backbone: BackboneRef
+    identity: str = ""
+
+    def is_same_model(self, other: "HeadSpec") -> bool:
+        """Tells whether two heads distil one model; the place of its weights does not matter.
+
+        Where one of them does not know its weights, the model's name decides.
+        """
+        if self.backbone.adapter != other.backbone.adapter:
+            return False
+        if self.identity and other.identity:
+            return self.identity == other.identity
+        return self.backbone.model == other.backbone.model
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain strings, numbers and dicts, for checkpoints read with ``weights_only``."""

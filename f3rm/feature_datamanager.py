@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -34,7 +34,7 @@ from nerfstudio.data.utils.dataloaders import (
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 
-from f3rm._types import BackboneUnavailableError, HeadSpec
+from f3rm._types import BackboneUnavailableError, DatasetError, HeadSpec
 from f3rm.feature_field import FeatureStats
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.extraction import extract_features
@@ -58,6 +58,10 @@ logger = logging.getLogger(__name__)
 
 _STATS_ROWS = 1 << 14
 _SPLITS = ("train", "val", "test")
+_HOLD_OUT = (
+    "To hold some out, train with a smaller --train-split-fraction (of nerfstudio-data) or with "
+    "more images."
+)
 
 
 @dataclass
@@ -154,6 +158,10 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
         self._prefetcher: Prefetcher[RayBundle] | None = None
+        if not len(self.eval_dataset) and test_mode != "inference":  # setup_eval was not called
+            self.fixed_indices_eval_dataloader = _NothingHeldOut()
+            if test_mode == "val":
+                logger.warning("No evaluation images: evaluation is skipped. %s", _HOLD_OUT)
         if self.stores:
             if test_mode == "val":  # else the checkpoint brings heads and statistics
                 self._publish()
@@ -246,6 +254,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                 channels=self.stores[spec.name].channels,
                 has_text=self.stores[spec.name].manifest.has_text,
                 backbone=spec.backbone,
+                identity=self.stores[spec.name].manifest.weights_identity,
             )
             for spec in self.specs
         ]
@@ -316,9 +325,25 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return drawn
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
-        """Returns rays and pixels of the next evaluation batch, with their features."""
+        """Returns rays and pixels of the next evaluation batch, with their features.
+
+        Raises:
+            DatasetError: If there are no evaluation images.
+        """
+        if not len(self.eval_dataset):
+            _nothing_held_out()
         bundle, batch = super().next_eval(step)
         return bundle, self._with_features(batch, "eval")
+
+    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
+        """Returns camera and photograph of a random evaluation image.
+
+        Raises:
+            DatasetError: If there are no evaluation images.
+        """
+        if not len(self.eval_dataset):
+            _nothing_held_out()
+        return super().next_eval_image(step)
 
     def _with_features(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
         for key, look_up in self._look_ups(split).items():
@@ -354,6 +379,22 @@ class _WithTargets(EvalDataloader):
         if targets is not None:
             batch["feature_targets"] = targets
         return camera, batch
+
+
+class _NothingHeldOut:
+    """In place of the evaluation images where there are none; ns-eval gets the error from it."""
+
+    def __len__(self) -> int:
+        _nothing_held_out()
+        return 0  # not reached
+
+    def __iter__(self) -> NoReturn:
+        _nothing_held_out()
+
+
+def _nothing_held_out() -> NoReturn:
+    msg = f"FeatureDataManager: there is nothing to evaluate, no image is held out. {_HOLD_OUT}"
+    raise DatasetError(msg)
 
 
 class _FixedWithTargets(_WithTargets, FixedIndicesEvalDataloader):

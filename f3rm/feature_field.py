@@ -259,7 +259,11 @@ class FeatureField(nn.Module):
         sizes = [(spec.name, spec.channels) for spec in specs]
         here = [(spec.name, spec.channels) for spec in self.specs]
         if sizes == here and not any(trunks) and not self.more_trunks:
-            return
+            if self.training:
+                self._check_models(specs)
+                return
+            if specs == list(self.specs):
+                return
         if self.training and len(self.heads):
             if any(trunks):
                 msg = (
@@ -275,6 +279,16 @@ class FeatureField(nn.Module):
             raise F3rmError(msg)
         self._build_heads(list(zip(specs, trunks, strict=True)))
 
+    def _check_models(self, saved: Sequence[HeadSpec]) -> None:
+        for before, now in zip(saved, self.specs, strict=True):
+            if not before.is_same_model(now):
+                msg = (
+                    f"FeatureField: the head {now.name!r} of the checkpoint distils "
+                    f"{_model_text(before)}, the data has features of {_model_text(now)}. Resume "
+                    "with the weights of the first run, from any place, or start a new run."
+                )
+                raise F3rmError(msg)
+
     def _build_heads(self, heads: Sequence[tuple[HeadSpec, int]]) -> None:
         """Builds heads, each with the number of its trunk, and the trunks that they need."""
         network = self.config.network
@@ -287,3 +301,9 @@ class FeatureField(nn.Module):
         for spec, trunk in heads:
             head = FeatureHead(spec, network.hidden_dim, trunk=trunk, num_trunks=num_trunks)
             self.heads[spec.name] = head.to(device)
+
+
+def _model_text(spec: HeadSpec) -> str:
+    ref = spec.backbone
+    known = f" ({spec.identity})" if spec.identity else ""
+    return f"{ref.adapter}:{ref.model}@{ref.weights}{known}"

@@ -396,3 +396,14 @@ def test_files_of_one_name_in_two_folders_are_told_apart_or_refused(tmp_path):
     write_image(tmp_path / "left" / "x.png", 4, 4)
     with pytest.raises(DatasetError, match="none matches"):
         match_items([tmp_path / "left" / "y.png"], items)
+
+
+def test_heads_know_which_weights_they_distil_wherever_these_lie(tmp_path, make, checkpoint):
+    data = write_dataset(tmp_path / "scene", UNIFORM)
+    shutil.copytree(checkpoint, tmp_path / "moved")
+    first = make(data).train_dataset.metadata["feature_heads"][0]
+    moved = make(data, weights=(f"DINO={tmp_path / 'moved'}",))
+    again = moved.train_dataset.metadata["feature_heads"][0]
+    assert first.identity.startswith("xxh3:")
+    assert first.backbone.weights != again.backbone.weights
+    assert first.is_same_model(again)

@@ -122,3 +122,52 @@ def test_a_field_of_other_sizes_or_with_a_name_twice_is_not_adopted():
     other = _field(head("dino", 6), network=replace(SMALL, num_levels=3))
     with pytest.raises(F3rmError, match="the same sizes"):
         field.adopt(other)
+
+
+def _identified(identity, *, model="small", weights="/first"):
+    plain = head("clip")
+    ref = replace(plain.backbone, model=model, weights=weights)
+    return replace(plain, backbone=ref, identity=identity)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (_identified("xxh3:1"), _identified("xxh3:1", weights="/second")),
+        (_identified("hub:small@a"), _identified("hub:small@a")),
+        (_identified(""), _identified("xxh3:1", weights="/second")),
+    ],
+    ids=["moved", "hub", "of-before"],
+)
+def test_training_goes_on_with_the_same_model(saved, now):
+    resumed = _field(now).train()
+    resumed.load_state_dict(_field(saved).state_dict())
+    assert resumed.specs == (now,)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (_identified("xxh3:1"), _identified("xxh3:2")),
+        (_identified("hub:small@a"), _identified("xxh3:2")),
+        (_identified(""), _identified("xxh3:1", model="other")),
+    ],
+    ids=["other-bytes", "hub-and-file", "of-before"],
+)
+def test_training_does_not_go_on_with_another_model_of_the_same_width(saved, now):
+    state = _field(saved).state_dict()
+    resumed = _field(now).train()
+    with pytest.raises(F3rmError, match=r"distils clip:small@/first.*the data has features of"):
+        resumed.load_state_dict(state)
+    opened = _field(now).eval()
+    opened.load_state_dict(state)
+    assert opened.specs == (saved,)
+
+
+def test_a_checkpoint_without_identities_opens():
+    state = _field(head("clip")).state_dict()
+    for plain in state["_extra_state"]["heads"]:
+        del plain["identity"]
+    opened = _field().eval()
+    opened.load_state_dict(state)
+    assert opened.specs == (head("clip"),)

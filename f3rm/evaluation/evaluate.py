@@ -38,6 +38,7 @@ from f3rm.features.items import dataset_root
 from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.questions import choose_head
+from f3rm.scene.run_config import RunError
 from f3rm.scene.run_loading import LoadedRun, check_same_views, field_model, load_run
 from f3rm.scene.scene import Scene
 from f3rm.semantics.similarity import CANONICAL_NEGATIVES
@@ -72,6 +73,7 @@ def evaluate_run(
     started = time.perf_counter()
     place = resolve_device(device)
     run = load_run(config, data=data, device=place)
+    _check_held_out(run)
     model = field_model(run)
     notes = [] if run.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
@@ -102,6 +104,16 @@ def evaluate_run(
         context=_context(run, truth, language, seed=seed, device=place),
         notes=tuple(notes),
     )
+
+
+def _check_held_out(run: LoadedRun) -> None:
+    if not run.held_out.names:
+        msg = (
+            f"evaluate_run: {str(run.config_path)!r} must hold out at least one photograph, but "
+            f"all {len(run.train.names)} were trained on. Train with a smaller "
+            "--train-split-fraction."
+        )
+        raise RunError(msg)
 
 
 def _look(

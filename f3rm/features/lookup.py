@@ -56,12 +56,13 @@ class FeatureLookup:
         self.stores = stores
         self.sizes = sizes
         self._rows = {
-            name: torch.tensor([store.index(image) for image in names])
+            name: torch.tensor([store.index(image) for image in names], dtype=torch.int64)
             for name, store in stores.items()
         }
         self._mode: GatherMode = mode
         name, store = next(iter(stores.items()))
-        files = torch.tensor([store.image_size(int(row)) for row in self._rows[name]])
+        found = [store.image_size(int(row)) for row in self._rows[name]]
+        files = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)  # a split may be empty
         self._scale = files / sizes  # file pixels per trained pixel, (y, x)
 
     def features(

@@ -90,7 +90,12 @@ def train_features(
 
 @torch.no_grad()
 def held_out_cosines(model: FeatureFieldModel, manager: FeatureDataManager) -> dict[str, float]:
-    """Returns each head's mean cosine with its teacher at random pixels of held-out views."""
+    """Returns each head's mean cosine with its teacher at random pixels of held-out views.
+
+    Empty where no view is held out.
+    """
+    if not len(manager.eval_dataset):
+        return {}
     model.eval()
     sums = dict.fromkeys(model.heads, 0.0)
     for step in range(_MEASURED_BATCHES):
