@@ -18,11 +18,15 @@ from torch import Tensor
 from f3rm._types import BackboneUnavailableError
 
 _NESTING_KEYS = ("state_dict", "model_state_dict", "model")
+_CLASSY_KEY = "classy_state_dict"
+"""Where ClassyVision, hence VISSL, keeps what is trained."""
 _READ_ERRORS = (
     OSError,
     EOFError,
     RuntimeError,
     ValueError,
+    TypeError,
+    AttributeError,
     LookupError,
     SafetensorError,
     pickle.UnpicklingError,
@@ -74,6 +78,8 @@ def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tens
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     mapped = zipfile.is_zipfile(path)  # Then only the tensors that are used are read from disk.
     content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if isinstance(content, dict) and _CLASSY_KEY in content:
+        return _of_classy(content[_CLASSY_KEY])
     for key in _NESTING_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -81,6 +87,14 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         msg = f"it holds a {type(content).__name__}, not a state dict"
         raise pickle.UnpicklingError(msg)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _of_classy(content: Any) -> dict[str, Tensor]:
+    """Returns the trunk's tensors by their names, and those of the heads as ``heads.<name>``."""
+    model = content["base_model"]["model"]
+    heads = {f"heads.{name}": value for name, value in model.get("heads", {}).items()}
+    state = {**model["trunk"], **heads}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _is_torchscript(path: Path) -> bool:

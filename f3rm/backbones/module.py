@@ -21,9 +21,10 @@ from f3rm._types import BackboneRef, TapError
 from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Tower
 from f3rm.backbones.layers import LayerInfo, find_layer
 from f3rm.backbones.module_hooks import observe, read_modules
-from f3rm.backbones.module_source import load_module
+from f3rm.backbones.module_source import load_module, without_classifier
 from f3rm.backbones.tap_values import apply_ops, select_tokens
 from f3rm.backbones.taps import Tap
+from f3rm.backbones.vissl_heads import load_heads, split_heads
 from f3rm.backbones.weights import unavailable, weights_identity
 
 _MAP_AXES = 4
@@ -95,7 +96,8 @@ class ModuleBackbone(Backbone):
             ref: ``model`` is ``torchvision:resnet50``, ``timm:resnet18`` or
                 ``package.module:function``, where the function takes nothing and returns the
                 module. ``weights`` is a weight file, ``random`` (always the same), or a name that
-                torchvision knows (``IMAGENET1K_V2``); with timm ``pretrained``.
+                torchvision knows (``IMAGENET1K_V2``); with timm ``pretrained``. Heads of VISSL
+                follow the model's name; see :mod:`f3rm.backbones.vissl_heads`.
             device: Where the parameters go.
             towers: Must be the image tower alone.
 
@@ -108,7 +110,12 @@ class ModuleBackbone(Backbone):
         """
         if "text" in towers:
             raise unavailable(ref, "plain modules have no text tower; ask a CLIP model instead")
-        return cls(ref, load_module(ref).to(device))
+        plain, described = split_heads(ref)
+        trunk = load_module(plain)
+        if not described:
+            return cls(ref, trunk.to(device))
+        without_classifier(plain, trunk)
+        return cls(ref, trunk.to(device), head=load_heads(plain, described).to(device))
 
     def encode_image(
         self, images: Float[Tensor, "batch 3 height width"]

@@ -50,6 +50,17 @@ def load_module(ref: BackboneRef) -> nn.Module:
     return module.float()
 
 
+def without_classifier(ref: BackboneRef, module: nn.Module) -> None:
+    """Replaces a residual network's classifier by nothing, so that it gives its pooled output.
+
+    Raises:
+        BackboneUnavailableError: If it has none of the name ``fc``.
+    """
+    if not isinstance(getattr(module, "fc", None), nn.Module):
+        raise unavailable(ref, "VISSL's heads are built on residual networks; this model has no fc")
+    module.add_module("fc", nn.Identity())
+
+
 def _published(ref: BackboneRef, library: str) -> Mapping[str, Any]:
     """Returns the argument that makes a library fetch its own weights."""
     if library == "torchvision":

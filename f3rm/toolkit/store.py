@@ -73,6 +73,7 @@ class TapStore:
         self.split = folder.name
         self.items = items
         self.spec = ExtractionSpec.of_recorded(manifest.spec)
+        self._chunk_sizes = [len(chunk.images) for chunk in manifest.chunks]
         self.failed = {record.name: record.error for record in manifest.failed}
         self._layouts = _layouts(folder, manifest, self.taps)
         self._chunks = [map_chunk(folder, chunk) for chunk in manifest.chunks]
@@ -156,6 +157,11 @@ class TapStore:
             return self.load(tap)
         chosen = np.random.default_rng(seed).choice(len(self), size=num, replace=False)
         return self.take(np.sort(self.indices[chosen]), tap)
+
+    @property
+    def chunk_size(self) -> int:
+        """Items per file of the extraction; the last file may have fewer."""
+        return max(self._chunk_sizes, default=1)
 
     def batches(self, size: int = 1024, tap: str | None = None) -> Iterator[Table]:
         """Yields all items, some at a time.

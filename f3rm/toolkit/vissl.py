@@ -148,7 +148,7 @@ def export_vissl(
     layers: Mapping[str, str] | None = None,
     split: str | None = None,
     flatten: bool = False,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> list[Path]:
     """Writes an extraction as VISSL would have, without the duplicates of its padded samplers.
 
@@ -159,7 +159,8 @@ def export_vissl(
             several taps have one layer.
         split: Name of the split in the file names; the store's if not given.
         flatten: Whether every item becomes one axis, channel by channel.
-        chunk: Items per file.
+        chunk: Items per file; None for those of the extraction's own files, so that with
+            ``CHUNK_THRESHOLD: 0`` every batch has one.
 
     Returns:
         The files of features. Maps have channels first; items without a label get no targets.
@@ -176,7 +177,7 @@ def export_vissl(
         raise UnsafeNameError(msg)
     written: list[Path] = []
     for tap, layer in names.items():
-        for number, table in enumerate(store.batches(chunk, tap)):
+        for number, table in enumerate(store.batches(chunk or store.chunk_size, tap)):
             stem = f"rank0_chunk{number}_{(split or store.split).lower()}_{safe_part(layer)}"
             arrange = flat_channels_first if flatten else first_channels
             path = output_dir / f"{stem}_features.npy"

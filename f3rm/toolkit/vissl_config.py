@@ -1,9 +1,11 @@
 """VISSL's YAML of a feature extraction, read as taps, chunk policy and layer names.
 
 Read are ``MODEL.FEATURE_EVAL_SETTINGS`` and ``EXTRACT_FEATURES``; the rest (datasets, distributed
-settings, optimisers) has its place elsewhere.
+settings, optimisers) has its place elsewhere. ``MODEL.HEAD`` says which heads are built, and
+``MODEL.TRUNK`` which model the weights must be of.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from f3rm._types import BackboneRef
 from f3rm.backbones.tap_ops import Op
 from f3rm.backbones.taps import Tap
+from f3rm.backbones.vissl_heads import HeadError, with_heads
 from f3rm.backbones.weights import near_matches
 from f3rm.toolkit.prep import Prep
 from f3rm.toolkit.run import Shard
@@ -25,6 +28,7 @@ _OPS: Mapping[str, str | None] = {
     "AdaptiveMaxPool2d": "adaptive_max",
     "Identity": None,
 }
+_RESNET = re.compile(r"resnet(?P<depth>\d+)")
 _LAST = "res5avg"
 """What a residual trunk gives to its head."""
 
@@ -38,15 +42,39 @@ class VisslSettings:
         layers: Tap -> name in VISSL's files.
         shard: How results are cut into files.
         output_dir: Where they go; None if the configuration leaves it open.
+        heads: ``HEAD.PARAMS`` where heads are read; None where the trunk is.
+        batchnorm_eps: Epsilon of the heads' batch norms.
+        depth: Layers of the residual trunk; None if the configuration does not say.
     """
 
     taps: tuple[str, ...]
     layers: Mapping[str, str]
     shard: Shard
     output_dir: Path | None
+    heads: tuple[Any, ...] | None = None
+    batchnorm_eps: float = 1e-5
+    depth: int | None = None
 
     def spec(self, backbone: BackboneRef, prep: Prep, **settings: Any) -> ExtractionSpec:
-        """Returns the specification for a model and a preparation."""
+        """Returns the specification for a model and a preparation.
+
+        Raises:
+            SpecError: If the model is not the configuration's, or a head cannot be built.
+        """
+        found = _RESNET.search(backbone.model)
+        if self.depth is not None and found and int(found["depth"]) != self.depth:
+            msg = (
+                f"VisslSettings.spec: the model must have the configuration's depth {self.depth} "
+                f"(MODEL.TRUNK.RESNETS.DEPTH), got {backbone.model!r}. Give the model that the "
+                "checkpoint was trained as."
+            )
+            raise SpecError(msg)
+        if self.heads is not None:
+            try:
+                backbone = with_heads(backbone, self.heads, eps=self.batchnorm_eps)
+            except HeadError as error:
+                msg = f"VisslSettings.spec: {error}. Read the trunk (EXTRACT_TRUNK_FEATURES_ONLY)."
+                raise SpecError(msg) from error
         return ExtractionSpec(backbone, self.taps, prep, **settings)
 
 
@@ -77,6 +105,7 @@ def read_vissl_config(source: Path | str | Mapping[str, Any]) -> VisslSettings:
         layers=layers,
         shard=_shard(extraction.get("CHUNK_THRESHOLD", -1)),
         output_dir=Path(str(folder)) if folder else None,
+        **_model(_section(config, "MODEL"), heads="head" in layers),
     )
 
 
@@ -125,6 +154,17 @@ def _layers(settings: Mapping[str, Any]) -> dict[str, str]:
         for index, layer in enumerate(layers)
     ]
     return dict(zip(taps, numbered, strict=True))
+
+
+def _model(model: Mapping[str, Any], *, heads: bool) -> dict[str, Any]:
+    """Returns which heads are read, and what the configuration says of the trunk."""
+    head = _section(model, "HEAD")
+    depth = _section(_section(model, "TRUNK"), "RESNETS").get("DEPTH")
+    return {
+        "heads": tuple(head.get("PARAMS") or ()) if heads else None,
+        "batchnorm_eps": float(head.get("BATCHNORM_EPS", 1e-5)),
+        "depth": int(depth) if depth is not None else None,
+    }
 
 
 def _shard(threshold: object) -> Shard:

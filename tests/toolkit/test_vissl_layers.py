@@ -1,6 +1,7 @@
 """VISSL's layer-pool map, chunk policy, loader and files, against torchvision, timm and hooks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import nn
 from torch.nn.functional import relu
 from torchvision.datasets import ImageFolder
 
-from f3rm._types import BackboneRef, CacheError, TapError
+from f3rm._types import BackboneRef, BackboneUnavailableError, CacheError, TapError
 from f3rm.backbones.module import ModuleBackbone
+from f3rm.backbones.registry import load_backbone
 from f3rm.toolkit.lists import list_items
 from f3rm.toolkit.live import FeatureExtractor
 from f3rm.toolkit.prep import Prep
@@ -57,6 +59,7 @@ POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "res5avg": nn.Identity(),
 }
 TORCHVISION_NAMES = {
+    "eval-deep": {"0": "0.channel_bn", "2": "0.clf.clf.0", "3": "0.clf.clf.1", "5": "0.clf.clf.3"},
     "conv1": "relu",
     "res2": "layer1",
     "res3": "layer2",
@@ -153,6 +156,164 @@ def test_vissl_chunk_policies_give_the_same_features(tmp_path, classes, backbone
         expected = found["all"].load(tap).features
         for store in found.values():
             np.testing.assert_allclose(store.load(tap).features, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("threshold", "files"), [(0, 4), (3, 3), (-1, 1)])
+def test_vissl_files_are_cut_as_the_threshold_says(tmp_path, classes, backbone, threshold, files):
+    plain = {**CONFIG["config"], "EXTRACT_FEATURES": {"CHUNK_THRESHOLD": threshold}}
+    settings = read_vissl_config(plain)
+    store = run(classes, tmp_path / "out", backbone, shard=settings.shard, batch_size=2)
+    export_vissl(store, tmp_path / "vissl", layers=settings.layers)
+    assert len(list((tmp_path / "vissl").glob("*_res4_features.npy"))) == files
+
+
+HEADS: dict[str, tuple[list[Any], nn.Module]] = {
+    "one": ([["mlp", {"dims": [512, 7]}]], nn.Sequential(nn.Flatten(), nn.Linear(512, 7))),
+    "two": (
+        [
+            [
+                "mlp",
+                {
+                    "dims": [512, 9],
+                    "use_bn": True,
+                    "use_relu": True,
+                    "skip_last_layer_relu_bn": False,
+                },
+            ],
+            ["mlp", {"dims": [9, 5]}],
+        ],
+        nn.Sequential(
+            nn.Flatten(), nn.Linear(512, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5)
+        ),
+    ),
+    "deep": (
+        [
+            [
+                "mlp",
+                {
+                    "dims": [512, 9, 6],
+                    "use_bn": True,
+                    "use_relu": True,
+                    "use_dropout": True,
+                    "use_bias": False,
+                },
+            ]
+        ],
+        nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(512, 9, bias=False),
+            nn.BatchNorm1d(9),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(9, 6, bias=False),
+        ),
+    ),
+    "eval-deep": (
+        [["eval_mlp", {"in_channels": 512, "dims": [512, 8, 4], "use_bn": True, "use_relu": True}]],
+        nn.Sequential(
+            nn.BatchNorm2d(512),
+            nn.Flatten(),
+            nn.Linear(512, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Linear(8, 4),
+        ),
+    ),
+    "eval": (
+        [["eval_mlp", {"in_channels": 512, "dims": [512, 4]}]],
+        nn.Sequential(nn.BatchNorm2d(512), nn.Flatten(), nn.Linear(512, 4)),
+    ),
+}
+NAMES = {
+    "one": {"1": "0.clf.0"},
+    "two": {"1": "0.clf.0", "2": "0.clf.1", "4": "1.clf.0"},
+    "deep": {"1": "0.clf.0", "2": "0.clf.1", "5": "0.clf.4"},
+    "eval": {"0": "0.channel_bn", "2": "0.clf.clf.0"},
+}
+
+
+def head_config(params: list[Any], depth: int = 18) -> dict[str, Any]:
+    model = {
+        "FEATURE_EVAL_SETTINGS": {"FREEZE_TRUNK_AND_HEAD": True, "EVAL_TRUNK_AND_HEAD": True},
+        "HEAD": {"PARAMS": params},
+        "TRUNK": {"NAME": "resnet", "RESNETS": {"DEPTH": depth}},
+    }
+    return {"config": {"MODEL": model}}
+
+
+def write_checkpoint(file: Path, resnet: nn.Module, name: str) -> nn.Module:
+    """Writes VISSL's checkpoint of a trunk and its heads; returns the heads."""
+    head = HEADS[name][1].eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        for tensor in (*head.parameters(), *head.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.uniform_(0.2, 1)
+    heads = {
+        f"{NAMES[name][key.split('.')[0]]}.{key.split('.')[1]}": value
+        for key, value in head.state_dict().items()
+    }
+    trunk = {
+        f"_feature_blocks.{key}": value
+        for key, value in resnet.state_dict().items()
+        if not key.startswith("fc.")
+    }
+    model = {"model": {"trunk": trunk, "heads": heads}}
+    torch.save({"classy_state_dict": {"base_model": model}, "iteration": 1}, file)
+    return head
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_vissl_heads_are_the_checkpoints(tmp_path, classes, resnet, name):
+    file = tmp_path / "model.torch"
+    head = write_checkpoint(file, resnet, name)
+    settings = read_vissl_config(head_config(HEADS[name][0]))
+    spec = settings.spec(BackboneRef("module", "torchvision:resnet18", str(file)), PREP)
+    image = classes / "ant" / "c.png"
+    if name == "two":
+        store = extract(classes, spec, tmp_path / "out", split="train", progress=False)
+        export_vissl(store, tmp_path / "vissl", layers=settings.layers)
+        row = store.items.names.index("ant/c.png")
+        rows = load_features(tmp_path / "vissl", "train", "heads")["features"]
+        found = torch.from_numpy(rows[row : row + 1])
+    else:
+        found = FeatureExtractor(spec, device="cpu")([image])["head"]
+    pooled = reference_layers(resnet, [image])["res5avg"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, head(pooled), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([["swav_head", {"dims": [512, 128]}]], "'swav_head' cannot be built; known are"),
+        ([["mlp", {"dims": [512, 7], "use_gelu": True}]], "unknown options .*use_gelu"),
+        ([["eval_mlp", {"dims": [512, 7]}]], "lacks .*in_channels"),
+        ([[["mlp", {"dims": [512, 7]}]]], "one head per feature cannot be built"),
+        ([], "HEAD.PARAMS must be a list"),
+    ],
+)
+def test_vissl_heads_that_cannot_be_built_are_refused_by_name(params, message):
+    settings = read_vissl_config(head_config(params))
+    with pytest.raises(SpecError, match=message):
+        settings.spec(BackboneRef("module", "torchvision:resnet18", "x.torch"), PREP)
+
+
+def test_vissl_another_trunk_or_checkpoint_than_the_configurations_is_refused(tmp_path, resnet):
+    file = tmp_path / "model.torch"
+    write_checkpoint(file, resnet, "one")
+    params = HEADS["one"][0]
+    small = BackboneRef("module", "torchvision:resnet18", str(file))
+    with pytest.raises(SpecError, match=r"depth 50 .*resnet18"):
+        read_vissl_config(head_config(params, 50)).spec(small, PREP)
+    large = BackboneRef("module", "torchvision:resnet50", str(file))
+    for ref, config, message in (
+        (large, head_config(params, 50), "does not fit the model"),
+        (small, head_config([["mlp", {"dims": [512, 8]}]]), "does not hold these heads"),
+        (replace(small, weights="random"), head_config(params), "read from a checkpoint"),
+    ):
+        with pytest.raises(BackboneUnavailableError, match=message):
+            load_backbone(read_vissl_config(config).spec(ref, PREP).backbone)
 
 
 def test_vissl_one_layer_with_two_pools_keeps_both_under_the_right_names(backbone, classes):
