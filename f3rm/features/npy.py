@@ -148,7 +148,7 @@ def _array(content: np.ndarray, header: NpyHeader) -> np.ndarray:
     if header.dtype.itemsize == 0 or 0 in header.shape:
         return np.empty(header.shape, header.dtype)
     if header.dtype.kind == "U":
-        letters = content.view(np.dtype("u4").newbyteorder(header.dtype.byteorder))
+        letters = content.view(header.dtype.str[0] + "u4")
         if ((letters > _LAST_LETTER) | ((letters >= 0xD800) & (letters <= 0xDFFF))).any():
             raise ValueError("its texts are no Unicode")
     order = "F" if header.fortran_order else "C"

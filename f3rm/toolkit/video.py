@@ -109,13 +109,13 @@ class FramePolicy:
 
 
 def _check_num(num: object) -> None:
-    is_number = isinstance(num, int) and not isinstance(num, bool)
-    if num is not None and not (is_number and 1 <= num <= _MOST_FRAMES):
-        msg = (
-            f"FramePolicy: num must be at least 1 and at most {_MOST_FRAMES}, got {num!r}. Ask for "
-            "a frame or more."
-        )
-        raise FramesError(msg)
+    if num is None or (type(num) is int and 1 <= num <= _MOST_FRAMES):
+        return
+    msg = (
+        f"FramePolicy: num must be at least 1 and at most {_MOST_FRAMES}, got {num!r}. Ask for a "
+        "frame or more."
+    )
+    raise FramesError(msg)
 
 
 @dataclass(frozen=True)
