@@ -1,5 +1,6 @@
 """Images that cannot be extracted: left out of training by name, or an error with a way out."""
 
+import os
 import shutil
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from f3rm import load
-from f3rm._types import DatasetError, ImageError
+from f3rm._types import DatasetError, F3rmError, ImageError
 from f3rm.backbones import dino
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.features.manifest import read_manifest
 from f3rm.features.standalone import extract_features_for_dataset
+from f3rm.scene.attach import AttachSettings, attach
 from tests.run_fixtures import colours, small_config, train
 from tests.scene_fixtures import write_dataset
 
@@ -138,3 +140,26 @@ def test_a_run_trained_without_some_images_opens_after_its_cache_is_gone(data, c
     scene = load(config.get_base_dir() / "config.yml")
     assert sorted(scene.views("train")) == [f"images/{name}" for name in KEPT[0]]
     assert scene.views("eval") == ("images/eval_1.png", "images/eval_2.png")
+
+
+def test_attached_features_lack_no_photograph_that_the_run_has(colours, tmp_path):
+    """The scene has an entry for each training camera; what fails later cannot be left out."""
+    data = write_dataset(tmp_path / "scene", dict.fromkeys(NAMES, (45, 60)))
+    config = small_config(data, tmp_path / "runs", "COLOURS")
+    manager = config.pipeline.datamanager
+    assert isinstance(manager, FeatureDataManagerConfig)
+    assert isinstance(manager.dataparser, NerfstudioDataParserConfig)
+    manager.dataparser.eval_mode, config.max_num_iterations = "filename", 1
+    train(config)
+    run, image = config.get_base_dir() / "config.yml", data / BAD[1]
+    content, time = image.read_bytes(), image.stat().st_mtime_ns
+    image.write_bytes(content[:-100] + bytes(100))
+    os.utime(image, ns=(time, time))
+    extract_features_for_dataset(data, "MUTE", on_error="record", device="cpu")
+    image.write_bytes(content)  # it decodes again, and looks like the file that failed
+    os.utime(image, ns=(time, time))
+    with pytest.raises(F3rmError, match=r"1 have none, e\.g\. 'images/train_1\.png'"):
+        attach(run, AttachSettings("MUTE", steps=1), out=tmp_path / "runs", device="cpu")
+    os.utime(image)
+    made = attach(run, AttachSettings("MUTE", steps=1), out=tmp_path / "runs", device="cpu")
+    assert made.heads == ("colours", "mute")

@@ -106,6 +106,7 @@ def attach(
     model, manager = pipeline.model, pipeline.datamanager
     assert isinstance(model, FeatureFieldModel)  # noqa: S101 - the recipe names both classes
     assert isinstance(manager, FeatureDataManager)  # noqa: S101
+    _check_images(run, manager)
     freeze_scene(model, run.model)
     start = time.perf_counter()
     train_features(model, manager, recipe, steps=steps, show_progress=show_progress)
@@ -128,6 +129,19 @@ def _check_names(run: LoadedRun, names: Iterable[str]) -> None:
         msg = (
             f"attach: the feature type must be new to the run, got {taken[0]!r} beside "
             f"{', '.join(here)}. Attach another type, or attach to the run before that head."
+        )
+        raise F3rmError(msg)
+
+
+def _check_images(run: LoadedRun, manager: FeatureDataManager) -> None:
+    """Refuses features that lack photographs of the run: its scene has an entry for each camera."""
+    if len(manager.train_dataset) < len(run.manager.train_dataset):
+        before = getattr(run.config.pipeline.datamanager, "feature_left_out", ())
+        names = [name for name in manager.config.feature_left_out if name not in before]
+        msg = (
+            "attach: every photograph that the run was trained on must have features, but "
+            f"{len(names)} have none, e.g. {names[0]!r}. f3rm cache verify says why; repair them, "
+            "or train a run without them."
         )
         raise F3rmError(msg)
 

@@ -113,29 +113,26 @@ def clean(text: str) -> str:
     return text
 
 
-def f3rm(python, *arguments):
-    out, err = python("-m", "f3rm.scripts.cli", *arguments).communicate(timeout=120)
-    return clean(out), clean(err)
-
-
-def test_no_command_sends_a_name_to_the_terminal(odd, python):
+def test_no_command_sends_a_name_to_the_terminal(odd, python, capsys):
     data = ("--data", str(odd), "--cache-dir", str(odd / "cache"))
+    command = ("extract", *data, "--feature-type", "toy")
     (odd / ESCAPE).write_bytes(b"no image")
-    _, err = f3rm(python, "extract", *data, "--feature-type", "toy")
-    assert "\\x1b[2J\\x1b[31mred\\nf3rm: all is well" in err
-    _, err = f3rm(python, "extract", *data, "--feature-type", "toy", "--on-error", "record")
-    assert "all is well" in err
-    out, _ = f3rm(python, "cache", "status", *data)
-    assert "1 image(s) failed" in " ".join(out.split())
-    (odd / "images/0.png").unlink()
-    (odd / ESCAPE).unlink()
+    process = python("-m", "f3rm.scripts.cli", *command, "--on-error", "record")
+    out, err = (clean(text) for text in process.communicate(timeout=120))
+    assert process.returncode == 0
+    assert "has no features" in " ".join(err.split())
+    assert "1 images" in out
+    assert cli.main(["cache", "status", *data]) == 0
+    assert "1 image(s) failed" in " ".join(clean(capsys.readouterr().out).split())
     write_frames(odd, [f"{ESCAPE}.jpg"])
-    out, _ = f3rm(python, "cache", "verify", *data)
-    assert "The image is not in the cache" in out
-    assert "all is well" in out
-    _, err = f3rm(python, "extract", *data, "--feature-type", "toy")
+    assert cli.main(["cache", "verify", *data]) == 1
+    assert "red\\nf3rm: all is well\\u202e.png.jpg: The image is not" in clean(
+        capsys.readouterr().out
+    )
+    assert cli.main(["extract", *data]) == 1
+    err = clean(capsys.readouterr().err)
     assert "1 of 1 named in" in err
-    assert "all is well" in err
+    assert "\\x1b[2J\\x1b[31mred\\nf3rm: all is well" in err
 
 
 def test_texts_of_a_manifest_are_escaped_too(tmp_path, capsys):

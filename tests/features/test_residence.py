@@ -1,3 +1,5 @@
+import signal
+import sys
 import weakref
 
 import numpy as np
@@ -5,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from f3rm._types import DeviceError
+from f3rm._types import CacheMismatchError, DeviceError
 from f3rm.features import residence
 from f3rm.features.gather import take_reference
 from f3rm.features.residence import Memory, ResidentRows, choose_residence
-from f3rm.features.store import place_stores
+from f3rm.features.store import FeatureStore, place_stores
 from tests.features.test_gather import chunks_of
 from tests.features.toy import ToyBackbone, extract, never, write_dataset
 
@@ -122,6 +124,32 @@ def test_chunks_are_copied_in_small_parts(monkeypatch):
     chunks = chunks_of([50, 7], 5)
     rows = ResidentRows(chunks, torch.device("cpu")).take(np.arange(57))
     assert torch.equal(rows, torch.from_numpy(np.concatenate(chunks)))
+
+
+CUT = """
+import sys
+from pathlib import Path
+import torch
+from f3rm.features.store import FeatureStore
+folder = Path(sys.argv[1])
+mapped = FeatureStore.open(folder)
+resident = mapped.resident(torch.device("cpu"))
+for chunk in folder.glob("chunk_*.npy"):
+    with chunk.open("r+b") as stream:
+        stream.truncate(0)
+print(len(resident.feature_map(0)), flush=True)
+print(len(mapped.feature_map(0)), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about signals of Linux")
+def test_what_ram_saves_from_chunks_that_are_cut_off(dataset, python):
+    """As docs/store.md says: memory needs no files, and maps end with the system's signal."""
+    process = python("-c", CUT, str(extract(dataset).folder))
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out.split()) == (-signal.SIGBUS, ["8"])
+    with pytest.raises(CacheMismatchError, match="it has 0 bytes instead of"):
+        FeatureStore.open(dataset / "features/toy")
 
 
 @pytest.mark.gpu
