@@ -113,7 +113,8 @@ def clean(text: str) -> str:
     return text
 
 
-def test_no_command_sends_a_name_to_the_terminal(odd, python, capsys):
+def test_no_command_sends_a_name_to_the_terminal(odd, python, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     data = ("--data", str(odd), "--cache-dir", str(odd / "cache"))
     command = ("extract", *data, "--feature-type", "toy")
     (odd / ESCAPE).write_bytes(b"no image")
