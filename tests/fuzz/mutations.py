@@ -4,6 +4,7 @@ Everything depends on the random generator that is passed in, so that a case can
 """
 
 import copy
+import json
 import random
 from typing import Any
 
@@ -149,3 +150,15 @@ def spoiled(content: bytes, rng: random.Random) -> bytes:
         if not changed:
             return b""
     return bytes(changed)
+
+
+def written(plain: Any) -> bytes:
+    """Returns a JSON text as hostile software would write it: NaN and halves of letters stay."""
+    return json.dumps(plain).encode()
+
+
+def changed_json(plain: Any, rng: random.Random) -> bytes:
+    """Returns a document with changed values; one in ten has its bytes spoiled instead."""
+    if rng.random() < 0.1:
+        return spoiled(written(plain), rng)
+    return written(mutated(plain, rng))

@@ -5,16 +5,13 @@ a slower or a second way wherever there is one.
 """
 
 import json
-import math
 import random
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
@@ -37,32 +34,18 @@ from f3rm.features.records import ChunkRecord
 from f3rm.features.store import FeatureStore, gather_reference
 from f3rm.scene.frames import scene_from_dataset
 from f3rm.scene.metres import read_metres
-from f3rm.scripts.taps import choose_spec
-from f3rm.semantics.expressions import combined, parse, phrases_of, split_questions, things_of
 from f3rm.toolkit.lists import list_items
 from f3rm.toolkit.run import extract as extract_taps
 from f3rm.toolkit.spec import ExtractionSpec
 from f3rm.toolkit.store import TapStore
 from f3rm.toolkit.vissl import load_features
-from f3rm.viewer.saved_queries import QueryFile
 from tests.features.toy import extract, toy_spec, write_dataset
-from tests.fuzz.mutations import TEXTS, edited, mutated, odd_value, spoiled
+from tests.fuzz.mutations import TEXTS, changed_json, edited, mutated, spoiled, written
+from tests.fuzz.typed import Queries, Specs
 from tests.toolkit.backbone import GridBackbone
 
 Case = Callable[[random.Random], object]
 UNFIT = (LookupError, TypeError, ValueError, AttributeError)
-
-
-def written(plain: Any) -> bytes:
-    """Returns a JSON text as hostile software would write it: NaN and halves of letters stay."""
-    return json.dumps(plain).encode()
-
-
-def changed_json(plain: Any, rng: random.Random) -> bytes:
-    """Returns a document with changed values; one in ten has its bytes spoiled instead."""
-    if rng.random() < 0.1:
-        return spoiled(written(plain), rng)
-    return written(mutated(plain, rng))
 
 
 class Manifests:
@@ -325,145 +308,6 @@ def _recorded(array: CodecArray, content: bytes, rng: random.Random) -> CodecArr
     if rng.random() < 0.1:
         fields["file"] = rng.choice(("codec_mean.npy", "../codec_mean.npy", "codec_x.npy"))
     return CodecArray(**fields)
-
-
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")
-)
-
-
-class Specs:
-    """YAML specifications and configurations of VISSL."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "spec.yaml"
-        self._spec = ExtractionSpec.of(
-            "dinov2:facebook/dinov2-base",
-            ["final@cls", "-1:query@all", "res4|avg(8,3,0)|flatten"],
-            prep={"resize": "exact", "size": [224, 196], "fit": "pad"},
-            frames={"num": 8, "pick": "uniform", "pool": "mean"},
-            background=[0.0, 0.5, 1.0],
-        ).to_dict()
-        self._vissl = {
-            "config": {
-                "MODEL": {
-                    "FEATURE_EVAL_SETTINGS": {
-                        "EVAL_MODE_ON": True,
-                        "SHOULD_FLATTEN_FEATS": False,
-                        "LINEAR_EVAL_FEAT_POOL_OPS_MAP": [
-                            ["res4", ["AvgPool2d", [[8, 8], 3, 0]]],
-                            ["res5", ["AdaptiveAvgPool2d", [[2, 2]]]],
-                        ],
-                    }
-                },
-                "EXTRACT_FEATURES": {"CHUNK_THRESHOLD": 5, "OUTPUT_DIR": "out"},
-            }
-        }
-
-    def __call__(self, rng: random.Random) -> None:
-        self._file.write_bytes(self._content(rng))
-        if rng.random() < 0.5:
-            self._check(choose_spec(self._file, "dinov2:facebook/dinov2-base", ()).spec, rng)
-        else:
-            self._check(ExtractionSpec.load(self._file), rng)
-
-    def _check(self, spec: ExtractionSpec, rng: random.Random) -> None:
-        saved = self._file.with_name("saved.yaml")
-        spec.save(saved)
-        assert ExtractionSpec.load(saved) == spec
-        assert ExtractionSpec.of_recorded(spec.recorded()) == spec
-        available = rng.choice((1, 7, 1000))
-        assert all(0 <= index < available for index in spec.frames.choose(available))
-        placement = spec.prep.place((48, 64), 14)
-        assert all(side % 14 == 0 for side in placement.canvas)
-
-    def _content(self, rng: random.Random) -> bytes:
-        plain = self._spec if rng.random() < 0.7 else self._vissl
-        kind = rng.randrange(20)
-        if kind == 0:
-            return (BOMB + yaml.safe_dump(plain) + rng.choice(("taps: *i", "prep: *h"))).encode()
-        if kind == 1:
-            return b"taps: &a [*a]\nbackbone: " + rng.choice((b"*a", b"x:y"))
-        if kind == 2:
-            return rng.choice(
-                (b"!!python/object/apply:os.mkdir ['/evil']", b"[" * 999, b"- " * 999)
-            )
-        text = yaml.safe_dump(mutated(plain, rng) if kind < 15 else plain)
-        if kind < 15:
-            return text.encode(errors="surrogatepass")
-        return spoiled(text.encode(), rng)
-
-
-WORDS = (
-    "red mug",
-    "bowl",
-    "and",
-    "or",
-    "not",
-    "NOT",
-    "(",
-    ")",
-    ">",
-    ";",
-    '"',
-    "é",
-    "\x1b[2J",
-    "\0",
-)
-
-
-class Queries:
-    """Questions that are typed, and questions that are read from a run's file."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = QueryFile(folder)
-        self._plain = {
-            "version": 1,
-            "queries": {
-                "mine": {
-                    "text": {"positives": "mug", "negatives": "thing", "temperature": 0.1},
-                    "canonical": True,
-                    "head": "clip",
-                    "look": {"temperature": 0.1, "threshold": 0.5, "low": 0.0, "high": 1.0},
-                    "examples": [
-                        {"label": "click", "is_positive": True, "features": {"clip": [1.0, 2.0]}}
-                    ],
-                }
-            },
-        }
-
-    def __call__(self, rng: random.Random) -> None:
-        if rng.random() < 0.2:
-            self._file.path.write_bytes(changed_json(self._plain, rng))
-            for query in self._file.read().values():
-                assert math.isfinite(query.look.temperature)
-            return
-        text = "".join(self._pieces(rng))
-        for question in split_questions(text):
-            assert question.strip()
-        expression = parse(text)
-        phrases = phrases_of(expression)
-        scores = {phrase: torch.rand(4) for phrase in phrases}
-        found = combined(expression, scores.__getitem__, lambda _: 0.5)
-        assert ((found >= 0) & (found <= 1)).all()
-        assert len(things_of(expression)) >= 0
-        if '"' not in text:
-            assert parse(str(expression)) == expression
-
-    def _pieces(self, rng: random.Random) -> Iterator[str]:
-        kind = rng.randrange(12)
-        if kind == 0:
-            depth = rng.choice((5, 40, 2000, 20_000))
-            sign = rng.choice(("(", "not ", "a > ", "a and ", '"'))
-            yield sign * depth + "mug" + (")" * depth if sign == "(" else "")
-            return
-        if kind == 1:
-            yield str(odd_value(rng))
-            return
-        for _ in range(rng.randrange(1, 12)):
-            yield rng.choice(WORDS) + " " * rng.randrange(2)
 
 
 TARGETS: dict[str, Callable[[Path], Case]] = {

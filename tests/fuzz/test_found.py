@@ -19,7 +19,8 @@ from f3rm.toolkit.vissl import load_features
 from f3rm.toolkit.vissl_config import read_vissl_config
 from tests.features.toy import extract, folder_of, write_dataset
 from tests.fuzz import watch
-from tests.fuzz.targets import BOMB, Datasets
+from tests.fuzz.targets import Datasets
+from tests.fuzz.typed import BOMB
 
 
 @pytest.mark.parametrize("text", ["(" * 5000, "not " * 5000 + "a", "a > " * 5000 + "a"])
