@@ -97,7 +97,7 @@ def _do(shell, folder, words):
 def _parse(shell, folder, words):
     code = shell.run(folder, words=words, parse=True)
     assert code == PARSED, f"{' '.join(words)}\n{code} {shell.said()}"
-    if words[0] == "pip":
+    if words[:2] == ["pip", "install"]:
         _check_requirements(folder, words[2:])
 
 
