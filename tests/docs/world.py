@@ -84,5 +84,12 @@ def link_checkout(folder: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder for a page that changes it; large files are linked."""
-    shutil.copytree(source, target, symlinks=True, copy_function=os.link)
+    """Copies a folder for a page that changes it."""
+    shutil.copytree(source, target, symlinks=True, copy_function=_copy)
+
+
+def _copy(source: str, target: str) -> str:
+    if source.endswith(".pth"):  # large, and only read
+        os.link(source, target)
+        return target
+    return str(shutil.copy2(source, target))
