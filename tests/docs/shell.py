@@ -22,6 +22,7 @@ from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 from _pytest.config import parse_warning_filter
 
@@ -203,8 +204,8 @@ def _stop_after_parsing() -> None:
         parse_args(self, args, namespace)
         raise SystemExit(PARSED)
 
-    tyro.cli = cli
-    argparse.ArgumentParser.parse_args = parse  # pyright: ignore[reportAttributeAccessIssue]
+    mock.patch.object(tyro, "cli", cli).start()
+    mock.patch.object(argparse.ArgumentParser, "parse_args", parse).start()
 
 
 if __name__ == "__main__":

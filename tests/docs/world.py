@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import av
@@ -15,7 +16,7 @@ from tests.backbones.llava_checkpoint import write_llava
 from tests.docs.pages import ROOT
 from tests.scene_fixtures import write_image
 
-HUB = {
+HUB: Mapping[str, dino.DinoFamily] = {
     "facebook/dino-vits8": "dino",
     "facebook/dinov2-base": "dinov2",
     "facebook/dinov2-large": "dinov2",
