@@ -87,8 +87,9 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     feature_codec: str = "fp16"
     """How they are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``, e.g. ``pca128``; as with
     ``f3rm extract --codec``."""
-    feature_precision: Precision = "float32"
-    """What the 2D model computes in; as with ``f3rm extract --precision``."""
+    feature_precision: Precision = "auto"
+    """What the 2D model computes in; ``auto`` takes what is cached, else what suits the device; as
+    with ``f3rm extract --precision``."""
     feature_on_error: OnError = "raise"
     """Whether an image that cannot be extracted ends the run before training, or is left out of
     training and evaluation (``record``); as with ``f3rm extract --on-error``, after which training

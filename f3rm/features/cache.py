@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -68,7 +69,7 @@ def find_cache(
 
     Args:
         items: The images that it must hold, in any order.
-        spec: The settings.
+        spec: The settings; the precision ``auto`` accepts any.
         folder: Where to look.
         failed_too: Whether a cache counts in which some of the images are recorded as failed.
 
@@ -115,6 +116,8 @@ def _keyed(base: Path, root: Path) -> Path:
 
 
 def _other_settings(manifest: Manifest, spec: FeatureSpec, identity: str) -> str:
+    if spec.precision == "auto":
+        spec = replace(spec, precision=manifest.spec.precision)
     if manifest.key == spec.key(identity):
         return ""
     before = manifest.spec.settings(manifest.weights_identity, manifest.algorithm)

@@ -2,10 +2,14 @@
 
 import gc
 import os
+from typing import Literal
 
 import torch
 
 from f3rm._types import DeviceError
+
+_WITH_BFLOAT16 = (8, 0)
+"""Compute capability of the first GPUs that have it."""
 
 _FULL_MEMORY = (
     "can't allocate memory",
@@ -45,6 +49,17 @@ def resolve_device(name: str) -> torch.device:
 def is_first_rank() -> bool:
     """Returns whether this is the worker that reports: the only one, or rank 0 of several."""
     return _number("RANK", "SLURM_PROCID", "LOCAL_RANK") == 0
+
+
+def best_precision(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """Returns what a network is best computed in: half precision where the device is made for it.
+
+    It is bfloat16 on a GPU of compute capability 8.0 or more, float16 on an older one, and float32
+    on the CPU, where half precision is emulated.
+    """
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability(device) >= _WITH_BFLOAT16 else "float16"
 
 
 def is_full_memory(error: Exception) -> bool:

@@ -19,11 +19,11 @@ from torch.nn.functional import interpolate
 from f3rm._types import CacheError, DeviceError
 from f3rm.backbones.base import Backbone
 from f3rm.features.codecs import Codec, CodecSpec, CodedDtype, parse_codec
-from f3rm.features.device import is_full_memory, release_memory
+from f3rm.features.device import best_precision, is_full_memory, release_memory
 from f3rm.features.geometry import Size, border_of
 from f3rm.features.images import ImageInfo, read_inspected
 from f3rm.features.plan import ChunkPlan
-from f3rm.features.spec import FeatureSpec, Interpolation
+from f3rm.features.spec import FeatureSpec, Interpolation, Precision
 from f3rm.features.stored_rows import StoredRows, store_rows
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Encoder:
         codec_spec: Which codec stores the features.
         codec: The codec; None until :func:`~f3rm.features.fit.settle_codec` has fitted it.
         device: Where the backbone is.
-        spec: What is extracted.
+        spec: What is extracted; a worker puts the settled one here.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Encoder:
 
     def _run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
         images = torch.stack([self._network_input(image, plan) for image in inputs])
-        with self._autocast():
+        with autocast(self.device, self.spec.precision):
             return self.backbone.encode_image((images - self._mean) / self._std)
 
     def _network_input(self, image: Tensor, plan: ChunkPlan) -> Float[Tensor, "3 height width"]:
@@ -230,11 +230,6 @@ class Encoder:
             device=self.device,
             border=self._border,
         )
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.spec.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.spec.precision))
 
     def _halve(self, tried: int, plan: ChunkPlan, error: Exception) -> None:
         if tried == 1:
@@ -263,6 +258,14 @@ class Encoder:
                 "bug: report it there."
             )
             raise CacheError(msg)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Makes a network compute in a precision; ``auto`` is what suits the device."""
+    chosen = best_precision(device) if precision == "auto" else precision
+    if chosen == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, chosen))
 
 
 def _squared(

@@ -64,6 +64,7 @@ def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> 
     Raises:
         CacheMismatchError: If it does not fit; the message says why.
     """
+    spec = spec.settled("float32")[0]
     names, settings = _read_meta(folder)
     if spec.backbone.model not in settings.values() or spec.codec != "none":
         raise _refused(folder, f"it was not made with {spec.backbone.model} for this codec")

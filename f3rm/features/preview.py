@@ -12,7 +12,7 @@ from f3rm.features.journal import Journal, Run
 from f3rm.features.manifest import Manifest, codec_hash
 from f3rm.features.older import chunks_of, manifest_with, noted_codec
 from f3rm.features.preflight import Preflight, estimate, free_bytes, seconds_of
-from f3rm.features.session import older_cut
+from f3rm.features.session import older_cut, settled
 from f3rm.features.work import ModelWorker
 
 
@@ -40,10 +40,11 @@ def preview_job(
     images = kind.inspect(job.items, progress=job.progress, failed=tolerant)
     backbone = load(job.spec.backbone, device=device, towers=("image",))
     worker = kind.of(job, images, failed, backbone)
-    task = worker.task(lambda: False)
     current = Journal(building_folder(job.folder)).run()
+    task = settled(worker.task(lambda: False), current)
+    worker = worker.settled(task.key)
     plans = worker.plan(older_cut(task, current))
-    run = Run.of(worker.key, plans, fresh=job.force)
+    run = Run.of(task.key, plans, fresh=job.force)
     known, codec = _at_hand(job, run)
     new = [plan for plan in plans if replace(plan, codec=codec).inputs not in known]
     costs = estimate(plans, new, worker.encoder, job.folder)

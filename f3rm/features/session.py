@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from f3rm._types import CacheError
@@ -37,7 +37,7 @@ class Task:
 
     Attributes:
         folder: Where the cache will be.
-        key: Hash of the specification.
+        keys: Hashes of the specifications of which one is made, the preferred one first.
         fresh: Whether no chunk of an older cache may be used.
         channels: Stored channels.
         plan: Cuts the images into chunks.
@@ -45,11 +45,16 @@ class Task:
     """
 
     folder: Path
-    key: str
+    keys: tuple[str, ...]
     fresh: bool
     channels: int
     plan: MakePlan
     is_done: Callable[[], bool]
+
+    @property
+    def key(self) -> str:
+        """The hash of the specification that is made; see :func:`settled`."""
+        return self.keys[0]
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def _join_or_begin(task: Task, watch: Watch, stack: ExitStack) -> Part | None:
     """Enters the run, with the lock held; None while workers of another run are alive."""
     journal = Journal(building_folder(task.folder))
     current = journal.run()
+    task = settled(task, current)
     plans = task.plan(older_cut(task, current))
     run = Run.of(task.key, plans, fresh=task.fresh)
     if watch.living():
@@ -109,6 +115,23 @@ def _join_or_begin(task: Task, watch: Watch, stack: ExitStack) -> Part | None:
     worker = stack.enter_context(Worker(watch.folder))
     writer = CacheWriter(task.folder, run, channels=task.channels, worker=worker, watch=watch)
     return Part(writer, plans)
+
+
+def settled(task: Task, current: Run | None) -> Task:
+    """Chooses what is made: what others began or finished, if it will do, else the preferred.
+
+    So a cache that any of several specifications satisfies never mixes them, whoever works on it.
+
+    Args:
+        task: What is to be made.
+        current: What is being made.
+    """
+    runs = [current, *(Journal(older).run() for older in older_folders(task.folder))]
+    keys = [run.key for run in runs if run and (run.fresh or not task.fresh)]
+    with suppress(CacheError):
+        keys += [] if task.fresh else [read_manifest(task.folder).key]
+    chosen = next((key for key in keys if key in task.keys), task.key)
+    return replace(task, keys=(chosen,))
 
 
 def older_cut(task: Task, current: Run | None) -> Names:

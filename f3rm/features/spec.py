@@ -35,7 +35,11 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 Interpolation = Literal["bicubic", "bilinear"]
 Background = Literal["black", "white"]
 StoredDtype = Literal["float16", "float32"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a network computes in; ``auto`` is settled by the device, or by what is cached already."""
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+"""What ``auto`` may become; a cache has one of these."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class FeatureSpec:
         interpolation: How images are resized, always with antialiasing.
         background: RGB colour in [0, 1] behind images with an alpha channel.
         dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
-        precision: What the network computes in: float32, or mixed with one of the half types.
+        precision: What the network computes in: float32, or mixed with one of the half types; or
+            ``auto``, which any cache satisfies and which no cache has.
         codec: ``int8`` or ``pca<d>``, which :mod:`~f3rm.features.codecs` explains; ``none`` stores
             the channels themselves.
         fit: Whether images are stretched to whole patches, or put into the middle of a square of
@@ -107,7 +112,16 @@ class FeatureSpec:
             weights_identity: What :func:`f3rm.backbones.registry.weights_identity` says of
                 :attr:`backbone`.
             algorithm: Version of the preparation.
+
+        Raises:
+            FeatureTypeError: If the precision has not been settled.
         """
+        if self.precision == "auto":
+            msg = (
+                f"FeatureSpec: precision must be one of {', '.join(PRECISIONS)} where values are "
+                "recorded, got 'auto'. Use settled."
+            )
+            raise FeatureTypeError(msg)
         settings: dict[str, Any] = {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
@@ -137,6 +151,17 @@ class FeatureSpec:
             self.settings(weights_identity, algorithm), sort_keys=True, separators=(",", ":")
         )
         return xxhash.xxh3_128(canonical.encode()).hexdigest()
+
+    def settled(self, preferred: Precision) -> tuple["FeatureSpec", ...]:
+        """Returns the specifications that this one may become, the preferred one first.
+
+        Args:
+            preferred: What ``auto`` becomes where nothing is cached.
+        """
+        if self.precision != "auto":
+            return (self,)
+        precisions = dict.fromkeys((preferred, *PRECISIONS))
+        return tuple(replace(self, precision=precision) for precision in precisions)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain strings, numbers, lists and dicts for JSON."""
@@ -215,7 +240,7 @@ def resolve_feature_type(
     short_side: Mapping[str, int] | None = None,
     background: Background = "black",
     codec: str = "fp16",
-    precision: Precision = "float32",
+    precision: Precision = "auto",
 ) -> tuple[FeatureSpec, ...]:
     """Looks up a feature type by name; upper and lower case are the same.
 
@@ -228,7 +253,8 @@ def resolve_feature_type(
         background: What shows through where an image has alpha; black is what Nerfacto's default
             background trains such images on.
         codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
-        precision: What the network computes in.
+        precision: What the network computes in; ``auto`` takes what is cached, else what suits
+            the device.
 
     Returns:
         One specification per part, in the order of ``text``.

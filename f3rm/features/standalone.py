@@ -84,7 +84,7 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
     background: Background = "black",
     batch_size: int | None = None,
     codec: str = "fp16",
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     on_error: OnError = "raise",
     engine: Engine = "local",
     workers: int | None = None,
@@ -104,7 +104,8 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
         background: What shows through where an image has alpha.
         batch_size: Images per network call; None chooses by image size.
         codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
-        precision: What the network computes in.
+        precision: What the network computes in; ``auto`` takes what is cached, else what suits
+            the device.
         on_error: Whether an image that cannot be extracted ends the run, or is left out and noted.
         engine: Who starts several workers.
         workers: How many; None is one, or with Ray one per GPU of the cluster.
@@ -143,7 +144,7 @@ def jobs_for_dataset(
     weights: Mapping[str, str] | Sequence[str] = (),
     background: Background = "black",
     codec: str = "fp16",
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     on_error: OnError = "raise",
     **options: Any,
 ) -> list[Job]:
@@ -156,7 +157,8 @@ def jobs_for_dataset(
         weights: Weights other than the default, by type.
         background: What shows through where an image has alpha.
         codec: How features are stored.
-        precision: What the network computes in.
+        precision: What the network computes in; ``auto`` takes what is cached, else what suits
+            the device.
         on_error: What happens to images that cannot be extracted.
         options: Further fields of :class:`~f3rm.features.job.Job`.
 

@@ -14,7 +14,7 @@ from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import weights_identity
 from f3rm.features.codecs import CodecRecord, combine_errors
 from f3rm.features.dense import dense_backbone
-from f3rm.features.device import is_first_rank
+from f3rm.features.device import best_precision, is_first_rank
 from f3rm.features.encode import Encoder
 from f3rm.features.fit import settle_codec
 from f3rm.features.folders import feature_lock
@@ -29,7 +29,7 @@ from f3rm.features.preflight import Countdown, estimate
 from f3rm.features.progress import progress_bar
 from f3rm.features.records import ChunkRecord, FailedRecord, ImageRecord
 from f3rm.features.session import POLL_SECONDS, Part, Task, take_part
-from f3rm.features.spec import ALGORITHM_VERSION
+from f3rm.features.spec import ALGORITHM_VERSION, FeatureSpec
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,17 @@ class ModelWorker:
         return Encoder(dense_backbone(backbone, job.spec), job.spec, job.batch_size)
 
     @property
-    def key(self) -> str:
-        """Hash of the specification, the weights and the algorithm."""
-        return self.job.spec.key(self.identity)
+    def specs(self) -> dict[str, FeatureSpec]:
+        """The specifications that will do by key, the one that suits the device first."""
+        preferred = best_precision(self.backbone.device)
+        return {spec.key(self.identity): spec for spec in self.job.spec.settled(preferred)}
+
+    def settled(self, key: str) -> "ModelWorker":
+        """Returns the worker that makes the specification with this key."""
+        self.encoder.spec = spec = self.specs[key]
+        if spec != self.job.spec:
+            log.info("%s features are computed in %s.", spec.name, spec.precision)
+        return replace(self, job=replace(self.job, spec=spec))
 
     def plan(self, older: Names) -> list[ChunkPlan]:
         """Cuts the images into chunks, given how an older cache was cut."""
@@ -105,7 +113,7 @@ class ModelWorker:
         """Describes the cache to be made."""
         job = self.job
         channels = self.encoder.stored_channels
-        return Task(job.folder, self.key, job.force, channels, self.plan, is_done)
+        return Task(job.folder, tuple(self.specs), job.force, channels, self.plan, is_done)
 
     def run(self, is_done: Callable[[], bool]) -> None:
         """Works until the cache is there.
@@ -122,14 +130,25 @@ class ModelWorker:
             with take_part(self.task(is_done)) as part:
                 if part is None:
                     return
-                codec = settle_codec(part.writer, part.plans, self.encoder)
-                if codec is None:
-                    continue
-                hashed = codec_hash(codec)
-                part = replace(part, plans=[replace(plan, codec=hashed) for plan in part.plans])
-                records = self._chunks(part)
-                if records is not None:
-                    self._commit(part, codec, records)
+                self.settled(part.writer.run.key).make(part)
+
+    def make(self, part: Part) -> None:
+        """Makes chunks and helps to finish; leaves early if others have finished meanwhile.
+
+        Args:
+            part: This worker's part in the run of its specification.
+
+        Raises:
+            F3rmError: As :meth:`run` raises it.
+        """
+        codec = settle_codec(part.writer, part.plans, self.encoder)
+        if codec is None:
+            return
+        hashed = codec_hash(codec)
+        part = replace(part, plans=[replace(plan, codec=hashed) for plan in part.plans])
+        records = self._chunks(part)
+        if records is not None:
+            self._commit(part, codec, records)
 
     def _commit(self, part: Part, codec: CodecRecord, records: Mapping[str, ChunkRecord]) -> None:
         with feature_lock(self.job.folder):
@@ -190,7 +209,7 @@ class ModelWorker:
             spec=self.job.spec,
             weights_identity=self.identity,
             algorithm=ALGORITHM_VERSION,
-            key=self.key,
+            key=self.job.spec.key(self.identity),
             channels=self.encoder.channels,
             has_text=self.backbone.has_text,
             provenance=self.provenance(plans),

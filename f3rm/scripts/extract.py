@@ -55,8 +55,9 @@ class Extract(Command):
     """Images per network call; chosen by image size if not given, halved where memory is short."""
     codec: str = "fp16"
     """How features are stored: fp16, fp32, int8, or pca and a number of components: pca128."""
-    precision: Precision = "float32"
-    """What the network computes in; bfloat16 is faster on a GPU and changes values slightly."""
+    precision: Precision = "auto"
+    """What the network computes in; auto takes what is there already, else bfloat16 on a GPU that
+    has it, float16 on an older one, float32 on the CPU. Half precision changes values slightly."""
     on_error: OnError = "raise"
     """Whether an image that cannot be extracted ends the run, or is recorded and left out."""
     engine: Engine = "local"
@@ -103,7 +104,7 @@ class Extract(Command):
                 say(_summary(job.spec.name, store))
 
     def _extract_taps(self) -> list[str]:
-        chosen = choose_spec(self.spec, self.backbone, self.tap)
+        chosen = choose_spec(self.spec, self.backbone, self.tap, self.precision)
         if self.out is None:
             msg = "f3rm extract: --out must be given with taps, got none. Name a folder."
             raise CacheError(msg)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from f3rm._types import F3rmError
 from f3rm.features.device import is_first_rank
 from f3rm.features.preview import preview_job
+from f3rm.features.spec import Precision
 from f3rm.toolkit.exports import export_array, export_per_item, slug_of
 from f3rm.toolkit.lists import list_items
 from f3rm.toolkit.prep import Prep
@@ -38,13 +39,19 @@ class Chosen:
     shard: Shard | None = None
 
 
-def choose_spec(file: Path | None, backbone: str | None, taps: Sequence[str]) -> Chosen:
+def choose_spec(
+    file: Path | None,
+    backbone: str | None,
+    taps: Sequence[str],
+    precision: Precision = "auto",
+) -> Chosen:
     """Puts a specification together from the command line.
 
     Args:
         file: YAML with backbone and taps, or a configuration of VISSL.
         backbone: ``adapter:model@weights``; replaces the file's.
         taps: Replace the file's.
+        precision: Replaces the file's unless it is ``auto``.
 
     Raises:
         SpecError: If the backbone or the taps are missing.
@@ -58,7 +65,7 @@ def choose_spec(file: Path | None, backbone: str | None, taps: Sequence[str]) ->
                 "--backbone dinov2:facebook/dinov2-base --tap final@cls"
             )
             raise SpecError(msg)
-        return Chosen(ExtractionSpec.of(backbone, list(taps)))
+        return Chosen(ExtractionSpec.of(backbone, list(taps), precision=precision))
     if _is_vissl(file):
         if backbone is None:
             msg = (
@@ -68,11 +75,15 @@ def choose_spec(file: Path | None, backbone: str | None, taps: Sequence[str]) ->
             raise SpecError(msg)
         settings = read_vissl_config(file)
         spec = settings.spec(parse_backbone(backbone), Prep(resize="cover", size=224))
-        return Chosen(spec, settings.layers, settings.shard)
-    spec = ExtractionSpec.load(file)
+        return Chosen(_computed_in(spec, precision), settings.layers, settings.shard)
+    spec = _computed_in(ExtractionSpec.load(file), precision)
     if backbone is not None:
         spec = replace(spec, backbone=parse_backbone(backbone))
     return Chosen(replace(spec, taps=tuple(taps)) if taps else spec)
+
+
+def _computed_in(spec: ExtractionSpec, precision: Precision) -> ExtractionSpec:
+    return spec if precision == "auto" else replace(spec, precision=precision)
 
 
 def extract_taps(  # noqa: PLR0913 - the command line's choices, by keyword

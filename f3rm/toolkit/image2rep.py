@@ -204,4 +204,5 @@ class Image2Representation:
     def _spec(self, resolution: Size | None, frames: FramePolicy) -> ExtractionSpec:
         size = resolution or self.resolution
         prep = Prep(resize="cover", size=(size[0], size[1]), fit="round")
-        return ExtractionSpec(self.backbone.ref, (self.tap,), prep, replace(frames, pool="none"))
+        frames = replace(frames, pool="none")
+        return ExtractionSpec(self.backbone.ref, (self.tap,), prep, frames, precision="float32")

@@ -12,7 +12,7 @@ from f3rm.backbones.base import Backbone
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.device import resolve_device
-from f3rm.features.encode import default_batch_size
+from f3rm.features.encode import autocast, default_batch_size
 from f3rm.features.images import read_image
 from f3rm.features.job import LoadBackbone
 from f3rm.toolkit.layout import Shape
@@ -138,8 +138,9 @@ class FeatureExtractor:
 
     def _run(self, batch: Sequence[tuple[InputKind, Tensor]]) -> dict[str, Tensor]:
         inputs = torch.stack([ready for _, ready in batch])
-        values = self.runner.run(inputs, batch[0][0])
-        return {tap: value.cpu() for tap, value in values.items()}
+        with autocast(self.backbone.device, self.spec.precision):
+            values = self.runner.run(inputs, batch[0][0])
+        return {tap: value.float().cpu() for tap, value in values.items()}
 
 
 class LiveSource:

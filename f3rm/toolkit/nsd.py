@@ -92,9 +92,8 @@ def nsd_spec(
     select = "all" if class_token else "patch"
     ref, tap, usual = _TAPS[backbone]
     ref = replace(ref, model=model or ref.model, weights=weights or ref.weights)
-    return ExtractionSpec(
-        ref, (tap.format(layer=enc_layer, select=select),), GEOMETRIES[geometry or usual]
-    )
+    taps = (tap.format(layer=enc_layer, select=select),)
+    return ExtractionSpec(ref, taps, GEOMETRIES[geometry or usual], precision="float32")
 
 
 def result_name(backbone: NsdBackbone, enc_layer: int = -1) -> str:

@@ -40,7 +40,8 @@ class ExtractionSpec:
             the results.
         prep: How images become network inputs.
         frames: Which frames of videos count.
-        precision: What the network computes in.
+        precision: What the network computes in; ``auto`` takes what is extracted already, else
+            what suits the device.
         dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
         background: RGB colour in [0, 1] behind images with an alpha channel.
     """
@@ -49,7 +50,7 @@ class ExtractionSpec:
     taps: tuple[str, ...]
     prep: Prep = field(default_factory=Prep)
     frames: FramePolicy = field(default_factory=FramePolicy)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     dtype: StoredDtype = "float32"
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
 

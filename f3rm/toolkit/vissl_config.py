@@ -56,7 +56,7 @@ class VisslSettings:
     depth: int | None = None
 
     def spec(self, backbone: BackboneRef, prep: Prep, **settings: Any) -> ExtractionSpec:
-        """Returns the specification for a model and a preparation.
+        """Returns the specification for a model and a preparation; float32 unless told else.
 
         Raises:
             SpecError: If the model is not the configuration's, or a head cannot be built.
@@ -75,7 +75,7 @@ class VisslSettings:
             except HeadError as error:
                 msg = f"VisslSettings.spec: {error}. Read the trunk (EXTRACT_TRUNK_FEATURES_ONLY)."
                 raise SpecError(msg) from error
-        return ExtractionSpec(backbone, self.taps, prep, **settings)
+        return ExtractionSpec(backbone, self.taps, prep, **{"precision": "float32", **settings})
 
 
 def read_vissl_config(source: Path | str | Mapping[str, Any]) -> VisslSettings:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from f3rm.backbones.base import Backbone
-from f3rm.features.encode import Encoder
+from f3rm.features.encode import Encoder, autocast
 from f3rm.features.geometry import PixelAffine, Size, ValidRect
 from f3rm.features.images import (
     ImageFailedError,
@@ -107,7 +107,7 @@ class TapEncoder(Encoder):
             else item
             for item in inputs
         ]
-        with self._autocast():
+        with autocast(self.device, self.spec.precision):
             values = self.runner.run(torch.stack(ready), kind)
         return self.layout(kind).pack(values)
 

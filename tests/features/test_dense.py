@@ -64,9 +64,10 @@ def test_settings_in_brackets():
     dino, clip = resolve_feature_type(
         "dino + clip[tap=-1|dense( nacclip ); window=336,224;scales=0.75,1;side=448]"
     )
-    assert dino == PRESETS["DINO"]
+    assert dino == replace(PRESETS["DINO"], precision="auto")
     assert clip == replace(
         PRESETS["CLIP"],
+        precision="auto",
         tap="-1|dense(nacclip)",
         window=(336, 224),
         scales=(0.75, 1.0),

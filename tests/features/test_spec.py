@@ -48,7 +48,7 @@ def test_weights_replace_the_default_of_their_type_only(tmp_path):
     for weights in ({"clip": str(path)}, [f"CLIP={path}"]):
         dino, clip = resolve_feature_type("DINOCLIP", weights=weights)
         assert clip.backbone == replace(PRESETS["CLIP"].backbone, weights=str(path))
-        assert dino == PRESETS["DINO"]
+        assert dino == replace(PRESETS["DINO"], precision="auto")
 
 
 def test_local_weights_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_names_must_be_safe_folder_names():
 def test_installed_adapters_are_feature_types(toy_plugin, monkeypatch):
     monkeypatch.syspath_prepend(str(toy_plugin))
     (toy,) = resolve_feature_type("TOY")
-    assert toy == toy_spec()
+    assert toy == toy_spec(precision="auto")
     with pytest.raises(
         FeatureTypeError, match=r"one of CLIP, DINO, DINOV2, .*TINYCLIP, .*DINOCLIP, .*TOY or"
     ):
