@@ -1,6 +1,7 @@
 """``f3rm extract`` with taps, ``f3rm probe`` and ``f3rm bench`` as a user runs them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
