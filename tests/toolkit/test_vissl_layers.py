@@ -59,7 +59,6 @@ POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "res5avg": nn.Identity(),
 }
 TORCHVISION_NAMES = {
-    "eval-deep": {"0": "0.channel_bn", "2": "0.clf.clf.0", "3": "0.clf.clf.1", "5": "0.clf.clf.3"},
     "conv1": "relu",
     "res2": "layer1",
     "res3": "layer2",
@@ -225,6 +224,7 @@ HEADS: dict[str, tuple[list[Any], nn.Module]] = {
     ),
 }
 NAMES = {
+    "eval-deep": {"0": "0.channel_bn", "2": "0.clf.clf.0", "3": "0.clf.clf.1", "5": "0.clf.clf.3"},
     "one": {"1": "0.clf.0"},
     "two": {"1": "0.clf.0", "2": "0.clf.1", "4": "1.clf.0"},
     "deep": {"1": "0.clf.0", "2": "0.clf.1", "5": "0.clf.4"},
