@@ -4,9 +4,19 @@ Nothing here imports torch or any other package of ours, so that the light paths
 the command line's help) stay light.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+StrPath = str | os.PathLike[str]
+"""What every public entry takes where it wants a file or folder; see :func:`as_path`."""
+
+
+def as_path(path: StrPath) -> Path:
+    """Returns what a caller gave for a file or folder, a string or any path, as a path."""
+    return Path(path)
 
 
 def printable(text: str, *, lines: bool = False) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from f3rm import __version__
-from f3rm._types import DatasetError
+from f3rm._types import DatasetError, StrPath, as_path
 from f3rm.evaluation.finding import FOUND_IOU, score_finding
 from f3rm.evaluation.held_out import HeldOutScores, score_views
 from f3rm.evaluation.language import Language, open_language
@@ -45,12 +45,12 @@ from f3rm.semantics.similarity import CANONICAL_NEGATIVES
 
 
 def evaluate_run(
-    config: Path,
+    config: StrPath,
     *,
-    data: Path | None = None,
-    nerfacto: Path | None = None,
+    data: StrPath | None = None,
+    nerfacto: StrPath | None = None,
     head: str | None = None,
-    pictures: Path | None = None,
+    pictures: StrPath | None = None,
     seed: int = 0,
     device: str = "auto",
     show_progress: bool = False,
@@ -70,6 +70,10 @@ def evaluate_run(
     Raises:
         F3rmError: If the run, its dataset, the head or the device cannot be used.
     """
+    config = as_path(config)
+    data = None if data is None else as_path(data)
+    nerfacto = None if nerfacto is None else as_path(nerfacto)
+    pictures = None if pictures is None else as_path(pictures)
     started = time.perf_counter()
     place = resolve_device(device)
     run = load_run(config, data=data, device=place)
@@ -151,7 +155,7 @@ def _open_language(
 
 
 def nerfacto_psnr(
-    run: LoadedRun, config: Path, *, device: torch.device, show_progress: bool = False
+    run: LoadedRun, config: StrPath, *, device: torch.device, show_progress: bool = False
 ) -> float | None:
     """Returns the mean PSNR of another run on the views that a run holds out, in dB.
 
@@ -164,6 +168,7 @@ def nerfacto_psnr(
     Raises:
         RunError: If the other run cannot be opened or holds out other photographs.
     """
+    config = as_path(config)
     other = load_run(config, data=run.data, device=device)
     check_same_views(run, other)
     values: list[float] = []

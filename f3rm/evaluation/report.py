@@ -5,13 +5,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from f3rm._types import F3rmError
+from f3rm._types import F3rmError, StrPath, as_path
 from f3rm.evaluation.query_scores import QueryScore
 
 Number = float | int | None
@@ -111,12 +110,13 @@ class Evaluation:
             "notes": list(self.notes),
         }
 
-    def write_json(self, path: Path) -> None:
+    def write_json(self, path: StrPath) -> None:
         """Writes :meth:`to_dict` as JSON, at once or not at all.
 
         Raises:
             F3rmError: If the file cannot be written.
         """
+        path = as_path(path)
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         path = path.expanduser().absolute()
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

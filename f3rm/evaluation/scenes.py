@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from f3rm._types import DatasetError
+from f3rm._types import DatasetError, StrPath, as_path
 from f3rm.evaluation.scene_cameras import draw_views
 from f3rm.evaluation.scene_layouts import Layout, SceneKind, draw_layout
 from f3rm.evaluation.scene_render import SceneRenderer, View
@@ -65,7 +65,7 @@ class SceneSettings:
 
 
 def make_tabletop(
-    folder: Path, settings: SceneSettings | None = None, *, show_progress: bool = False
+    folder: StrPath, settings: SceneSettings | None = None, *, show_progress: bool = False
 ) -> bool:
     """Writes the tabletop as a dataset, unless it is there already; see :func:`make_scene`.
 
@@ -81,11 +81,12 @@ def make_tabletop(
         DatasetError: If the folder has something else in it, or cannot be written to.
         RaycastError: If Open3D, which renders, cannot be imported.
     """
+    folder = as_path(folder)
     return make_scene(folder, "tabletop", settings, show_progress=show_progress)
 
 
 def make_scene(
-    folder: Path,
+    folder: StrPath,
     kind: SceneKind,
     settings: SceneSettings | None = None,
     *,
@@ -106,6 +107,7 @@ def make_scene(
         DatasetError: If the folder has something else in it, or cannot be written to.
         RaycastError: If Open3D, which renders, cannot be imported.
     """
+    folder = as_path(folder)
     settings = settings or SceneSettings()
     folder = folder.expanduser().absolute()
     identity = {"generator": GENERATOR_VERSION, "scene": kind, **asdict(settings)}
@@ -126,7 +128,7 @@ def make_scene(
     return True
 
 
-def model_options(folder: Path) -> list[str]:
+def model_options(folder: StrPath) -> list[str]:
     """Returns options of ns-train that a generated dataset is best trained with; none for others.
 
     Between these planes lies everything that the cameras see. Told so, f3rm-lite grows no floaters
@@ -135,6 +137,7 @@ def model_options(folder: Path) -> list[str]:
     Args:
         folder: Any dataset's folder.
     """
+    folder = as_path(folder)
     description = _read_description(folder / SCENE_FILE)
     if not isinstance(description, dict) or not {"near_plane", "far_plane"} <= set(description):
         return []

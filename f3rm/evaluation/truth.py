@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 from PIL import Image, UnidentifiedImageError
 
-from f3rm._types import DatasetError
+from f3rm._types import DatasetError, StrPath, as_path
 from f3rm.scene.metres import METRES_KEY, SCENE_FILE, affine_map, finite_number
 
 IMAGE_FOLDER = "images"
@@ -109,7 +109,7 @@ class SceneTruth:
     metres_from_dataset: Float64[np.ndarray, "4 4"]
 
     @classmethod
-    def read(cls, folder: Path) -> "SceneTruth":
+    def read(cls, folder: StrPath) -> "SceneTruth":
         """Reads a generated dataset's truth.
 
         Args:
@@ -119,6 +119,7 @@ class SceneTruth:
             DatasetError: If the dataset has no truth, as photographs of one's own, or if its truth
                 is damaged.
         """
+        folder = as_path(folder)
         folder = folder.expanduser().absolute()
         content = _read_json(folder / SCENE_FILE)
         try:

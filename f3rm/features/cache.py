@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 import xxhash
 
-from f3rm._types import CacheError, printable
+from f3rm._types import CacheError, StrPath, as_path, printable
 from f3rm.backbones.registry import weights_identity
 from f3rm.features.folders import is_writable
 from f3rm.features.images import content_hash
@@ -26,9 +26,9 @@ _DEFAULT = "default"
 
 
 def feature_folder(
-    data: Path,
+    data: StrPath,
     spec: FeatureSpec,
-    cache_dir: Path | None,
+    cache_dir: StrPath | None,
     *,
     items: Sequence[ImageItem] | None = None,
 ) -> Path:
@@ -45,6 +45,8 @@ def feature_folder(
         items: The dataset's images; with them, a cache in a read-only dataset counts only if it is
             valid.
     """
+    data = as_path(data)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
     root = dataset_root(data)
     usual = root / "features" / spec.name
     if cache_dir is not None:
@@ -60,7 +62,7 @@ def feature_folder(
 
 
 def find_cache(
-    items: Sequence[ImageItem], spec: FeatureSpec, folder: Path, *, failed_too: bool = False
+    items: Sequence[ImageItem], spec: FeatureSpec, folder: StrPath, *, failed_too: bool = False
 ) -> tuple[FeatureStore | None, str]:
     """Opens a cache if it is complete and fits these images and settings; loads no model.
 
@@ -79,6 +81,7 @@ def find_cache(
     Raises:
         BackboneUnavailableError: If the weights are given as a path that does not exist.
     """
+    folder = as_path(folder)
     identity = weights_identity(spec.backbone)
     try:
         if not (folder / MANIFEST).exists():

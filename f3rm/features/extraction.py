@@ -8,11 +8,10 @@ cache is a worker (:mod:`~f3rm.features.work`): they share its chunks, and one o
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from f3rm._types import DatasetError, printable
+from f3rm._types import DatasetError, StrPath, as_path, printable
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.device import is_first_rank, release_memory, resolve_device
@@ -42,7 +41,7 @@ def extract_features(  # noqa: PLR0913 - one call with every choice, by keyword
     items: Sequence[ImageItem],
     spec: FeatureSpec,
     *,
-    folder: Path,
+    folder: StrPath,
     device: str = "auto",
     shard_size: int = 64,
     batch_size: int | None = None,
@@ -78,6 +77,7 @@ def extract_features(  # noqa: PLR0913 - one call with every choice, by keyword
         BackboneUnavailableError: If the model cannot be loaded.
         CacheError: If the cache cannot be written.
     """
+    folder = as_path(folder)
     job = Job(
         items=items,
         spec=spec,

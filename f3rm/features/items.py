@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from f3rm._types import DatasetError, ImageError, printable
+from f3rm._types import DatasetError, ImageError, StrPath, as_path, printable
 
 TRANSFORMS = "transforms.json"
 _SHOWN = 3
@@ -33,13 +33,14 @@ class ImageItem:
     path: Path
 
 
-def dataset_root(data: Path) -> Path:
+def dataset_root(data: StrPath) -> Path:
     """Returns the absolute folder of a dataset, given the folder or a ``.json`` file in it."""
+    data = as_path(data)
     folder = data.parent if data.suffix == ".json" else data
     return folder.expanduser().absolute()
 
 
-def read_items(data: Path, *, present: bool = True) -> list[ImageItem]:
+def read_items(data: StrPath, *, present: bool = True) -> list[ImageItem]:
     """Lists the images of a dataset in the order of its frames; a file named twice counts once.
 
     Args:
@@ -50,6 +51,7 @@ def read_items(data: Path, *, present: bool = True) -> list[ImageItem]:
         DatasetError: If there is no usable list of frames.
         ImageError: If image files of frames are missing and must be there.
     """
+    data = as_path(data)
     root = dataset_root(data)
     source = data.expanduser() if data.suffix == ".json" else root / TRANSFORMS
     items: dict[str, ImageItem] = {}

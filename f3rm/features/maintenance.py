@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from f3rm._types import CacheError, CacheMismatchError
+from f3rm._types import CacheError, CacheMismatchError, StrPath, as_path
 from f3rm.backbones.registry import load_backbone, weights_identity
 from f3rm.features.cache import cache_roots
 from f3rm.features.chunks import map_chunk, verify_chunk
@@ -101,7 +101,7 @@ def unfinished(folder: Path) -> Unfinished | None:
 
 
 def verify_cache(
-    folder: Path, items: Sequence[ImageItem], report: Report = lambda _: None
+    folder: StrPath, items: Sequence[ImageItem], report: Report = lambda _: None
 ) -> Iterator[Damage]:
     """Reads a whole cache and all images, and yields what is not as the manifest says.
 
@@ -113,6 +113,7 @@ def verify_cache(
     Raises:
         CacheError: If there is no usable manifest.
     """
+    folder = as_path(folder)
     manifest = read_manifest(folder)
     try:
         read_codec(folder, manifest.codec, manifest.channels)
@@ -126,7 +127,7 @@ def verify_cache(
 
 
 def repair_cache(
-    folder: Path,
+    folder: StrPath,
     items: Sequence[ImageItem],
     *,
     load: LoadBackbone = load_backbone,
@@ -147,6 +148,7 @@ def repair_cache(
         CacheError: If there is no usable manifest, or the file system refuses.
         F3rmError: As extraction raises it.
     """
+    folder = as_path(folder)
     manifest = read_manifest(folder)
     identity = weights_identity(manifest.spec.backbone)
     if identity != manifest.weights_identity:
@@ -168,12 +170,13 @@ def repair_cache(
     return run_job(job, load)
 
 
-def remove_features(folder: Path) -> None:
+def remove_features(folder: StrPath) -> None:
     """Removes a cache and whatever is unfinished of it; files that are not f3rm's stay.
 
     Raises:
         CacheError: If it is being made by living workers.
     """
+    folder = as_path(folder)
     with feature_lock(folder):
         making = unfinished(folder)
         if making and making.workers:

@@ -7,14 +7,13 @@ new code uses these directly.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from f3rm._types import CacheError
+from f3rm._types import CacheError, StrPath, as_path
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.cache import feature_folder
 from f3rm.features.engines import Engine, run_with
@@ -73,13 +72,13 @@ class LazyFeatures:
 
 
 def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices, by keyword
-    data: Path,
+    data: StrPath,
     feature_type: str = "CLIP",
     *,
     shard_size: int = 64,
     device: str = "auto",
     force: bool = False,
-    cache_dir: Path | None = None,
+    cache_dir: StrPath | None = None,
     weights: Mapping[str, str] | Sequence[str] = (),
     background: Background = "black",
     batch_size: int | None = None,
@@ -118,6 +117,8 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
     Raises:
         F3rmError: If dataset, names, device, model or disk are not right; it says what to do.
     """
+    data = as_path(data)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
     jobs = jobs_for_dataset(
         data,
         feature_type,
@@ -137,10 +138,10 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
 
 
 def jobs_for_dataset(
-    data: Path,
+    data: StrPath,
     feature_type: str = "CLIP",
     *,
-    cache_dir: Path | None = None,
+    cache_dir: StrPath | None = None,
     weights: Mapping[str, str] | Sequence[str] = (),
     background: Background = "black",
     codec: str = "fp16",
@@ -165,6 +166,8 @@ def jobs_for_dataset(
     Raises:
         F3rmError: If something is wrong with the dataset or the names.
     """
+    data = as_path(data)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
     specs = resolve_feature_type(
         feature_type, weights=weights, background=background, codec=codec, precision=precision
     )
@@ -185,10 +188,11 @@ feature_saver = extract_features
 """Extracts into a folder: the older name of :func:`~f3rm.features.extraction.extract_features`."""
 
 
-def feature_loader(folder: Path) -> LazyFeatures:
+def feature_loader(folder: StrPath) -> LazyFeatures:
     """Opens the finished cache in a folder, e.g. ``<dataset>/features/clip``.
 
     Raises:
         CacheError: If there is none, or it is damaged.
     """
+    folder = as_path(folder)
     return LazyFeatures(FeatureStore.open(folder))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
-from f3rm._types import CacheMismatchError
+from f3rm._types import CacheMismatchError, StrPath, as_path
 from f3rm.features.chunks import map_chunk
 from f3rm.features.codec_files import read_codec
 from f3rm.features.codecs import Codec
@@ -62,7 +62,7 @@ class FeatureStore:
         self.rows: RowSource = MappedRows(self._chunks, engine=engine)
 
     @classmethod
-    def open(cls, folder: Path, *, engine: Engine = "auto") -> "FeatureStore":
+    def open(cls, folder: StrPath, *, engine: Engine = "auto") -> "FeatureStore":
         """Opens a cache after checking its manifest and the length, shape and type of every chunk.
 
         Args:
@@ -74,6 +74,7 @@ class FeatureStore:
             CacheMismatchError: If a chunk is missing or not the one that the manifest names.
             ImplementationError: If numba is asked for and missing.
         """
+        folder = as_path(folder)
         return cls(folder, read_manifest(folder), engine=engine)
 
     def __len__(self) -> int:

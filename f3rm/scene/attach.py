@@ -15,7 +15,7 @@ import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModel
 
-from f3rm._types import F3rmError
+from f3rm._types import F3rmError, StrPath, as_path
 from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.features.device import resolve_device
 from f3rm.features.spec import resolve_feature_type
@@ -63,11 +63,11 @@ class Attached:
 
 
 def attach(
-    config_path: Path,
+    config_path: StrPath,
     settings: AttachSettings,
     *,
-    data: Path | None = None,
-    out: Path = Path("outputs"),
+    data: StrPath | None = None,
+    out: StrPath = Path("outputs"),
     device: str = "auto",
     show_progress: bool = False,
 ) -> Attached:
@@ -87,6 +87,9 @@ def attach(
         RunError: If the run or its dataset cannot be used.
         F3rmError: If features, device or folder cannot be used, or the run has such a head.
     """
+    config_path = as_path(config_path)
+    data = None if data is None else as_path(data)
+    out = as_path(out)
     specs = resolve_feature_type(settings.feature_type, weights=settings.weights)
     if settings.steps is not None and settings.steps < 1:
         msg = f"attach: steps must be at least 1, got {settings.steps}. Give more, or none at all."

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm._types import HeadSpec
+from f3rm._types import HeadSpec, StrPath, as_path
 from f3rm.feature_field import FeatureHead
 from f3rm.features.progress import progress_bar
 from f3rm.scene.export_files import ExportError, check_file, write_file
@@ -57,7 +57,7 @@ class FeaturePoints:
 
 def export_features(
     scene: Scene,
-    file: Path,
+    file: StrPath,
     sampling: Sampling,
     *,
     head: str | None = None,
@@ -80,6 +80,7 @@ def export_features(
         ExportError: If the file's ending does not fit, or it cannot be written.
         F3rmError: If head or frame cannot be used.
     """
+    file = as_path(file)
     place = check_file(file, FEATURE_SUFFIXES, what="features")
     chosen = scene.head(head)
     points = surface(scene, sampling)
@@ -127,12 +128,13 @@ def _write_plain(
     write_file(file, write)
 
 
-def read_features(file: Path) -> FeaturePoints:
+def read_features(file: StrPath) -> FeaturePoints:
     """Reads what ``f3rm export RUN features --out NAME.safetensors`` wrote; no run is needed.
 
     Raises:
         ExportError: If the file is none of these, or damaged.
     """
+    file = as_path(file)
     try:
         with safe_open(file, framework="pt") as content:
             facts = content.metadata() or {}

@@ -6,7 +6,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
+from f3rm._types import StrPath, as_path
 from f3rm.camera_render import RGB_ONLY
 from f3rm.features.progress import track
 from f3rm.scene.boxes import OrientedBox
@@ -99,7 +99,7 @@ class DepthView:
 
 def export_mesh(
     scene: Scene,
-    file: Path,
+    file: StrPath,
     meshing: Meshing,
     *,
     query: str | None = None,
@@ -126,6 +126,7 @@ def export_mesh(
         Open3dError: If Open3D cannot be imported.
         F3rmError: If query, head or frame cannot be used.
     """
+    file = as_path(file)
     place = check_file(file, MESH_SUFFIXES, what="a mesh")
     known = scene.frames.get(meshing.frame)
     _check(meshing)

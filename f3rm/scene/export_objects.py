@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from f3rm._types import StrPath, as_path
 from f3rm.features.progress import track
 from f3rm.scene.export_files import (
     CLOUD_SUFFIXES,
@@ -115,7 +116,7 @@ def nearest_instance(
 
 def export_boxes(
     scene: Scene,
-    file: Path,
+    file: StrPath,
     *,
     query: str | Sequence[str],
     head: str | None = None,
@@ -141,6 +142,7 @@ def export_boxes(
         ExportError: If the file's ending does not fit, or it cannot be written.
         F3rmError: If query, head or frame cannot be used.
     """
+    file = as_path(file)
     place = check_file(file, BOX_SUFFIXES, what="boxes")
     asked = questions_in(query)
     bar = track(asked, total=len(asked), label="objects", show=show_progress, unit="queries")

@@ -1,7 +1,6 @@
 """A scene's surfaces as a point cloud, coloured by what the user asks for."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Float, UInt8
 from nerfstudio.utils.colormaps import apply_float_colormap
 from torch import Tensor
 
+from f3rm._types import StrPath, as_path
 from f3rm.feature_field import FeatureHead
 from f3rm.scene.export_files import CLOUD_SUFFIXES, ExportError, check_file, write_cloud
 from f3rm.scene.frames import FrameName
@@ -44,7 +44,7 @@ class Look:
 
 
 def export_points(
-    scene: Scene, file: Path, sampling: Sampling, look: Look, *, query: str | None = None
+    scene: Scene, file: StrPath, sampling: Sampling, look: Look, *, query: str | None = None
 ) -> SurfacePoints:
     """Writes the surfaces as PLY, with the score of a query as the property ``similarity``.
 
@@ -62,6 +62,7 @@ def export_points(
         ExportError: If the file's ending does not fit, it cannot be written, or a query is missing.
         F3rmError: If query, head or frame cannot be used.
     """
+    file = as_path(file)
     place = check_file(file, CLOUD_SUFFIXES, what="a point cloud")
     question = _question(scene, look, query)
     points = surface(scene, sampling)

@@ -25,6 +25,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from torch import Tensor
 from torch.nn import Module
 
+from f3rm._types import StrPath, as_path
 from f3rm.compat import lazy_lpips
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
@@ -85,7 +86,7 @@ class LoadedRun:
         return self.manager.fixed_indices_eval_dataloader.get_camera(index)
 
 
-def load_run(run: Path, *, data: Path | None = None, device: torch.device) -> LoadedRun:
+def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device) -> LoadedRun:
     """Opens a run with its newest checkpoint.
 
     Args:
@@ -97,6 +98,8 @@ def load_run(run: Path, *, data: Path | None = None, device: torch.device) -> Lo
         RunError: If configuration, checkpoint or dataset cannot be used.
         F3rmError: If the dataset's photographs or its feature cache are broken.
     """
+    run = as_path(run)
+    data = None if data is None else as_path(data)
     config_path = config_file(run)
     config = read_config(config_path)
     config.load_dir = _checkpoints(config_path, config)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Shaped
 from numpy.typing import DTypeLike
 
-from f3rm._types import CacheError
+from f3rm._types import CacheError, StrPath, as_path
 from f3rm.features.chunks import sync_folder, write_atomically
 from f3rm.features.names import place_below, safe_paths
 from f3rm.toolkit.arrays import channels_first
@@ -27,7 +27,7 @@ Transform = Callable[[Shaped[np.ndarray, "items ..."]], Shaped[np.ndarray, "item
 
 def export_array(
     source: FeatureSource,
-    path: Path,
+    path: StrPath,
     tap: str | None = None,
     *,
     dtype: DTypeLike = np.float32,
@@ -48,6 +48,7 @@ def export_array(
     Raises:
         CacheError: If there is nothing, items differ in shape, or the file cannot be written.
     """
+    path = as_path(path)
     if not len(source.indices):
         msg = f"export_array: source must have items with features, got none for {str(path)!r}."
         raise CacheError(msg)
@@ -87,7 +88,7 @@ def _write(
 
 
 def export_per_item(
-    source: FeatureSource, folder: Path, tap: str | None = None, *, dtype: DTypeLike = np.float32
+    source: FeatureSource, folder: StrPath, tap: str | None = None, *, dtype: DTypeLike = np.float32
 ) -> int:
     """Writes one ``.npy`` file per item below a folder; returns how many.
 
@@ -106,6 +107,7 @@ def export_per_item(
         CacheError: If a file cannot be written.
     """
     paths = safe_paths(source.items.names)
+    folder = as_path(folder)
     for index in source.indices.tolist():
         table = source.take([index], tap)
         relative = paths[table.names[0]]

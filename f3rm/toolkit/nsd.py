@@ -11,7 +11,6 @@ no code of it is used).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from f3rm._types import BackboneRef, DatasetError
+from f3rm._types import BackboneRef, DatasetError, StrPath, as_path
 from f3rm.features.items import items_from_paths
 from f3rm.toolkit.arrays import broadcast_concat, channels_first, map_of_tokens
 from f3rm.toolkit.dataset import FeatureDataset, FeatureSource
@@ -102,7 +101,7 @@ def result_name(backbone: NsdBackbone, enc_layer: int = -1) -> str:
     return "clip_vit_512" if backbone == "clip" else f"{backbone}_{layer}"
 
 
-def nsd_items(data: Path, subject: str, split: str) -> ItemList | None:
+def nsd_items(data: StrPath, subject: str, split: str) -> ItemList | None:
     """Lists the images of a subject, sorted by name; None if the split is optional and missing.
 
     Args:
@@ -113,6 +112,7 @@ def nsd_items(data: Path, subject: str, split: str) -> ItemList | None:
     Raises:
         DatasetError: If there are no training images.
     """
+    data = as_path(data)
     own = data / f"subj{subject}"
     folder = (own if own.is_dir() else data) / SPLITS[split]
     paths = sorted(folder.glob("*.png"))
@@ -123,8 +123,8 @@ def nsd_items(data: Path, subject: str, split: str) -> ItemList | None:
 
 
 def extract_nsd(
-    data: Path,
-    out: Path,
+    data: StrPath,
+    out: StrPath,
     spec: ExtractionSpec,
     name: str,
     *,
@@ -148,6 +148,8 @@ def extract_nsd(
     Raises:
         F3rmError: If something is wrong with the data, the model, the device or the disk.
     """
+    data = as_path(data)
+    out = as_path(out)
     stores: dict[str, dict[str, TapStore]] = {}
     for subject in subjects:
         folder = out / name / subject

@@ -6,7 +6,6 @@ saved probe opens anywhere. A probe is saved as ``probe.safetensors`` and ``prob
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from f3rm._types import F3rmError
+from f3rm._types import F3rmError, StrPath, as_path
 from f3rm.backbones.optional import require
 
 ProbeKind = Literal["logistic", "ridge", "knn"]
@@ -167,12 +166,13 @@ class Probe:
         top1 = float((predicted == labels).mean())
         return Score(top1, float(f1.mean()), confusion, tuple(int(label) for label in classes))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: StrPath) -> None:
         """Writes ``probe.safetensors`` and ``probe.json``.
 
         Raises:
             ProbeError: If the probe has learnt nothing.
         """
+        folder = as_path(folder)
         self._check_fitted()
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"kind": self.kind, "strength": self.strength, "neighbours": self.neighbours}
@@ -181,12 +181,13 @@ class Probe:
         (folder / _SETTINGS).write_text(f"{text}\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> "Probe":
+    def load(cls, folder: StrPath) -> "Probe":
         """Reads what :meth:`save` wrote; nothing in it can execute code.
 
         Raises:
             ProbeError: If it is damaged, or of a newer f3rm.
         """
+        folder = as_path(folder)
         try:
             plain: dict[str, Any] = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
             if plain.pop("version") != _VERSION:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from f3rm._types import BackboneRef, CacheError
+from f3rm._types import BackboneRef, CacheError, StrPath, as_path
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.features.device import is_first_rank, resolve_device
@@ -35,7 +35,7 @@ _BATCH = 16
 def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     items: ItemList | Path | str | Sequence[Path | str],
     spec: ExtractionSpec,
-    out: Path,
+    out: StrPath,
     *,
     split: str = "all",
     shard: Shard = "auto",
@@ -74,6 +74,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     Raises:
         F3rmError: If something is wrong with the items, the model, a tap, the device or the disk.
     """
+    out = as_path(out)
     chosen = items if isinstance(items, ItemList) else list_items(items)
     job = make_job(
         chosen,

@@ -5,12 +5,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from f3rm._types import BackboneRef, F3rmError
+from f3rm._types import BackboneRef, F3rmError, StrPath, as_path
 from f3rm.backbones.taps import Tap, parse_taps
 from f3rm.features.spec import PRESETS, FeatureSpec, Precision, StoredDtype
 from f3rm.toolkit.choices import check_settings
@@ -120,12 +119,13 @@ class ExtractionSpec:
         return cls(**values)
 
     @classmethod
-    def load(cls, path: Path) -> "ExtractionSpec":
+    def load(cls, path: StrPath) -> "ExtractionSpec":
         """Reads a YAML or JSON file.
 
         Raises:
             SpecError: If it cannot be read, or holds no specification.
         """
+        path = as_path(path)
         try:
             plain = read_yaml(path)
         except (OSError, ValueError) as error:
@@ -139,8 +139,9 @@ class ExtractionSpec:
             raise SpecError(msg)
         return cls.from_dict(plain)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: StrPath) -> None:
         """Writes a YAML file that :meth:`load` reads."""
+        path = as_path(path)
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
 

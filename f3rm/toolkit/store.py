@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from f3rm._types import CacheError
+from f3rm._types import CacheError, StrPath, as_path
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.features.chunks import map_chunk
@@ -83,7 +83,7 @@ class TapStore:
         self.indices = np.fromiter(found, dtype=np.int64)
 
     @classmethod
-    def open(cls, out: Path, split: str = "all", *, items: ItemList | None = None) -> "TapStore":
+    def open(cls, out: StrPath, split: str = "all", *, items: ItemList | None = None) -> "TapStore":
         """Opens a split after checking its manifest and the length and type of every chunk.
 
         Args:
@@ -94,6 +94,7 @@ class TapStore:
         Raises:
             CacheError: If there is no such split, or it is damaged.
         """
+        out = as_path(out)
         folder = split_folder(out, split)
         if items is None:
             items = read_items(out, split)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from f3rm._types import F3rmError
+from f3rm._types import F3rmError, StrPath, as_path
 from f3rm.backbones.optional import require
 from f3rm.features.geometry import Size
 from f3rm.features.images import ImageFailedError
@@ -131,7 +131,7 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def inspect_video(path: Path, name: str | None = None) -> VideoInfo:
+def inspect_video(path: StrPath, name: str | None = None) -> VideoInfo:
     """Decodes a video once, counting its frames; what its header says is not relied upon.
 
     Args:
@@ -142,6 +142,7 @@ def inspect_video(path: Path, name: str | None = None) -> VideoInfo:
         ImageFailedError: If it is damaged or holds no frame.
         MissingExtraError: If PyAV is missing.
     """
+    path = as_path(path)
     size, count = (0, 0), 0
     for frame in _frames(path, name or str(path)):
         size, count = (frame.height, frame.width), count + 1

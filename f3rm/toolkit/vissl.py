@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from f3rm._types import CacheError
+from f3rm._types import CacheError, StrPath, as_path
 from f3rm.backbones.taps import Tap
 from f3rm.features.chunks import write_atomically
 from f3rm.features.names import UnsafeNameError, safe_part
@@ -53,7 +53,7 @@ class Shard:
         )
 
 
-def shards_of(input_dir: Path, split: str, layer: str) -> list[Shard]:
+def shards_of(input_dir: StrPath, split: str, layer: str) -> list[Shard]:
     """Lists the shards of a layer by rank and number, chunk 10 after chunk 2.
 
     Args:
@@ -64,6 +64,7 @@ def shards_of(input_dir: Path, split: str, layer: str) -> list[Shard]:
     Raises:
         CacheError: If there is none; the message names what there is.
     """
+    input_dir = as_path(input_dir)
     wanted = f"{split.lower()}_{layer}"
     found = [(path, _FILE.fullmatch(path.name)) for path in input_dir.glob("*_features.npy")]
     shards = [
@@ -82,7 +83,7 @@ def shards_of(input_dir: Path, split: str, layer: str) -> list[Shard]:
 
 
 def load_features(
-    input_dir: Path, split: str, layer: str, *, flatten_features: bool = False
+    input_dir: StrPath, split: str, layer: str, *, flatten_features: bool = False
 ) -> Named:
     """Reads a layer of a folder; of an item that occurs twice, the last one counts.
 
@@ -99,11 +100,12 @@ def load_features(
     Raises:
         CacheError: If there is nothing, or a file is damaged.
     """
+    input_dir = as_path(input_dir)
     return sample_features(input_dir, split, layer, -1, 0, flatten_features=flatten_features)
 
 
 def sample_features(
-    input_dir: Path,
+    input_dir: StrPath,
     split: str,
     layer: str,
     num_samples: int,
@@ -127,6 +129,7 @@ def sample_features(
     Raises:
         CacheError: If there is nothing, or a file is damaged.
     """
+    input_dir = as_path(input_dir)
     shards = shards_of(input_dir, split, layer)
     places = _places(shards)
     inds = np.array(sorted(places), dtype=np.int64)
@@ -143,7 +146,7 @@ def sample_features(
 
 def export_vissl(
     store: TapStore,
-    output_dir: Path,
+    output_dir: StrPath,
     *,
     layers: Mapping[str, str] | None = None,
     split: str | None = None,
@@ -169,6 +172,7 @@ def export_vissl(
         CacheError: If items differ in shape, or a file cannot be written.
         UnsafeNameError: If two layers would have one file.
     """
+    output_dir = as_path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     names = layers or layer_names(store.taps)
     if len({safe_part(layer) for layer in names.values()}) < len(names):
