@@ -95,6 +95,10 @@ def _do(shell, folder, words):
 
 
 def _parse(shell, folder, words):
+    if words[0] == "hf":  # has a parser of its own, which downloads at once
+        assert shell.run(folder, words=[*words[:2], "--help"]) == 0, shell.said()
+        assert all(word in shell.said() for word in words if word.startswith("--")), shell.said()
+        return
     code = shell.run(folder, words=words, parse=True)
     assert code == PARSED, f"{' '.join(words)}\n{code} {shell.said()}"
     if words[:2] == ["pip", "install"]:
