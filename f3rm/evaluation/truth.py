@@ -159,13 +159,14 @@ class SceneTruth:
         return path
 
 
-def truth_files(folder: Path, name: str) -> tuple[Path, Path]:
+def truth_files(folder: StrPath, name: str) -> tuple[Path, Path]:
     """Returns where a photograph's object numbers and depths are.
 
     Args:
         folder: The dataset.
         name: File name of the photograph.
     """
+    folder = as_path(folder)
     return folder / IDS_FOLDER / name, folder / DEPTH_FOLDER / name
 
 

@@ -60,7 +60,7 @@ class Unfinished:
 
 
 def cache_folders(
-    data: Path, *, cache_dir: Path | None = None, feature_type: str | None = None
+    data: StrPath, *, cache_dir: StrPath | None = None, feature_type: str | None = None
 ) -> list[Path]:
     """Lists the folders of a dataset's caches, finished or not.
 
@@ -72,6 +72,8 @@ def cache_folders(
     Raises:
         CacheError: If a type is asked for that has no cache.
     """
+    data = as_path(data)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
     found = sorted({folder for root in cache_roots(data, cache_dir) for folder in _caches(root)})
     if feature_type is None:
         return found
@@ -88,8 +90,9 @@ def cache_folders(
     return [folder for folder in found if folder.name in wanted]
 
 
-def unfinished(folder: Path) -> Unfinished | None:
+def unfinished(folder: StrPath) -> Unfinished | None:
     """Returns how far a cache in the making is; None if none is being made."""
+    folder = as_path(folder)
     building = building_folder(folder)
     if not building.is_dir():
         return None

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def found_instances(
 
 def export_object(
     scene: Scene,
-    file: Path,
+    file: StrPath,
     sampling: Sampling,
     look: Look,
     *,
@@ -81,6 +80,7 @@ def export_object(
         ExportError: If there is nothing, or the file cannot be written.
         F3rmError: If query, head or frame cannot be used.
     """
+    file = as_path(file)
     place = check_file(file, CLOUD_SUFFIXES, what="an object's points")
     found = found_instances(scene, query, head=look.head, threshold=threshold, frame=sampling.frame)
     every = surface(scene, sampling)

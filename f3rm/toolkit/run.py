@@ -125,7 +125,7 @@ class _Checked:
 def make_job(
     items: ItemList,
     spec: ExtractionSpec,
-    folder: Path,
+    folder: StrPath,
     *,
     shard: Shard = "auto",
     batch_size: int | None = None,
@@ -144,6 +144,7 @@ def make_job(
     Raises:
         CacheError: If ``shard`` is none of the choices.
     """
+    folder = as_path(folder)
     sizes: dict[Shard, int] = {
         "auto": _LARGEST_SHARD,
         "batch": batch_size or _BATCH,
