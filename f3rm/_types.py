@@ -105,7 +105,8 @@ class HeadSpec:
         has_text: Whether the backbone has a text tower, so that the head answers text queries.
         backbone: The model whose features the head distils.
         identity: Which weights these are, wherever they lie (``xxh3:...`` of a local file or
-            folder, ``hub:...`` of a name); empty where a checkpoint was written without it.
+            folder, ``hub:...`` of a name), and the tap that reads them; empty where a checkpoint
+            was written without it.
     """
 
     name: str

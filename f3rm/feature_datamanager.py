@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -26,15 +26,11 @@ from nerfstudio.data.datamanagers.base_datamanager import (
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.data.utils.dataloaders import (
-    EvalDataloader,
-    FixedIndicesEvalDataloader,
-    RandIndicesEvalDataloader,
-)
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 
-from f3rm._types import BackboneUnavailableError, DatasetError, HeadSpec
+from f3rm._types import BackboneUnavailableError, HeadSpec
+from f3rm.eval_loaders import HOLD_OUT, FixedEvalLoader, RandomEvalLoader, check_held_out
 from f3rm.feature_field import FeatureStats
 from f3rm.features.cache import feature_folder, find_cache
 from f3rm.features.extraction import extract_features
@@ -58,10 +54,6 @@ logger = logging.getLogger(__name__)
 
 _STATS_ROWS = 1 << 14
 _SPLITS = ("train", "val", "test")
-_HOLD_OUT = (
-    "To hold some out, train with a smaller --train-split-fraction (of nerfstudio-data) or with "
-    "more images."
-)
 
 
 @dataclass
@@ -160,9 +152,9 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         self._lookups: dict[str, FeatureLookup] = {}
         self._prefetcher: Prefetcher[RayBundle] | None = None
         if not len(self.eval_dataset) and test_mode != "inference":  # setup_eval was not called
-            self.fixed_indices_eval_dataloader = _NothingHeldOut()
+            self._make_eval_loaders()
             if test_mode == "val":
-                logger.warning("No evaluation images: evaluation is skipped. %s", _HOLD_OUT)
+                logger.warning("No evaluation images: evaluation is skipped. %s", HOLD_OUT)
         if self.stores:
             if test_mode == "val":  # else the checkpoint brings heads and statistics
                 self._publish()
@@ -255,7 +247,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                 channels=self.stores[spec.name].channels,
                 has_text=self.stores[spec.name].manifest.has_text,
                 backbone=spec.backbone,
-                identity=self.stores[spec.name].manifest.weights_identity,
+                identity=f"{self.stores[spec.name].manifest.weights_identity} {spec.tap}",
             )
             for spec in self.specs
         ]
@@ -294,8 +286,12 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         """
         with self._collation(self.eval_dataset.cameras):
             super().setup_eval()
-        self.fixed_indices_eval_dataloader = _FixedWithTargets(self)
-        self.eval_dataloader = _RandomWithTargets(self)
+        self._make_eval_loaders()
+
+    def _make_eval_loaders(self) -> None:
+        loaders = (self.eval_dataset, self.device, self.eval_targets)
+        self.fixed_indices_eval_dataloader = FixedEvalLoader(*loaders)
+        self.eval_dataloader = RandomEvalLoader(*loaders)
 
     @contextlib.contextmanager
     def _collation(self, cameras: Cameras) -> Iterator[None]:
@@ -331,20 +327,9 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         Raises:
             DatasetError: If there are no evaluation images.
         """
-        if not len(self.eval_dataset):
-            _nothing_held_out()
+        check_held_out(self.eval_dataset)
         bundle, batch = super().next_eval(step)
         return bundle, self._with_features(batch, "eval")
-
-    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
-        """Returns camera and photograph of a random evaluation image.
-
-        Raises:
-            DatasetError: If there are no evaluation images.
-        """
-        if not len(self.eval_dataset):
-            _nothing_held_out()
-        return super().next_eval_image(step)
 
     def _with_features(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
         for key, look_up in self._look_ups(split).items():
@@ -367,47 +352,6 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         """Returns the target features of an evaluation image, or None without a valid cache."""
         lookup = self._lookups.get("eval")
         return ImageTargets(lookup, index) if lookup else None
-
-
-class _WithTargets(EvalDataloader):
-    """Adds an evaluation image's target features to its batch."""
-
-    manager: FeatureDataManager
-
-    def get_camera(self, image_idx: int = 0) -> tuple[Cameras, dict[str, Any]]:
-        camera, batch = super().get_camera(image_idx)
-        targets = self.manager.eval_targets(image_idx)
-        if targets is not None:
-            batch["feature_targets"] = targets
-        return camera, batch
-
-
-class _NothingHeldOut:
-    """In place of the evaluation images where there are none; ns-eval gets the error from it."""
-
-    def __len__(self) -> int:
-        _nothing_held_out()
-        return 0  # not reached
-
-    def __iter__(self) -> NoReturn:
-        _nothing_held_out()
-
-
-def _nothing_held_out() -> NoReturn:
-    msg = f"FeatureDataManager: there is nothing to evaluate, no image is held out. {_HOLD_OUT}"
-    raise DatasetError(msg)
-
-
-class _FixedWithTargets(_WithTargets, FixedIndicesEvalDataloader):
-    def __init__(self, manager: FeatureDataManager) -> None:
-        super().__init__(input_dataset=manager.eval_dataset, device=manager.device)
-        self.manager = manager
-
-
-class _RandomWithTargets(_WithTargets, RandIndicesEvalDataloader):
-    def __init__(self, manager: FeatureDataManager) -> None:
-        super().__init__(input_dataset=manager.eval_dataset, device=manager.device)
-        self.manager = manager
 
 
 def _extraction_device(wanted: str, training: torch.device | str) -> str:

@@ -149,10 +149,11 @@ def test_training_goes_on_with_the_same_model(saved, now):
     ("saved", "now"),
     [
         (_identified("xxh3:1"), _identified("xxh3:2")),
+        (_identified("xxh3:1 final"), _identified("xxh3:1 3")),
         (_identified("hub:small@a"), _identified("xxh3:2")),
         (_identified(""), _identified("xxh3:1", model="other")),
     ],
-    ids=["other-bytes", "hub-and-file", "of-before"],
+    ids=["other-bytes", "other-tap", "hub-and-file", "of-before"],
 )
 def test_training_does_not_go_on_with_another_model_of_the_same_width(saved, now):
     state = _field(saved).state_dict()

@@ -8,7 +8,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 
 from f3rm._types import DatasetError
 from f3rm.evaluation.evaluate import evaluate_run
-from f3rm.feature_datamanager import FeatureDataManager
+from f3rm.feature_datamanager import FeatureDataManager, FeatureDataManagerConfig
 from f3rm.scene.run_config import RunError
 from tests.run_fixtures import colours, small_config, train
 from tests.scene_fixtures import write_dataset
@@ -21,11 +21,13 @@ __all__ = ["colours"]
 def test_six_photographs_train_without_evaluation(tmp_path, caplog, fraction):
     data = write_dataset(tmp_path / "scene", {f"{i}.png": (48, 64) for i in range(6)})
     config = small_config(data, tmp_path / "runs", "COLOURS")
+    manager = config.pipeline.datamanager
+    assert isinstance(manager, FeatureDataManagerConfig)
     if fraction is not None:
-        config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(
+        manager.dataparser = NerfstudioDataParserConfig(
             downscale_factor=1, train_split_fraction=fraction
         )
-    config.pipeline.datamanager.train_num_rays_per_batch = 64
+    manager.train_num_rays_per_batch = 64
     config.max_num_iterations = 3
     config.steps_per_eval_batch = config.steps_per_eval_image = 1
     config.steps_per_eval_all_images = 1
