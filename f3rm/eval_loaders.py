@@ -5,7 +5,7 @@ attribute; these loaders say what is missing.
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -61,8 +61,12 @@ class _WithTargets(EvalDataloader):
             batch["feature_targets"] = targets
         return camera, batch
 
-    def __iter__(self) -> Self:
-        """Starts over.
+
+class FixedEvalLoader(_WithTargets, FixedIndicesEvalDataloader):
+    """Every evaluation image in turn."""
+
+    def __iter__(self) -> "FixedEvalLoader":
+        """Starts with the first image.
 
         Raises:
             DatasetError: If there are no evaluation images.
@@ -72,9 +76,14 @@ class _WithTargets(EvalDataloader):
         return self
 
 
-class FixedEvalLoader(_WithTargets, FixedIndicesEvalDataloader):
-    """Every evaluation image in turn."""
-
-
 class RandomEvalLoader(_WithTargets, RandIndicesEvalDataloader):
     """Evaluation images at random, without end."""
+
+    def __iter__(self) -> "RandomEvalLoader":
+        """Goes on with another image.
+
+        Raises:
+            DatasetError: If there are no evaluation images.
+        """
+        check_held_out(self.input_dataset)
+        return self

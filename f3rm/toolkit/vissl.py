@@ -167,6 +167,7 @@ def export_vissl(
 
     Returns:
         The files of features. Maps have channels first; items without a label get no targets.
+        Later chunks of an earlier export into the folder are removed.
 
     Raises:
         CacheError: If items differ in shape, or a file cannot be written.
@@ -190,7 +191,20 @@ def export_vissl(
             if table.targets is not None:
                 _save(output_dir / f"{stem}_targets.npy", table.targets[:, None])
             written.append(path)
+        if written:
+            _remove_later(written[-1])
     return written
+
+
+def _remove_later(last: Path) -> None:
+    """Removes an earlier export's chunks after the last one: readers take later ones for newer."""
+    own = _FILE.fullmatch(last.name)
+    for path in last.parent.glob("rank0_chunk*_features.npy"):
+        match = _FILE.fullmatch(path.name)
+        if own and match and match[3] == own[3] and int(match[2]) > int(own[2]):
+            shard = Shard(path, 0, int(match[2]))
+            for stale in (path, shard.beside("inds"), shard.beside("targets")):
+                stale.unlink(missing_ok=True)
 
 
 def layer_names(taps: tuple[str, ...]) -> dict[str, str]:

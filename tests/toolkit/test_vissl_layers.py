@@ -232,6 +232,14 @@ NAMES = {
 }
 
 
+def test_vissl_export_again_leaves_no_chunk_of_the_earlier_one(tmp_path, classes, backbone):
+    store = run(classes, tmp_path / "out", backbone)
+    for chunk in (1, 4):
+        files = export_vissl(store, tmp_path / "vissl", chunk=chunk)
+    assert sorted(files) == sorted((tmp_path / "vissl").glob("*_features.npy"))
+    assert len(list((tmp_path / "vissl").glob("*.npy"))) == 3 * len(files)
+
+
 def head_config(params: list[Any], depth: int = 18) -> dict[str, Any]:
     model = {
         "FEATURE_EVAL_SETTINGS": {"FREEZE_TRUNK_AND_HEAD": True, "EVAL_TRUNK_AND_HEAD": True},
