@@ -1,6 +1,7 @@
 """``f3rm doctor``: what is installed, what would run, and why training could not."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass
 
 from f3rm._types import F3rmError
@@ -31,7 +32,9 @@ class Doctor(Command):
         Raises:
             UnfitError: If ``ns-train f3rm`` cannot run here.
         """
-        found = examine()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other packages, as they are imported
+            found = examine()
         if self.json:
             print(json.dumps({**asdict(found), "can_train": not found.problems}, indent=2))
         else:

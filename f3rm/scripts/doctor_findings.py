@@ -2,12 +2,10 @@
 
 import importlib.util
 import json
-import logging
 import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -174,37 +172,12 @@ def _gpus() -> Iterator[Gpu]:
 def _implementation() -> Implementation:
     """Asks what ``auto`` chooses on the device that training would use."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _messages_of(base.logger) as messages:
-        chosen = base.resolve_implementation("auto", device)
-    if chosen == "tcnn":
-        reason = "tiny-cuda-nn is installed"
-    elif device == "cpu":
+    choice = base.choose_implementation("auto", device)
+    reason = choice.reason
+    if device == "cpu":
         fast = importlib.util.find_spec("numba") is not None
         reason = f"there is no GPU; {'in machine code, by numba' if fast else 'slow without numba'}"
-    elif not base.tcnn_installed():
-        reason = "tiny-cuda-nn is not installed"
-    else:
-        reason = " ".join(messages) or "tiny-cuda-nn cannot be used"
-    return Implementation(chosen, device, reason)
-
-
-@contextmanager
-def _messages_of(logger: logging.Logger) -> Iterator[list[str]]:
-    """Collects what a logger says, instead of showing it."""
-    messages: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        messages.append(record.getMessage())
-        return False
-
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addFilter(keep)
-    try:
-        yield messages
-    finally:
-        logger.removeFilter(keep)
-        logger.setLevel(level)
+    return Implementation(choice.implementation, device, reason)
 
 
 def _weights(feature_type: str) -> str | None:

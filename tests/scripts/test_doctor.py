@@ -77,19 +77,15 @@ def test_with_a_gpu_it_can_run_and_the_report_fits_one_screen(capsys):
 
 @pytest.mark.usefixtures("gpu")
 def test_the_implementation_is_the_one_that_auto_chooses(capsys, monkeypatch):
-    monkeypatch.setattr(base, "tcnn_installed", lambda: True)
-
-    def resolve(choice, device):
-        base.logger.warning("tiny-cuda-nn was built for another GPU.")
-        return "torch"
-
-    monkeypatch.setattr(base, "resolve_implementation", resolve)
-    assert main(["doctor"]) == 0
-    shown = rows(capsys.readouterr().out)
-    assert shown["hash grids"] == "torch on cuda: tiny-cuda-nn was built for another GPU."
-    monkeypatch.setattr(base, "resolve_implementation", lambda *_: "tcnn")
-    assert main(["doctor"]) == 0
-    assert rows(capsys.readouterr().out)["hash grids"] == "tcnn on cuda: tiny-cuda-nn is installed"
+    choices = [
+        base.Choice("torch", "tiny-cuda-nn cannot be imported", is_fallback=True),
+        base.Choice("tcnn", "tiny-cuda-nn is installed and the device is CUDA"),
+    ]
+    for choice in choices:
+        monkeypatch.setattr(base, "choose_implementation", lambda *_, choice=choice: choice)
+        assert main(["doctor"]) == 0
+        shown = rows(capsys.readouterr().out)
+        assert shown["hash grids"] == f"{choice.implementation} on cuda: {choice.reason}"
 
 
 @pytest.mark.parametrize("device", ["gpu", "no_gpu"])
