@@ -221,7 +221,8 @@ def test_the_mask_of_an_instance_is_where_the_photograph_shows_it(scene, run):
         if truth.sum() > 50:
             ious.append((mask & truth).sum() / (mask | truth).sum())
     assert len(ious) > 3
-    assert np.mean(ious) > 0.5  # 0.82 to 0.90 over five seeds; two held-out views alone: from 0.61
+    # 0.82 to 0.87 in three runs of two seeds; two held-out views alone gave 0.29 once.
+    assert np.mean(ious) > 0.5
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])
