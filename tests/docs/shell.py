@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ PARSED = 77
 FILTERS = "DOCS_WARNING_FILTERS"
 SIDE = 56
 _SHOWN = 6000
+_LIMIT = 600.0
+"""Seconds that a command may take."""
 _CHECKED = [f"f3rm.{room}" for room in ("backbones", "features", "scene", "semantics", "toolkit")]
 """Where shapes are checked as in the other tests; Nerfstudio's configurations pass 0 for 0.0."""
 _TOOLS = (
@@ -78,8 +81,13 @@ class Shell:
         self.pid = self._answer()
 
     def wait(self) -> int:
-        """Returns the exit code of what was started."""
-        return self._answer()
+        """Returns the exit code of what was started; what does not end is killed."""
+        deadline = threading.Timer(_LIMIT, os.kill, (self.pid, signal.SIGKILL))
+        deadline.start()
+        try:
+            return self._answer()
+        finally:
+            deadline.cancel()
 
     def run(self, folder: Path, **request: Any) -> int:
         """Starts a command and returns its exit code."""
@@ -136,6 +144,8 @@ def _prepare(configs: str) -> None:
 def _child(request: dict[str, Any]) -> None:
     """Does what is asked and ends this process."""
     code = 1
+    # What a script starts in the background ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         os.chdir(request["folder"])
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -148,8 +148,9 @@ def _serve(shell, folder, words):
         except OSError:
             time.sleep(0.2)
     shell.interrupt()
-    shell.wait()
+    code = shell.wait()
     assert "<html" in page.lower(), shell.said()
+    assert code >= 0, shell.said()  # it ended by itself
 
 
 @pytest.mark.slow
