@@ -69,8 +69,8 @@ def kept_outputs(
     """
     if not left_out:
         return outputs
-    names = match_items(outputs.image_filenames, items)
-    numbers = [number for number, name in enumerate(names) if name not in set(left_out)]
+    names, missing = match_items(outputs.image_filenames, items), set(left_out)
+    numbers = [number for number, name in enumerate(names) if name not in missing]
     return outputs if len(numbers) == len(names) else _subset(outputs, numbers)
 
 
