@@ -92,8 +92,8 @@ def test_points_are_named_by_what_they_lie_on_or_by_none(scene, run):
 COLOUR_WORDS = ["orange", "purple", "turquoise", "pink", "yellow", "blue", "green"]
 
 
-def test_things_are_found_in_metres_and_apart(scene, run):
-    found = scene.find("orange", frame="metres")
+def test_things_are_found_in_metres_and_apart(known, run):
+    found = known.find("orange", frame="metres")
     (thing,) = _things(run, "orange box")
     assert len(found) == 1
     assert found.reason == ""
@@ -212,7 +212,7 @@ def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
 
 
 def test_the_mask_of_an_instance_is_where_the_photograph_shows_it(scene, run):
-    (instance,) = scene.find("orange").instances
+    instance = scene.find("orange")[0]
     (thing,) = _things(run, "orange box")
     ious = []
     for index, name in list(enumerate(scene.views()))[::5]:
