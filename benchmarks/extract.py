@@ -27,16 +27,16 @@ import torch
 from command import make_parser, show
 from PIL import Image
 
-from f3rm._types import BackboneRef
-from f3rm.backbones import dino
 from f3rm.backbones.base import Backbone
+from f3rm.backbones.dino import backbone as dino
 from f3rm.backbones.registry import load_backbone
-from f3rm.features.encode import default_batch_size, prepare
-from f3rm.features.extraction import extract_features
-from f3rm.features.geometry import network_size
-from f3rm.features.images import read_image
-from f3rm.features.items import ImageItem, items_from_paths
-from f3rm.features.spec import FeatureSpec
+from f3rm.errors import BackboneRef
+from f3rm.extract.encoder import default_batch_size, prepare
+from f3rm.extract.extraction import extract_features
+from f3rm.store.geometry import network_size
+from f3rm.store.images import read_image
+from f3rm.store.items import ImageItem, items_from_paths
+from f3rm.store.spec import FeatureSpec
 
 _SIZE = (360, 480)
 _RESET = Path("/proc/self/clear_refs")

@@ -36,15 +36,15 @@ import numpy as np
 import torch
 from command import make_parser, show
 
-from f3rm._types import BackboneRef
-from f3rm.features.chunks import write_chunk
-from f3rm.features.gather import Engine
-from f3rm.features.geometry import PixelAffine, ValidRect
-from f3rm.features.manifest import Manifest
-from f3rm.features.places import PlaceTable
-from f3rm.features.records import ChunkRecord, ImageRecord
-from f3rm.features.spec import ALGORITHM_VERSION, FeatureSpec
-from f3rm.features.store import FeatureStore
+from f3rm.errors import BackboneRef
+from f3rm.store.chunks import write_chunk
+from f3rm.store.gather import Engine
+from f3rm.store.geometry import PixelAffine, ValidRect
+from f3rm.store.manifest import Manifest
+from f3rm.store.reader import FeatureStore
+from f3rm.store.records import ChunkRecord, ImageRecord
+from f3rm.store.row_index import PlaceTable
+from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 
 GRID = (40, 50)
 CHANNELS = 768

@@ -9,11 +9,11 @@ from torch.nn import functional
 from f3rm.evaluation.language import open_language
 from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.predictions import psnr, render_view
-from f3rm.evaluation.truth import SceneTruth
 from f3rm.feature_datamanager import FeatureDataManager, match_items
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.questions import choose_head
 from f3rm.scene.surface import hidden_of
+from f3rm.synthetic.truth import SceneTruth
 
 _SHRINK = 6
 _LEAST_PIXELS = 8

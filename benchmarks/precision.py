@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
-from f3rm.features.dense import dense_backbone
-from f3rm.features.device import resolve_device
-from f3rm.features.encode import Encoder
-from f3rm.features.images import inspect_images
-from f3rm.features.items import read_items
-from f3rm.features.plan import ChunkPlan, plan_chunks
-from f3rm.features.spec import FeatureSpec, Precision, resolve_feature_type
+from f3rm.extract.dense import dense_backbone
+from f3rm.extract.encoder import Encoder
+from f3rm.extract.plan import ChunkPlan, plan_chunks
+from f3rm.store.device import resolve_device
+from f3rm.store.images import inspect_images
+from f3rm.store.items import read_items
+from f3rm.store.spec import FeatureSpec, Precision, resolve_feature_type
 
 HALF: tuple[Precision, ...] = ("bfloat16", "float16")
 

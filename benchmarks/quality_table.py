@@ -29,9 +29,9 @@ from quality import make_config
 from f3rm.compat import lazy_lpips
 from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.evaluation.query_scores import mean_of
-from f3rm.evaluation.scene_layouts import SceneKind
-from f3rm.evaluation.scenes import SceneSettings, make_scene, model_options
 from f3rm.networks.nerfacto_fast import quicken
+from f3rm.synthetic.layouts import SceneKind
+from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
 
 ROWS = {
     "localisation": "localisation",

@@ -25,18 +25,18 @@ from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
-from f3rm._types import BackboneRef, HeadSpec
 from f3rm.camera_render import RGB_ONLY, RenderRequest
 from f3rm.compat import lazy_lpips
-from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
-from f3rm.renderer import render_per_sample
-from f3rm.semantics.similarity import (
+from f3rm.errors import BackboneRef, HeadSpec
+from f3rm.language.relevancy import (
     Query,
     make_query,
     similarity,
     similarity_from_hidden,
     to_hidden,
 )
+from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
+from f3rm.renderer import render_per_sample
 
 Frame = Callable[[], Tensor]
 CHANNELS = (768, 5120)

@@ -26,9 +26,9 @@ from step import build_model, whole_step
 
 from f3rm.backbones.registry import load_backbone
 from f3rm.f3rm_config import f3rm_lite_method
-from f3rm.features.manifest import MANIFEST
-from f3rm.features.spec import PRESETS
-from f3rm.features.store import FeatureStore
+from f3rm.store.manifest import MANIFEST
+from f3rm.store.reader import FeatureStore
+from f3rm.store.spec import PRESETS
 
 _CHANNELS = 128
 _RAYS = 1024

@@ -33,8 +33,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.nn import functional
 from torch.profiler import profile
 
-from f3rm._types import BackboneRef, HeadSpec
 from f3rm.compat import lazy_lpips
+from f3rm.errors import BackboneRef, HeadSpec
 from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
 from f3rm.networks.nerfacto_fast import quicken

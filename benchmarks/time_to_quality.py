@@ -28,11 +28,11 @@ from nerfstudio.engine.trainer import Trainer
 from quality_table import Job, configure, seed_everything
 
 from f3rm.compat import lazy_lpips
-from f3rm.evaluation.scenes import SceneSettings, make_scene
 from f3rm.feature_datamanager import FeatureDataManager
-from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
 from f3rm.networks import fast
+from f3rm.store.progress import track
+from f3rm.synthetic.scenes import SceneSettings, make_scene
 
 DEFAULTS = "defaults"
 _MODEL, _MANAGER = "pipeline.model", "pipeline.datamanager"

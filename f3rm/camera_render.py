@@ -13,7 +13,7 @@ from nerfstudio.cameras.rays import RayBundle, RaySamples
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.semantics.pca import PcaBasis, pca_colours
+from f3rm.colours.pca import PcaBasis, pca_colours
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The data manager: Nerfstudio's rays and pixels, and beside them rows of the feature store.
 
-It looks up and nothing else: extraction, geometry and files belong to :mod:`f3rm.features`. Rows
+It looks up and nothing else: extraction, geometry and files belong to :mod:`f3rm.extract`. Rows
 are keyed by image, so how a dataparser splits, orders or downscales the images does not matter.
 """
 
@@ -29,26 +29,26 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from torch import Tensor
 
-from f3rm._types import BackboneUnavailableError, HeadSpec
-from f3rm.eval_loaders import HOLD_OUT, FixedEvalLoader, RandomEvalLoader, check_held_out
+from f3rm.errors import BackboneUnavailableError, HeadSpec
+from f3rm.extract.cache import feature_folder, find_cache
+from f3rm.extract.extraction import extract_features
+from f3rm.extract.job import OnError
 from f3rm.feature_field import FeatureStats
-from f3rm.features.cache import feature_folder, find_cache
-from f3rm.features.extraction import extract_features
-from f3rm.features.gather import MappedRows
-from f3rm.features.items import (
+from f3rm.store.gather import MappedRows
+from f3rm.store.items import (
     ImageItem,
     check_present,
     dataset_root,
     items_from_paths,
     read_items,
 )
-from f3rm.features.job import OnError
-from f3rm.features.lookup import FeatureLookup, ImageTargets, match_items
-from f3rm.features.prefetch import Prefetcher
-from f3rm.features.residence import Residence
-from f3rm.features.spec import Background, FeatureSpec, Precision, resolve_feature_type
-from f3rm.features.store import FeatureStore, GatherMode, place_stores
-from f3rm.left_out import check_trainable, images_left_out, kept_items, kept_outputs
+from f3rm.store.placement import Residence
+from f3rm.store.reader import FeatureStore, GatherMode, place_stores
+from f3rm.store.spec import Background, FeatureSpec, Precision, resolve_feature_type
+from f3rm.training.eval_loaders import HOLD_OUT, FixedEvalLoader, RandomEvalLoader, check_held_out
+from f3rm.training.left_out import check_trainable, images_left_out, kept_items, kept_outputs
+from f3rm.training.lookup import FeatureLookup, ImageTargets, match_items
+from f3rm.training.prefetch import Prefetcher
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from nerfstudio.field_components.spatial_distortions import SpatialDistortion
 from torch import Tensor, nn
 from torch.nn import functional
 
-from f3rm._types import F3rmError, HeadSpec, ImplementationError
+from f3rm.colours.pca import PcaBasis, fit_pca
+from f3rm.errors import F3rmError, HeadSpec, ImplementationError
 from f3rm.networks.base import Implementation, NetworkConfig, build_network
-from f3rm.semantics.pca import PcaBasis, fit_pca
 
 
 class FeatureFieldHeadNames(Enum):

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 from typing_extensions import override
 
-from f3rm._types import F3rmError, HeadSpec
 from f3rm.camera_render import (
     EVALUATED_RAY_BATCH,
     RAY_BATCH,
@@ -36,19 +35,20 @@ from f3rm.camera_render import (
     current_request,
     single_ray,
 )
+from f3rm.colours.pca import PcaBasis, fit_pca, pca_colours_from_hidden
 from f3rm.compat import lazy_lpips
+from f3rm.errors import F3rmError, HeadSpec
 from f3rm.feature_field import (
     FeatureField,
     FeatureFieldConfig,
     FeatureHead,
     FeatureStats,
 )
+from f3rm.language.text_encoder import QueryText
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
 from f3rm.networks.nerfacto_fast import quicken
 from f3rm.renderer import FeatureRenderer
-from f3rm.semantics.pca import PcaBasis, fit_pca, pca_colours_from_hidden
 from f3rm.viewer.controls import FeatureControls
-from f3rm.viewer.text_query import QueryText
 
 _HIDDEN = "feature_hidden"
 _PCA_PIXELS = 1 << 15

@@ -5,7 +5,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 
-from f3rm._types import BackboneRef, HeadSpec
+from f3rm.errors import BackboneRef, HeadSpec
 from f3rm.feature_field import FeatureStats
 from f3rm.model import FeatureFieldModelConfig
 

@@ -14,12 +14,12 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from f3rm.backbones import registry
 from f3rm.compat import lazy_lpips
-from f3rm.evaluation.scenes import SceneSettings, make_tabletop
-from f3rm.evaluation.truth import SceneTruth
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.feature_datamanager import FeatureDataManagerConfig
-from f3rm.features import spec
 from f3rm.model import FeatureFieldModelConfig
+from f3rm.store import spec
+from f3rm.synthetic.scenes import SceneSettings, make_tabletop
+from f3rm.synthetic.truth import SceneTruth
 from tests.scene_fixtures import need_raycaster
 from tests.train_seed import TRAIN_SEED
 from tests.viewer.colour_backbone import ADAPTERS, SPECS

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from f3rm.evaluation.raycast import Raycaster, RaycastError
-from f3rm.evaluation.scene_layouts import SceneKind
-from f3rm.evaluation.scenes import SceneSettings, make_scene
+from f3rm.synthetic.layouts import SceneKind
+from f3rm.synthetic.raycast import Raycaster, RaycastError
+from f3rm.synthetic.scenes import SceneSettings, make_scene
 
 
 def need_raycaster() -> None:

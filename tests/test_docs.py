@@ -10,7 +10,7 @@ import pytest
 import f3rm
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
-from f3rm.scene.attach import AttachSettings
+from f3rm.scene.attach.heads import AttachSettings
 from f3rm.scripts.attach import Attach
 from f3rm.scripts.export import Export
 from f3rm.scripts.extract import Extract

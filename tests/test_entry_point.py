@@ -78,7 +78,7 @@ entrypoint()
 def test_extraction_leaves_nerfstudio_unloaded():
     code = """
 import sys
-import f3rm, f3rm.features.standalone, f3rm.semantics.similarity, f3rm.backbones.registry
+import f3rm, f3rm.extract.standalone, f3rm.language.relevancy, f3rm.backbones.registry
 assert not [name for name in sys.modules if name.partition(".")[0] in ("nerfstudio", "viser")]
 """
     result = _run(code, dict(os.environ))

@@ -11,11 +11,11 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from f3rm import feature_datamanager
-from f3rm._types import DatasetError, DeviceError, FeatureTypeError
-from f3rm.backbones import dino
+from f3rm.backbones.dino import backbone as dino
+from f3rm.errors import DatasetError, DeviceError, FeatureTypeError
+from f3rm.extract.standalone import extract_features_for_dataset
 from f3rm.feature_datamanager import FeatureDataManagerConfig, match_items
-from f3rm.features.items import ImageItem
-from f3rm.features.standalone import extract_features_for_dataset
+from f3rm.store.items import ImageItem
 from tests.scene_fixtures import write_colmap, write_dataset, write_image
 
 UNIFORM = {f"{role}_{i}.png": (45, 60) for role, n in (("train", 4), ("eval", 2)) for i in range(n)}
@@ -348,7 +348,8 @@ def test_a_valid_cache_is_used_without_loading_the_model(tmp_path, make, monkeyp
     data = write_dataset(tmp_path, UNIFORM)
     make(data)
     monkeypatch.setattr(
-        "f3rm.backbones.dino.DinoBackbone.load", lambda *_, **__: pytest.fail("model was loaded")
+        "f3rm.backbones.dino.backbone.DinoBackbone.load",
+        lambda *_, **__: pytest.fail("model was loaded"),
     )
     _check(make(data), "train")
 

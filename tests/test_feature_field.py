@@ -5,10 +5,10 @@ import pytest
 import torch
 from nerfstudio.field_components.spatial_distortions import SceneContraction
 
-from f3rm._types import F3rmError, HeadSpec, ImplementationError
+from f3rm.colours.pca import fit_pca
+from f3rm.errors import F3rmError, HeadSpec, ImplementationError
 from f3rm.feature_field import FeatureField, FeatureFieldConfig, FeatureStats
 from f3rm.networks.base import NetworkConfig
-from f3rm.semantics.pca import fit_pca
 from tests.nerf_fixtures import head, scene_box
 
 SMALL = NetworkConfig(num_levels=2, log2_hashmap_size=8, max_res=32, hidden_dim=16)

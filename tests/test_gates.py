@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from f3rm.semantics.similarity import make_query, similarity
+from f3rm.language.relevancy import make_query, similarity
 
 ROOT = Path(__file__).parents[1]
 

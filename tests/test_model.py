@@ -4,10 +4,10 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig
 from torch.nn import functional
 
 from f3rm.camera_render import RGB_ONLY, CameraOutputs, RenderRequest
+from f3rm.colours.pca import pca_colours
 from f3rm.compat import LazyLpips, lazy_lpips
 from f3rm.networks.nerfacto_fast import quicken
 from f3rm.renderer import render_per_sample
-from f3rm.semantics.pca import pca_colours
 from tests.nerf_fixtures import NERFACTO_SIZES, camera, feature_model, head, rays, scene_box
 
 

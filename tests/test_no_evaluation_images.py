@@ -6,7 +6,7 @@ import pytest
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.eval_utils import eval_setup
 
-from f3rm._types import DatasetError
+from f3rm.errors import DatasetError
 from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.feature_datamanager import FeatureDataManager, FeatureDataManagerConfig
 from f3rm.scene.run_config import RunError

@@ -9,27 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f3rm._types import F3rmError
-from f3rm.features.items import dataset_root, read_items
-from f3rm.features.standalone import feature_loader
-from f3rm.toolkit.vissl import load_features
+from f3rm.errors import F3rmError
+from f3rm.extract.standalone import feature_loader
+from f3rm.recipes.vissl import load_features
+from f3rm.store.items import dataset_root, read_items
 from tests.scene_fixtures import write_dataset
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
 IMPORT = re.compile(r"^from (f3rm[\w.]*) import \(?([\w, ]+)\)?$", re.M)
 MODULES = (  # those whose names docs/extraction.md's table of systems uses without importing them
-    "f3rm.features.standalone",
-    "f3rm.features.maintenance",
-    "f3rm.toolkit.exports",
-    "f3rm.toolkit.nsd",
-    "f3rm.toolkit.run",
-    "f3rm.toolkit.spec",
-    "f3rm.toolkit.store",
-    "f3rm.toolkit.vissl",
-    "f3rm.toolkit.probe",
+    "f3rm.extract.standalone",
+    "f3rm.extract.maintenance",
+    "f3rm.extract.taps.exports",
+    "f3rm.recipes.nsd",
+    "f3rm.extract.taps.run",
+    "f3rm.extract.taps.spec",
+    "f3rm.extract.taps.store",
+    "f3rm.recipes.vissl",
+    "f3rm.extract.taps.probe",
     "f3rm.evaluation.evaluate",
-    "f3rm.evaluation.scenes",
+    "f3rm.synthetic.scenes",
 )
 
 

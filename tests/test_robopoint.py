@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from f3rm.compat import lazy_lpips
-from f3rm.features.store import FeatureStore
+from f3rm.store.reader import FeatureStore
 from tests.backbones.llava_checkpoint import LANGUAGE_SHARD, make_parts, write_llava
 from tests.run_fixtures import small_config, train
 from tests.scene_fixtures import write_dataset

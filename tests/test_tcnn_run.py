@@ -11,15 +11,15 @@ import torch
 from nerfstudio.utils.eval_utils import eval_setup
 
 import f3rm
-from f3rm._types import ImplementationError
 from f3rm.camera_render import RenderRequest
+from f3rm.errors import ImplementationError
 from f3rm.model import FeatureFieldModel
 from f3rm.networks import base
-from f3rm.scene.attach import AttachSettings, attach
-from f3rm.scene.attach_training import held_out_cosines
-from f3rm.scene.export_features import export_features, read_features
-from f3rm.scene.export_objects import export_boxes
-from f3rm.scene.export_points import Look, Sampling, export_points
+from f3rm.scene.attach.heads import AttachSettings, attach
+from f3rm.scene.attach.training import held_out_cosines
+from f3rm.scene.export.features import export_features, read_features
+from f3rm.scene.export.objects import export_boxes
+from f3rm.scene.export.points import Look, Sampling, export_points
 from f3rm.scripts.cli import main
 from tests.nerf_fixtures import NERFACTO_SIZES, camera, feature_model, head, rays
 from tests.run_fixtures import colours, small_config, train

@@ -5,12 +5,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from f3rm._types import BackboneRef
 from f3rm.backbones.hub import cached_file
 from f3rm.backbones.llava_names import INDEX_NAMES, is_vision
 from f3rm.backbones.weights import hub_name, joined_parts, local_weights
+from f3rm.errors import BackboneRef
 
-_CLIP_SOURCE = "f3rm.backbones.clip_source"
+_CLIP_SOURCE = "f3rm.backbones.clip.source"
 _TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 

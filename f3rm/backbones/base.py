@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones.layers import LayerInfo, check_tap, find_layer
 from f3rm.backbones.tap_values import apply_ops, result_of_ops
 from f3rm.backbones.taps import Tap, parse_taps
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 Tower = Literal["image", "text"]
 """Which half of a backbone is loaded: extraction needs the image tower, queries the text tower."""

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from f3rm._types import BackboneUnavailableError
+from f3rm.errors import BackboneUnavailableError
 
 _NESTING_KEYS = ("state_dict", "model_state_dict", "model")
 _CLASSY_KEY = "classy_state_dict"

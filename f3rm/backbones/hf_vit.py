@@ -10,9 +10,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from f3rm._types import BackboneUnavailableError
 from f3rm.backbones.vit import Vit
 from f3rm.backbones.vit_block import TokenFunction, VitBlock
+from f3rm.errors import BackboneUnavailableError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from f3rm._types import TapError
 from f3rm.backbones.tap_ops import MODEL_OPS, Form
 from f3rm.backbones.taps import Facet, Tap
 from f3rm.backbones.weights import near_matches
+from f3rm.errors import TapError
 
 FACETS: tuple[Facet, ...] = get_args(Facet)
 

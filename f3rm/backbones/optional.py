@@ -3,8 +3,8 @@
 import importlib
 from types import ModuleType
 
-from f3rm._types import F3rmError
 from f3rm.distribution import how_to_install
+from f3rm.errors import F3rmError
 
 
 class MissingExtraError(F3rmError):

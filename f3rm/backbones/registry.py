@@ -12,22 +12,22 @@ from typing import get_args
 
 import torch
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones.base import Backbone, Tower
 from f3rm.backbones.weights import near_matches, weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 __all__ = ["ENTRY_POINT_GROUP", "adapter_names", "load_backbone", "weights_identity"]
 
 ENTRY_POINT_GROUP = "f3rm.backbones"
 
 _SHIPPED = {
-    "clip": "f3rm.backbones.clip:ClipBackbone",
-    "dino": "f3rm.backbones.dino:DinoBackbone",
-    "dinov2": "f3rm.backbones.dino:DinoBackbone",
-    "vae": "f3rm.backbones.video_vae:VideoVae",
-    "llava": "f3rm.backbones.llava:LlavaBackbone",
-    "module": "f3rm.backbones.module:ModuleBackbone",
-    "proxyclip": "f3rm.backbones.clip_proxy:ProxyBackbone",
+    "clip": "f3rm.backbones.clip.backbone:ClipBackbone",
+    "dino": "f3rm.backbones.dino.backbone:DinoBackbone",
+    "dinov2": "f3rm.backbones.dino.backbone:DinoBackbone",
+    "vae": "f3rm.backbones.video.vae:VideoVae",
+    "llava": "f3rm.backbones.llava.backbone:LlavaBackbone",
+    "module": "f3rm.backbones.module.backbone:ModuleBackbone",
+    "proxyclip": "f3rm.backbones.clip.proxy:ProxyBackbone",
 }
 _DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
 """Import names whose package is called otherwise on the package index."""

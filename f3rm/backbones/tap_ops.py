@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from f3rm._types import TapError
 from f3rm.backbones.weights import near_matches
+from f3rm.errors import TapError
 
 Argument = int | tuple[int, int] | str
 """A number, a height and a width written ``3x5``, or a name."""

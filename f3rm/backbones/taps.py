@@ -24,9 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
-from f3rm._types import TapError
 from f3rm.backbones.tap_ops import MODEL_OPS, OP_RULES, WINDOWED_OPS, Form, Op
 from f3rm.backbones.weights import near_matches
+from f3rm.errors import TapError
 
 __all__ = ["Facet", "Form", "Op", "Select", "Tap", "parse_taps"]
 

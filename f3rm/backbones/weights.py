@@ -25,8 +25,8 @@ from types import ModuleType
 import torch
 import xxhash
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones.llava_names import INDEX_NAMES, is_vision
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 HUB_PREFIX = "hf-hub:"

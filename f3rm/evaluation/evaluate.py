@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from f3rm import __version__
-from f3rm._types import DatasetError, StrPath, as_path
+from f3rm.errors import DatasetError, StrPath, as_path
 from f3rm.evaluation.finding import FOUND_IOU, score_finding
 from f3rm.evaluation.held_out import HeldOutScores, score_views
 from f3rm.evaluation.language import Language, open_language
@@ -31,17 +31,17 @@ from f3rm.evaluation.summary import (
     query_summary,
 )
 from f3rm.evaluation.surfaces import NUM_POINTS, SurfaceScores, score_surfaces
-from f3rm.evaluation.truth import SceneTruth
 from f3rm.evaluation.vocabulary import TEMPERATURE
-from f3rm.features.device import resolve_device
-from f3rm.features.items import dataset_root
-from f3rm.features.progress import track
+from f3rm.language.relevancy import CANONICAL_NEGATIVES
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.questions import choose_head
 from f3rm.scene.run_config import RunError
 from f3rm.scene.run_loading import LoadedRun, check_same_views, field_model, load_run
 from f3rm.scene.scene import Scene
-from f3rm.semantics.similarity import CANONICAL_NEGATIVES
+from f3rm.store.device import resolve_device
+from f3rm.store.items import dataset_root
+from f3rm.store.progress import track
+from f3rm.synthetic.truth import SceneTruth
 
 
 def evaluate_run(

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from f3rm.evaluation.query_scores import mean_of
-from f3rm.evaluation.truth import SceneTruth, TruthObject
 from f3rm.scene.boxes import OrientedBox, box_iou
 from f3rm.scene.found import Instance
 from f3rm.scene.scene import Scene
+from f3rm.synthetic.truth import SceneTruth, TruthObject
 
 FOUND_IOU = 0.25
 """A true object counts as found if the box of its partner overlaps it so much."""

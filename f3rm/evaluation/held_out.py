@@ -20,11 +20,11 @@ from f3rm.evaluation.predictions import (
 )
 from f3rm.evaluation.query_scores import Answers, QueryScores
 from f3rm.feature_datamanager import ImageTargets
-from f3rm.features.progress import track
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.drawing import to_picture
 from f3rm.scene.run_loading import LoadedRun
 from f3rm.scene.surface import hidden_of
+from f3rm.store.progress import track
 
 
 @dataclass(frozen=True)

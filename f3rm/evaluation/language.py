@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from f3rm._types import HeadSpec
-from f3rm.evaluation.truth import SceneTruth
+from f3rm.errors import HeadSpec
 from f3rm.evaluation.vocabulary import Scorer, Vocabulary
+from f3rm.language.relevancy import CANONICAL_NEGATIVES
+from f3rm.language.text_encoder import TextEncoder
 from f3rm.model import FeatureFieldModel
-from f3rm.semantics.similarity import CANONICAL_NEGATIVES
-from f3rm.viewer.text_query import TextEncoder
+from f3rm.synthetic.truth import SceneTruth
 
 
 @dataclass(frozen=True)

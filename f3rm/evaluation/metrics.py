@@ -11,7 +11,7 @@ NaN compares false with everything and would count as a hit in one metric and a 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 ScoreMap = Float[np.ndarray, "height width"]
 Mask = Bool[np.ndarray, "height width"]

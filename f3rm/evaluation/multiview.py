@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.evaluation.truth import ViewTruth
-from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.file_camera import FileCamera
 from f3rm.scene.surface import HIDDEN_ONLY, hidden_of
+from f3rm.store.reader import FeatureStore
+from f3rm.synthetic.truth import ViewTruth
 
 DEPTH_TOLERANCE = 0.01
 """A view sees a point if the truth's depth at its pixel is the point's, up to this share."""

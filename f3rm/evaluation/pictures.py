@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 from f3rm.evaluation.held_out import ScoredView
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD, fixed_mask, iou
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.vocabulary import Vocabulary
-from f3rm.features.names import safe_part
+from f3rm.store.names import safe_part
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]

@@ -19,10 +19,10 @@ from f3rm.camera_render import CameraOutputs, FeatureTargets
 from f3rm.evaluation.vocabulary import Scorer
 from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
-from f3rm.features.geometry import Size
-from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.surface import HIDDEN_ONLY
+from f3rm.store.geometry import Size
+from f3rm.store.reader import FeatureStore
 
 _CHUNK_PIXELS = 1 << 14
 _MEAN_PIXELS = 1 << 14

@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from f3rm._types import F3rmError, StrPath, as_path
+from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.evaluation.query_scores import QueryScore
 
 Number = float | int | None

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.evaluation.truth import SceneTruth
-from f3rm.semantics.similarity import make_query, relevancy, to_hidden
+from f3rm.language.relevancy import make_query, relevancy, to_hidden
+from f3rm.synthetic.truth import SceneTruth
 
 TEMPERATURE = 0.1
 

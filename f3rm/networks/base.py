@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from f3rm._types import ImplementationError
+from f3rm.errors import ImplementationError
 
 logger = logging.getLogger(__name__)
 

@@ -1,22 +1,6 @@
 """A trained run, asked from Python.
 
-What users need stands here and is resolved on first use; the modules are the parts:
-
-- :mod:`~f3rm.scene.scene`: :func:`load` and :class:`Scene`, all questions in one place.
-- :mod:`~f3rm.scene.run_loading` and :mod:`~f3rm.scene.run_config`: configuration, data, checkpoint.
-- :mod:`~f3rm.scene.metres`, :mod:`~f3rm.scene.frames` and :mod:`~f3rm.scene.file_camera`: frames,
-  cameras by the pixels of their files.
-- :mod:`~f3rm.scene.questions`: words -> scores of hidden vectors.
-- :mod:`~f3rm.scene.points`: the field at points, and which points lie in the scene.
-- :mod:`~f3rm.scene.surface`: points on surfaces.
-- :mod:`~f3rm.scene.find`, :mod:`~f3rm.scene.found` and :mod:`~f3rm.scene.boxes`: instances, what
-  is known of them, their boxes.
-- :mod:`~f3rm.scene.images`: pictures, a few rows at a time.
-- :mod:`~f3rm.scene.paths`, :mod:`~f3rm.scene.drawing` and :mod:`~f3rm.scene.writing`: cameras of a
-  video, colours and legends, files.
-- :mod:`~f3rm.scene.export_points`, :mod:`~f3rm.scene.export_features`,
-  :mod:`~f3rm.scene.export_objects` and :mod:`~f3rm.scene.export_mesh`: what other programs open.
-- :mod:`~f3rm.scene.attach`: further heads for a trained run.
+Public names are resolved on first use.
 """
 
 import importlib

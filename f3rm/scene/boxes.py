@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from trimesh.bounds import oriented_bounds_2D
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 Vector = Float[np.ndarray, "3"]
 Points = Float[np.ndarray, "points 3"]

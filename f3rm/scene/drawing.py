@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.features.geometry import Size
-from f3rm.semantics.palette import palette
+from f3rm.colours.palette import palette
+from f3rm.store.geometry import Size
 from f3rm.viewer.pictures import coloured
 
 Picture = UInt8[np.ndarray, "height width 3"]

@@ -12,8 +12,11 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from f3rm._types import F3rmError
+from f3rm.colours.palette import belongs
+from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
+from f3rm.language.expressions import things_of
+from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.found import Identified
 from f3rm.scene.frames import FrameName, Frames
@@ -27,9 +30,6 @@ from f3rm.scene.questions import (
 )
 from f3rm.scene.run_loading import LoadedRun, Split, field_model
 from f3rm.scene.surface import SurfacePoints, sample_surface, thinned
-from f3rm.semantics.expressions import things_of
-from f3rm.semantics.palette import belongs
-from f3rm.semantics.threshold import RELEVANCY_FLOOR, found_from
 
 NUM_RAYS = 1 << 16
 """Rays from which surface points are made."""

@@ -6,8 +6,8 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from f3rm._types import DatasetError
-from f3rm.features.geometry import Size
+from f3rm.errors import DatasetError
+from f3rm.store.geometry import Size
 
 
 class FileCamera:

@@ -18,9 +18,9 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
-from f3rm._types import DatasetError, F3rmError
-from f3rm.features.items import TRANSFORMS, dataset_root
+from f3rm.errors import DatasetError, F3rmError
 from f3rm.scene.metres import METRES_KEY, SCENE_FILE, affine_map, finite_number, read_metres
+from f3rm.store.items import TRANSFORMS, dataset_root
 
 FrameName = Literal["nerfstudio", "dataset", "metres"]
 """``nerfstudio`` is a run's own frame, ``dataset`` that of transforms.json."""

@@ -14,14 +14,14 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
-from f3rm._types import F3rmError
 from f3rm.camera_render import CameraOutputs
+from f3rm.colours.palette import belongs, composite
+from f3rm.colours.pca import pca_colours_from_hidden
+from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.questions import Question, all_scores
 from f3rm.scene.surface import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
-from f3rm.semantics.palette import belongs, composite
-from f3rm.semantics.pca import pca_colours_from_hidden
 
 Output = Literal[
     "rgb",

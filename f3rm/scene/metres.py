@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from f3rm._types import DatasetError
+from f3rm.errors import DatasetError
 
 SCENE_FILE = "scene.json"
 METRES_KEY = "metres_from_dataset"

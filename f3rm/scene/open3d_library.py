@@ -7,7 +7,7 @@ libraries (libusb) that small containers lack.
 import importlib
 from typing import Any
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 
 class Open3dError(F3rmError):

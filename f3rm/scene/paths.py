@@ -9,9 +9,9 @@ from nerfstudio.cameras.camera_paths import get_path_from_json
 from nerfstudio.cameras.camera_utils import get_interpolated_poses_many
 from nerfstudio.cameras.cameras import Cameras
 
-from f3rm._types import F3rmError
-from f3rm.features.names import safe_part, safe_paths
+from f3rm.errors import F3rmError
 from f3rm.scene.field import SceneField
+from f3rm.store.names import safe_part, safe_paths
 
 PHOTOGRAPHS = ("train", "eval")
 INTERPOLATED = "interpolate"

@@ -8,7 +8,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 from f3rm.model import FeatureFieldModel
 
 _BATCH = 1 << 15

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from f3rm._types import F3rmError, HeadSpec
-from f3rm.model import FeatureFieldModel
-from f3rm.semantics.expressions import (
+from f3rm.errors import F3rmError, HeadSpec
+from f3rm.language.expressions import (
     Expression,
     Phrase,
     combined,
@@ -19,14 +18,15 @@ from f3rm.semantics.expressions import (
     split_questions,
     things_of,
 )
-from f3rm.semantics.similarity import (
+from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     HiddenQuery,
     make_query,
     similarities_from_hidden,
     to_hidden,
 )
-from f3rm.viewer.text_query import TextEncoder
+from f3rm.language.text_encoder import TextEncoder
+from f3rm.model import FeatureFieldModel
 
 PROMPT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a close-up photo of a {}", "a {} in a room")
 """Sentences that a phrase may be put into; their embeddings are averaged."""

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 CONFIG_FILE = "config.yml"
 

@@ -25,15 +25,15 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from torch import Tensor
 from torch.nn import Module
 
-from f3rm._types import StrPath, as_path
 from f3rm.compat import lazy_lpips
+from f3rm.errors import StrPath, as_path
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
-from f3rm.features.items import read_items
-from f3rm.features.store import FeatureStore
 from f3rm.model import FeatureFieldModel
 from f3rm.networks.nerfacto_fast import quicken
 from f3rm.scene.run_config import RunError, config_file, read_config, refused
+from f3rm.store.items import read_items
+from f3rm.store.reader import FeatureStore
 
 _CHECKPOINTS = "step-*.ckpt"
 _CPU_RAYS = 1 << 10

@@ -11,8 +11,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from typing_extensions import Unpack
 
-from f3rm._types import F3rmError
-from f3rm.features.device import resolve_device
+from f3rm.errors import F3rmError
 from f3rm.scene.field import NUM_RAYS, SPACING, SceneField
 from f3rm.scene.find import find_instances, score_surface
 from f3rm.scene.found import Found, Instance
@@ -21,6 +20,7 @@ from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_bands, re
 from f3rm.scene.questions import Question, QuestionOptions, questions_in
 from f3rm.scene.run_loading import load_run
 from f3rm.scene.surface import LEAST_ACCUMULATION
+from f3rm.store.device import resolve_device
 
 _MASK_REACH = 1.5
 """A pixel shows an instance if its surface lies so many cells from one of its points."""

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from f3rm._types import F3rmError
 from f3rm.camera_render import CameraOutputs, RenderRequest
-from f3rm.features.progress import track
+from f3rm.errors import F3rmError
 from f3rm.model import FeatureFieldModel
+from f3rm.store.progress import track
 
 HIDDEN_ONLY = RenderRequest(pca=False, similarity=False, hidden=True)
 

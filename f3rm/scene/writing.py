@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from PIL import Image
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 _OTHERS = (".gif", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg")
 VIDEO = ".mp4"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import tyro
 
-from f3rm.scene.attach import AttachSettings, attach
+from f3rm.scene.attach.heads import AttachSettings, attach
 from f3rm.scripts.command import Command
 
 

@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from f3rm.extract.taps.bench import BenchError, as_table, benchmark
+from f3rm.extract.taps.live import FeatureExtractor
 from f3rm.scripts.command import Command
 from f3rm.scripts.taps import choose_spec
-from f3rm.toolkit.bench import BenchError, as_table, benchmark
-from f3rm.toolkit.live import FeatureExtractor
 
 
 @dataclass

@@ -12,10 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from f3rm._types import CacheError, CacheMismatchError, printable
-from f3rm.features.cache import find_cache
-from f3rm.features.items import ImageItem, read_items
-from f3rm.features.maintenance import (
+from f3rm.errors import CacheError, CacheMismatchError, printable
+from f3rm.extract.cache import find_cache
+from f3rm.extract.maintenance import (
     Damage,
     cache_folders,
     remove_features,
@@ -23,9 +22,10 @@ from f3rm.features.maintenance import (
     unfinished,
     verify_cache,
 )
-from f3rm.features.manifest import Manifest, read_manifest
-from f3rm.features.progress import progress_bar
 from f3rm.scripts.command import Command, say
+from f3rm.store.items import ImageItem, read_items
+from f3rm.store.manifest import Manifest, read_manifest
+from f3rm.store.progress import progress_bar
 
 _MEGABYTE = 1e6
 

@@ -10,7 +10,7 @@ import rich
 import tyro
 from rich.logging import RichHandler
 
-from f3rm._types import F3rmError, printable
+from f3rm.errors import F3rmError, printable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""

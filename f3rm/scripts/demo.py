@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from f3rm._types import F3rmError
-from f3rm.evaluation.scenes import make_tabletop, model_options
-from f3rm.features.spec import resolve_feature_type
+from f3rm.errors import F3rmError
 from f3rm.scripts.command import Command, run_command
 from f3rm.scripts.demo_page import collect_views, write_page
 from f3rm.scripts.demo_report import RunFiles, closing_words, commands, read_metrics, shown
+from f3rm.store.spec import resolve_feature_type
+from f3rm.synthetic.scenes import make_tabletop, model_options
 
 METHOD = "f3rm-lite"
 TABLETOP = Path("datasets/tabletop")

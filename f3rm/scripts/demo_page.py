@@ -13,22 +13,22 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from f3rm._types import DatasetError, F3rmError
 from f3rm.camera_render import RenderRequest
+from f3rm.errors import DatasetError, F3rmError
 from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.pictures import heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
-from f3rm.evaluation.truth import SceneTruth
 from f3rm.evaluation.vocabulary import Scorer
-from f3rm.features.progress import track
+from f3rm.language.relevancy import CANONICAL_NEGATIVES
+from f3rm.language.text_encoder import TextEncoder
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.drawing import to_picture
 from f3rm.scene.questions import choose_head
 from f3rm.scene.run_loading import LoadedRun, field_model, load_run
 from f3rm.scene.surface import hidden_of
-from f3rm.semantics.similarity import CANONICAL_NEGATIVES
-from f3rm.viewer.text_query import TextEncoder
+from f3rm.store.progress import track
+from f3rm.synthetic.truth import SceneTruth
 
 NUM_VIEWS = 3
 NUM_QUERIES = 4

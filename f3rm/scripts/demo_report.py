@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 _SHOWN = (
     ("localisation", "queries whose best pixel lies in the box of their object"),

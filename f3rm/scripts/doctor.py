@@ -4,8 +4,8 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 
-from f3rm._types import F3rmError
 from f3rm.distribution import how_to_install
+from f3rm.errors import F3rmError
 from f3rm.scripts.command import Command
 from f3rm.scripts.doctor_findings import Findings, Machine, Package, examine, extra_of
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 import f3rm
-from f3rm._types import F3rmError
 from f3rm.backbones.at_hand import weights_at_hand
 from f3rm.distribution import DISTRIBUTION, EXTRAS, namesake_beside
-from f3rm.features.residence import available_ram
-from f3rm.features.spec import PRESETS
+from f3rm.errors import F3rmError
 from f3rm.networks import base
+from f3rm.store.placement import available_ram
+from f3rm.store.spec import PRESETS
 
 _METHOD = "f3rm.f3rm_config:f3rm_method"
 _GIB = 1 << 30

@@ -9,16 +9,16 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
-from f3rm.scene.export_features import FEATURE_SUFFIXES, export_features
-from f3rm.scene.export_files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, check_file
-from f3rm.scene.export_mesh import Meshing, export_mesh
-from f3rm.scene.export_objects import (
+from f3rm.scene.export.features import FEATURE_SUFFIXES, export_features
+from f3rm.scene.export.files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, check_file
+from f3rm.scene.export.mesh import Meshing, export_mesh
+from f3rm.scene.export.objects import (
     BOX_SUFFIXES,
     export_boxes,
     export_object,
     metres_per_unit,
 )
-from f3rm.scene.export_points import Colour, Look, Sampling, export_points
+from f3rm.scene.export.points import Colour, Look, Sampling, export_points
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene, load
 from f3rm.scripts.command import Command

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from f3rm._types import CacheError
-from f3rm.features.device import is_first_rank
-from f3rm.features.engines import Engine, run_with
-from f3rm.features.job import Job, OnError
-from f3rm.features.preview import preview_job
-from f3rm.features.spec import Background, Precision
-from f3rm.features.standalone import jobs_for_dataset
-from f3rm.features.store import FeatureStore
+from f3rm.errors import CacheError
+from f3rm.extract.engines import Engine, run_with
+from f3rm.extract.job import Job, OnError
+from f3rm.extract.preview import preview_job
+from f3rm.extract.standalone import jobs_for_dataset
 from f3rm.scripts.command import Command, say
 from f3rm.scripts.taps import Export, choose_spec, extract_taps
+from f3rm.store.device import is_first_rank
+from f3rm.store.reader import FeatureStore
+from f3rm.store.spec import Background, Precision
 
 
 @dataclass

@@ -1,12 +1,12 @@
 """Feature extraction as a script: ``extract_features_standalone.py --data DIR``.
 
 The same command as ``f3rm extract``, and the names that other code imports from here. The logic
-lives in :mod:`f3rm.features`.
+lives in :mod:`f3rm.extract`.
 """
 
 import sys
 
-from f3rm.features.standalone import (
+from f3rm.extract.standalone import (
     LazyFeatures,
     extract_features_for_dataset,
     feature_loader,

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import tyro
 
-from f3rm.evaluation.scene_layouts import SceneKind
-from f3rm.evaluation.scene_preview import write_preview
-from f3rm.evaluation.scenes import SceneSettings, make_scene, model_options
-from f3rm.evaluation.truth import SceneTruth
 from f3rm.scripts.command import Command
+from f3rm.synthetic.layouts import SceneKind
+from f3rm.synthetic.preview import write_preview
+from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
+from f3rm.synthetic.truth import SceneTruth
 
 
 @dataclass

@@ -6,13 +6,13 @@ from pathlib import Path
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
-from f3rm.features.dense import dense_backbone
-from f3rm.features.geometry import network_size
-from f3rm.features.spec import ALIASES, PRESETS, FeatureSpec, resolve_feature_type
+from f3rm.extract.dense import dense_backbone
+from f3rm.extract.taps.live import FeatureExtractor
+from f3rm.extract.taps.spec import parse_backbone
 from f3rm.scripts.command import Command
 from f3rm.scripts.taps import choose_spec
-from f3rm.toolkit.live import FeatureExtractor
-from f3rm.toolkit.spec import parse_backbone
+from f3rm.store.geometry import network_size
+from f3rm.store.spec import ALIASES, PRESETS, FeatureSpec, resolve_feature_type
 
 
 @dataclass

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from f3rm.features.npy import load_npy
+from f3rm.extract.taps.probe import Probe, ProbeError, ProbeKind, Score
+from f3rm.extract.taps.store import Table, TapStore
 from f3rm.scripts.command import Command
-from f3rm.toolkit.probe import Probe, ProbeError, ProbeKind, Score
-from f3rm.toolkit.store import Table, TapStore
+from f3rm.store.npy import load_npy
 
 
 @dataclass

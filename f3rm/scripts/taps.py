@@ -5,21 +5,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from f3rm._types import F3rmError
-from f3rm.features.device import is_first_rank
-from f3rm.features.preview import preview_job
-from f3rm.features.spec import Precision
-from f3rm.toolkit.exports import export_array, export_per_item, slug_of
-from f3rm.toolkit.lists import list_items
-from f3rm.toolkit.prep import Prep
-from f3rm.toolkit.run import Shard, extract, make_job
-from f3rm.toolkit.spec import ExtractionSpec, SpecError, parse_backbone
-from f3rm.toolkit.splits import split_folder
-from f3rm.toolkit.store import TapStore
-from f3rm.toolkit.vissl import export_vissl
-from f3rm.toolkit.vissl_config import read_vissl_config
-from f3rm.toolkit.worker import TapWorker
-from f3rm.toolkit.yaml_files import read_yaml
+from f3rm.errors import F3rmError
+from f3rm.extract.preview import preview_job
+from f3rm.extract.taps.exports import export_array, export_per_item, slug_of
+from f3rm.extract.taps.lists import list_items
+from f3rm.extract.taps.prep import Prep
+from f3rm.extract.taps.run import Shard, extract, make_job
+from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
+from f3rm.extract.taps.splits import split_folder
+from f3rm.extract.taps.store import TapStore
+from f3rm.extract.taps.worker import TapWorker
+from f3rm.extract.taps.yaml_files import read_yaml
+from f3rm.recipes.vissl import export_vissl
+from f3rm.recipes.vissl_config import read_vissl_config
+from f3rm.store.device import is_first_rank
+from f3rm.store.spec import Precision
 
 Export = Literal["none", "array", "per-item", "vissl"]
 
@@ -101,7 +101,7 @@ def extract_taps(  # noqa: PLR0913 - the command line's choices, by keyword
     """Extracts taps of a folder, a list or a pattern, and exports them; returns what to print.
 
     Args:
-        source: What :func:`f3rm.toolkit.lists.list_items` takes.
+        source: What :func:`f3rm.extract.taps.lists.list_items` takes.
         chosen: What to extract.
         out: Where results go.
         split: Name of this list of items.
@@ -109,7 +109,7 @@ def extract_taps(  # noqa: PLR0913 - the command line's choices, by keyword
         shard: ``auto``, ``batch``, ``all`` or a number; None for the configuration's.
         export: Which files for other programs are written.
         dry_run: Whether only the costs are said.
-        options: Further options of :func:`f3rm.toolkit.run.extract`.
+        options: Further options of :func:`f3rm.extract.taps.run.extract`.
 
     Raises:
         F3rmError: If it cannot be done.

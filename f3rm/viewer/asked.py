@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.semantics.similarity import Query, make_query
-from f3rm.viewer.text_query import QueryText
+from f3rm.language.relevancy import Query, make_query
+from f3rm.language.text_encoder import QueryText
 
 ScoreKind = Literal["relevancy", "cosine"]
 Several = Literal["averaged", "each alone"]

@@ -17,11 +17,12 @@ from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import ViewerClick
 from torch import Tensor, nn
 
-from f3rm._types import HeadSpec
-from f3rm.semantics.pca import PcaBasis
+from f3rm.colours.pca import PcaBasis
+from f3rm.errors import HeadSpec
+from f3rm.language.image_encoder import image_below
+from f3rm.language.text_encoder import QueryText, TextEncoder
 from f3rm.viewer.asked import Asked
 from f3rm.viewer.elements import Markdown, ViewerLink, escaped
-from f3rm.viewer.image_query import image_below
 from f3rm.viewer.panels import (
     NO_HEAD,
     NO_QUERY,
@@ -34,7 +35,6 @@ from f3rm.viewer.panels import (
 from f3rm.viewer.pictures import draw, legend, scores_of
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile
 from f3rm.viewer.state import TROUBLE, QueryState
-from f3rm.viewer.text_query import QueryText, TextEncoder
 from f3rm.viewer.worker import Worker
 
 logger = logging.getLogger(__name__)

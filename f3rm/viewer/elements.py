@@ -27,7 +27,7 @@ from nerfstudio.viewer.viewer_elements import (
 )
 from viser import GuiMarkdownHandle, ViserServer
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 _PLAIN = frozenset(" .,:;-/()'")
 

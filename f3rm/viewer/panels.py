@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from torch import nn
 
-from f3rm.semantics.similarity import CANONICAL_NEGATIVES
+from f3rm.language.relevancy import CANONICAL_NEGATIVES
+from f3rm.language.text_encoder import QueryText, split_phrases
 from f3rm.viewer.asked import Look, ScoreKind, Several
 from f3rm.viewer.elements import (
     LiveButton,
@@ -19,7 +20,6 @@ from f3rm.viewer.elements import (
     LiveSlider,
     LiveText,
 )
-from f3rm.viewer.text_query import QueryText, split_phrases
 
 Hook = Callable[[Any], None]
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from nerfstudio.utils.colormaps import apply_float_colormap
 from torch import Tensor
 
-from f3rm.semantics.palette import PALETTE, composite
-from f3rm.semantics.similarity import similarities_from_hidden, to_hidden
-from f3rm.semantics.threshold import found_from
+from f3rm.colours.palette import PALETTE, composite
+from f3rm.language.relevancy import similarities_from_hidden, to_hidden
+from f3rm.language.threshold import found_from
 from f3rm.viewer.asked import Asked
 from f3rm.viewer.elements import escaped
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn, get_args
 
 import torch
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
+from f3rm.language.text_encoder import QueryText
 from f3rm.viewer.asked import Example, Look, ScoreKind, Several
-from f3rm.viewer.text_query import QueryText
 
 FILE_NAME = "f3rm_queries.json"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from f3rm._types import F3rmError, HeadSpec
+from f3rm.errors import F3rmError, HeadSpec
+from f3rm.language.image_encoder import ImageEncoder, parse_crop
+from f3rm.language.text_encoder import QueryText, TextEncoder
 from f3rm.viewer.asked import Asked, Example, Look, Words, ask, shortened, unit
-from f3rm.viewer.image_query import ImageEncoder, parse_crop
-from f3rm.viewer.text_query import QueryText, TextEncoder
 
 logger = logging.getLogger(__name__)
 

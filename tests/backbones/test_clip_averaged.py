@@ -10,11 +10,11 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import load_file, save_file
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
-from f3rm.backbones.clip import ClipBackbone
-from f3rm.backbones.clip_dense import project_cells, resnet_maps
+from f3rm.backbones.clip.backbone import ClipBackbone
+from f3rm.backbones.clip.dense import project_cells, resnet_maps
 from f3rm.backbones.registry import load_backbone
 from f3rm.backbones.weights import local_weights, weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 TINYCLIP = BackboneRef("clip", "tinyclip", "builtin:tinyclip")
 

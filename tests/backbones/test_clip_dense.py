@@ -11,10 +11,10 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from f3rm._types import BackboneRef
 from f3rm.backbones import load_backbone
-from f3rm.backbones.clip import ClipBackbone
-from f3rm.backbones.clip_dense import embed_patches, resize_positions, run_block
+from f3rm.backbones.clip.backbone import ClipBackbone
+from f3rm.backbones.clip.dense import embed_patches, resize_positions, run_block
+from f3rm.errors import BackboneRef
 
 PATCH, HEADS, TRAINED_GRID = 14, 2, 4
 ACTIVATIONS = {

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import load_backbone
-from f3rm.backbones.clip import ClipBackbone, write_random_checkpoint
-from f3rm.backbones.clip_source import find_source
+from f3rm.backbones.clip.backbone import ClipBackbone, write_random_checkpoint
+from f3rm.backbones.clip.source import find_source
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 LOCAL_HINT = (
     r"--weights CLIP=/path/to/folder-or-file "
@@ -162,7 +162,7 @@ def test_openai_tags_always_run_with_quick_gelu(monkeypatch, model):
         asked.append((repository, tuple(names)))
         return Path("weights.safetensors")
 
-    monkeypatch.setattr("f3rm.backbones.clip_source.fetch_file", fetch)
+    monkeypatch.setattr("f3rm.backbones.clip.source.fetch_file", fetch)
     source = find_source(BackboneRef("clip", model, "openai"))
     assert source.config["quick_gelu"] is True
     assert source.mean == open_clip.OPENAI_DATASET_MEAN
@@ -170,7 +170,7 @@ def test_openai_tags_always_run_with_quick_gelu(monkeypatch, model):
 
 
 def test_statistics_and_activation_follow_the_tag(monkeypatch):
-    monkeypatch.setattr("f3rm.backbones.clip_source.fetch_file", lambda *_: Path("w.bin"))
+    monkeypatch.setattr("f3rm.backbones.clip.source.fetch_file", lambda *_: Path("w.bin"))
     source = find_source(BackboneRef("clip", "ViT-L-14", "laion2b_s32b_b82k"))
     assert source.config["quick_gelu"] is False
     assert source.mean == (0.5, 0.5, 0.5)
@@ -181,7 +181,7 @@ def test_hub_repositories_are_read_like_folders(monkeypatch, clip_folder):
         assert repository == "org/name"
         return clip_folder / names[0]
 
-    monkeypatch.setattr("f3rm.backbones.clip_source.fetch_file", fetch)
+    monkeypatch.setattr("f3rm.backbones.clip.source.fetch_file", fetch)
     backbone = load_backbone(BackboneRef("clip", "", "hf-hub:org/name"))
     assert backbone.channels == 32
     assert backbone.provenance() == {

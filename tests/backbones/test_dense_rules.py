@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from f3rm._types import BackboneRef
 from f3rm.backbones import load_backbone
-from f3rm.backbones.dense_rules import RULES, gaussian_nearness
+from f3rm.backbones.clip.dense_rules import RULES, gaussian_nearness
+from f3rm.errors import BackboneRef
 
 ROWS, COLS, HEADS, WIDTH = 3, 4, 2, 64
 TOKENS, CHANNELS = 1 + ROWS * COLS, WIDTH // HEADS

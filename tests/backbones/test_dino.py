@@ -13,10 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, ViTConfig
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import load_backbone
 from f3rm.backbones.base import Backbone
-from f3rm.backbones.dino import IMAGENET_MEAN, IMAGENET_STD, DinoFamily, write_random_checkpoint
+from f3rm.backbones.dino.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DinoFamily,
+    write_random_checkpoint,
+)
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 FAMILIES = get_args(DinoFamily)
 ADAPTERS = {"dino": "dino", "dinov2": "dinov2", "dinov2_with_registers": "dinov2"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import load_backbone
 from f3rm.backbones.weights import weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 from tests.backbones.llava_checkpoint import LANGUAGE_SHARD, make_parts, tower_config, write_llava
 
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from f3rm._types import BackboneRef, BackboneUnavailableError, TapError
 from f3rm.backbones import load_backbone
-from f3rm.backbones.module import ModuleBackbone
+from f3rm.backbones.module.backbone import ModuleBackbone
 from f3rm.backbones.weights import weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError, TapError
 
 RESNET = BackboneRef("module", "torchvision:resnet18", "random")
 STAGES = {"conv1": "relu", "res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}

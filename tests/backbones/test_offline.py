@@ -26,7 +26,7 @@ def hang_up():
         connection.close()
 threading.Thread(target=hang_up, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.getsockname()[1]}"
-from f3rm._types import BackboneRef, BackboneUnavailableError
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import load_backbone
 found = []
 for ref in [

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import load_backbone
-from f3rm.backbones.dino import write_random_checkpoint
+from f3rm.backbones.dino.backbone import write_random_checkpoint
 from f3rm.backbones.weights import weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 
 @pytest.fixture

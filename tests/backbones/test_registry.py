@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import adapter_names, load_backbone
 from f3rm.backbones.registry import weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 TOY_ADAPTER = """
 import torch

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from f3rm._types import TapError
 from f3rm.backbones.tap_ops import OP_RULES, Op
 from f3rm.backbones.taps import Facet, Select, Tap, parse_taps
+from f3rm.errors import TapError
 
 LAYERS = st.from_regex(r"-?[0-9]{1,2}|[a-z][a-z0-9_]{0,6}(\.[a-z0-9]{1,4}){0,2}", fullmatch=True)
 SIDES = st.one_of(st.integers(1, 40), st.tuples(st.integers(1, 40), st.integers(1, 40)))

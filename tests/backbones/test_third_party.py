@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from f3rm._types import TapError
 from f3rm.backbones import adapter_names, load_backbone
-from f3rm.features.spec import resolve_feature_type
-from f3rm.features.standalone import extract_features_for_dataset
+from f3rm.errors import TapError
+from f3rm.extract.standalone import extract_features_for_dataset
 from f3rm.scripts.cli import main
-from tests.features.toy import write_frames
+from f3rm.store.spec import resolve_feature_type
+from tests.extract.toy import write_frames
 
 SOURCE = '''
 """Mean and spread of the colours of every 8 x 8 pixels."""

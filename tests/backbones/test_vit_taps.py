@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel
 
-from f3rm._types import BackboneRef, TapError
 from f3rm.backbones import load_backbone
 from f3rm.backbones.base import Backbone
-from f3rm.backbones.dino import write_random_checkpoint
+from f3rm.backbones.dino.backbone import write_random_checkpoint
 from f3rm.backbones.taps import Tap
+from f3rm.errors import BackboneRef, TapError
 
 GRID = (3, 5)
 

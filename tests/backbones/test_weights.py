@@ -7,10 +7,10 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones import hub
 from f3rm.backbones.checkpoint import read_state_dict
 from f3rm.backbones.weights import hub_name, local_weights, near_matches, weights_identity
+from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 
 def ref_to(path: Path | str) -> BackboneRef:

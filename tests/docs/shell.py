@@ -132,7 +132,7 @@ def _prepare(configs: str) -> None:
     for name in _TOOLS:
         importlib.import_module(name)
     importlib.import_module("open_clip").add_model_config(Path(configs))
-    spec = importlib.import_module("f3rm.features.spec")
+    spec = importlib.import_module("f3rm.store.spec")
     registry = importlib.import_module("f3rm.backbones.registry")
     colours = importlib.import_module("tests.viewer.colour_backbone")
     for name, preset in spec.PRESETS.items():

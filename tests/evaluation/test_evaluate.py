@@ -11,19 +11,19 @@ import torch
 import yaml
 from PIL import Image
 
-from f3rm._types import DeviceError, F3rmError
+from f3rm.errors import DeviceError, F3rmError
 from f3rm.evaluation.evaluate import evaluate_run, nerfacto_psnr
 from f3rm.evaluation.language import open_language
 from f3rm.evaluation.predictions import field_scores, psnr, render_view, teacher_scores
 from f3rm.evaluation.summary import HEAD_NUMBERS
-from f3rm.evaluation.truth import SceneTruth
+from f3rm.language.relevancy import make_query, similarity, similarity_from_hidden, to_hidden
+from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene.questions import choose_head
 from f3rm.scene.run_config import RunError
 from f3rm.scene.run_loading import check_same_views, field_model, load_run
 from f3rm.scene.surface import hidden_of
 from f3rm.scripts.cli import main
-from f3rm.semantics.similarity import make_query, similarity, similarity_from_hidden, to_hidden
-from f3rm.viewer.text_query import TextEncoder
+from f3rm.synthetic.truth import SceneTruth
 
 CPU = torch.device("cpu")
 ANSWERS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from f3rm.evaluation.finding import pair, true_box
-from f3rm.evaluation.truth import TruthObject
 from f3rm.scene.found import Instance
+from f3rm.synthetic.truth import TruthObject
 
 
 def _thing(centre, half_size=(0.1, 0.2, 0.3), yaw=0.4):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from f3rm.evaluation.query_scores import MIN_PIXELS, QueryScores, summarise
-from f3rm.evaluation.truth import ObjectKind, SceneTruth, TruthObject, TruthQuery
 from f3rm.evaluation.vocabulary import Label, Vocabulary
+from f3rm.synthetic.truth import ObjectKind, SceneTruth, TruthObject, TruthQuery
 
 VOCABULARY = Vocabulary(
     queries=(Label("red mug", (0,)), Label("blue box", (1, 2)), Label("box", (1, 2, 3))),

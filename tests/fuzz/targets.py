@@ -15,34 +15,34 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
-from f3rm._types import CacheError, F3rmError
-from f3rm.evaluation.truth import SceneTruth
-from f3rm.features import checked
-from f3rm.features.cache import find_cache
-from f3rm.features.chunks import map_chunk
-from f3rm.features.codec_files import read_codec, write_codec
-from f3rm.features.codecs import CodecArray, CodecRecord, fit_codec, parse_codec
-from f3rm.features.images import inspect_images
-from f3rm.features.items import read_items
-from f3rm.features.journal import Journal
-from f3rm.features.legacy import open_legacy
-from f3rm.features.maintenance import unfinished, verify_cache
-from f3rm.features.manifest import MANIFEST
-from f3rm.features.manifest_fields import spec_of
-from f3rm.features.names import place_below, safe_paths
-from f3rm.features.records import ChunkRecord
-from f3rm.features.store import FeatureStore, gather_reference
+from f3rm.errors import CacheError, F3rmError
+from f3rm.extract.cache import find_cache
+from f3rm.extract.legacy import open_legacy
+from f3rm.extract.locks.journal import Journal
+from f3rm.extract.maintenance import unfinished, verify_cache
+from f3rm.extract.taps.lists import list_items
+from f3rm.extract.taps.run import extract as extract_taps
+from f3rm.extract.taps.spec import ExtractionSpec
+from f3rm.extract.taps.store import TapStore
+from f3rm.recipes.vissl import load_features
 from f3rm.scene.frames import scene_from_dataset
 from f3rm.scene.metres import read_metres
-from f3rm.toolkit.lists import list_items
-from f3rm.toolkit.run import extract as extract_taps
-from f3rm.toolkit.spec import ExtractionSpec
-from f3rm.toolkit.store import TapStore
-from f3rm.toolkit.vissl import load_features
-from tests.features.toy import extract, toy_spec, write_dataset
+from f3rm.store import json_fields as fields
+from f3rm.store.chunks import map_chunk
+from f3rm.store.codec_files import read_codec, write_codec
+from f3rm.store.codecs import CodecArray, CodecRecord, fit_codec, parse_codec
+from f3rm.store.images import inspect_images
+from f3rm.store.items import read_items
+from f3rm.store.manifest import MANIFEST
+from f3rm.store.manifest_fields import spec_of
+from f3rm.store.names import place_below, safe_paths
+from f3rm.store.reader import FeatureStore, gather_reference
+from f3rm.store.records import ChunkRecord
+from f3rm.synthetic.truth import SceneTruth
+from tests.extract.taps.backbone import GridBackbone
+from tests.extract.toy import extract, toy_spec, write_dataset
 from tests.fuzz.mutations import TEXTS, changed_json, edited, mutated, spoiled, written
 from tests.fuzz.typed import Queries, Specs
-from tests.toolkit.backbone import GridBackbone
 
 Case = Callable[[random.Random], object]
 UNFIT = (LookupError, TypeError, ValueError, AttributeError)
@@ -137,7 +137,7 @@ def _recompute_key(plain: Any) -> None:
     try:
         spec = spec_of(plain["spec"])
         plain["key"] = spec.key(plain["weights_identity"], plain["algorithm"])
-    except (checked.InvalidFieldError, F3rmError, *UNFIT):
+    except (fields.InvalidFieldError, F3rmError, *UNFIT):
         pass
 
 
@@ -300,7 +300,7 @@ class Arrays:
 
 def _recorded(array: CodecArray, content: bytes, rng: random.Random) -> CodecArray:
     """Returns a record that goes with the content, or one that does not."""
-    from f3rm.features.codec_files import _checksum  # noqa: PLC0415
+    from f3rm.store.codec_files import _checksum  # noqa: PLC0415
 
     fields = {**vars(array), "bytes": len(content), "checksum": _checksum(content)}
     if rng.random() < 0.2:

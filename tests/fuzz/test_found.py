@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from f3rm._types import CacheError, CacheMismatchError, DatasetError
-from f3rm.features.codec_files import read_codec
-from f3rm.features.codecs import CodecArray, CodecRecord
-from f3rm.features.npy import load_npy
-from f3rm.features.store import FeatureStore
+from f3rm.errors import CacheError, CacheMismatchError, DatasetError
+from f3rm.extract.taps.spec import ExtractionSpec, SpecError
+from f3rm.language.expressions import ExpressionError, parse
+from f3rm.recipes.vissl import load_features
+from f3rm.recipes.vissl_config import read_vissl_config
 from f3rm.scene.frames import scene_from_dataset
-from f3rm.semantics.expressions import ExpressionError, parse
-from f3rm.toolkit.spec import ExtractionSpec, SpecError
-from f3rm.toolkit.vissl import load_features
-from f3rm.toolkit.vissl_config import read_vissl_config
-from tests.features.toy import extract, folder_of, write_dataset
+from f3rm.store.codec_files import read_codec
+from f3rm.store.codecs import CodecArray, CodecRecord
+from f3rm.store.npy import load_npy
+from f3rm.store.reader import FeatureStore
+from tests.extract.toy import extract, folder_of, write_dataset
 from tests.fuzz import watch
 from tests.fuzz.targets import Datasets
 from tests.fuzz.typed import BOMB
@@ -100,7 +100,7 @@ def test_manifests_that_contradict_themselves_are_refused(tmp_path, change, reas
 
 def test_a_codec_file_of_some_bytes_asks_for_no_terabytes(tmp_path):
     """NumPy allocates what a header says: 3.64 TiB here, with a checksum that is right."""
-    from f3rm.features.codec_files import _checksum  # noqa: PLC0415
+    from f3rm.store.codec_files import _checksum  # noqa: PLC0415
 
     text = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"
     content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(64)

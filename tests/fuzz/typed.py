@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from f3rm.extract.taps.spec import ExtractionSpec
+from f3rm.language.expressions import combined, parse, phrases_of, split_questions, things_of
 from f3rm.scripts.taps import choose_spec
-from f3rm.semantics.expressions import combined, parse, phrases_of, split_questions, things_of
-from f3rm.toolkit.spec import ExtractionSpec
 from f3rm.viewer.saved_queries import QueryFile
 from tests.fuzz.mutations import changed_json, mutated, odd_value, spoiled
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 
 SECONDS = 10
 """A case takes milliseconds; this is for what would never end."""

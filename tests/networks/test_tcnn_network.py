@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from f3rm._types import ImplementationError
+from f3rm.errors import ImplementationError
 from f3rm.networks import base
 from f3rm.networks.base import (
     NetworkConfig,

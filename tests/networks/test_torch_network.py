@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from nerfstudio.field_components.encodings import HashEncoding
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from f3rm._types import ImplementationError
+from f3rm.errors import ImplementationError
 from f3rm.networks.base import NetworkConfig, build_network, resolve_implementation
 from f3rm.networks.encoding import frequency_encoding
 from f3rm.networks.nerfacto_fast import quicken

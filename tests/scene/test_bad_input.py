@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import f3rm
-from f3rm._types import DeviceError, F3rmError, ImplementationError
+from f3rm.errors import DeviceError, F3rmError, ImplementationError
 from f3rm.model import FeatureFieldModelConfig
 from f3rm.scene.find import find_instances, score_surface
 from f3rm.scene.questions import LanguageError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
 
 UP = np.array([0.0, 0.0, 1.0])

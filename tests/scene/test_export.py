@@ -10,13 +10,13 @@ import torch
 import trimesh
 from nerfstudio.cameras.cameras import CameraType
 
-from f3rm.scene.export_features import export_features, read_features
-from f3rm.scene.export_files import CLOUD_SUFFIXES, ExportError, check_file
-from f3rm.scene.export_mesh import Meshing, export_mesh, pinhole
-from f3rm.scene.export_objects import export_boxes, export_object, nearest_instance
-from f3rm.scene.export_points import Look, Sampling, export_points
+from f3rm.colours.pca import pca_colours
+from f3rm.scene.export.features import export_features, read_features
+from f3rm.scene.export.files import CLOUD_SUFFIXES, ExportError, check_file
+from f3rm.scene.export.mesh import Meshing, export_mesh, pinhole
+from f3rm.scene.export.objects import export_boxes, export_object, nearest_instance
+from f3rm.scene.export.points import Look, Sampling, export_points
 from f3rm.scripts.cli import main
-from f3rm.semantics.pca import pca_colours
 
 FEW = Sampling(rays=3000)
 

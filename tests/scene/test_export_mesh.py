@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import trimesh
 
-from f3rm.scene.export_files import kept_triangles
-from f3rm.scene.export_mesh import DepthView, fuse
+from f3rm.scene.export.files import kept_triangles
+from f3rm.scene.export.mesh import DepthView, fuse
 from tests.scene_fixtures import need_raycaster
 
 RADIUS = 0.4

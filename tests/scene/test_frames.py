@@ -9,11 +9,11 @@ from hypothesis import given, settings, strategies as st
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-from f3rm._types import DatasetError, F3rmError
-from f3rm.evaluation.scenes import SceneSettings, make_scene
-from f3rm.evaluation.truth import SceneTruth
+from f3rm.errors import DatasetError, F3rmError
 from f3rm.scene.file_camera import FileCamera
 from f3rm.scene.frames import Frame, Frames, scene_from_dataset
+from f3rm.synthetic.scenes import SceneSettings, make_scene
+from f3rm.synthetic.truth import SceneTruth
 
 KINDS = ("tabletop", "tabletop-distorted", "tabletop-mixed")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.paths import CameraPathError, choose_path
 from f3rm.scene.writing import VideoFiles, make_writer

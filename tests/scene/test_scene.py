@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from f3rm.camera_render import RenderRequest
 from f3rm.evaluation.finding import score_finding, true_box
+from f3rm.language.relevancy import make_query, similarity
 from f3rm.scene import PROMPT_TEMPLATES
 from f3rm.scene.boxes import box_iou
 from f3rm.scene.images import render_bands
 from f3rm.scene.questions import Questioner
-from f3rm.semantics.similarity import make_query, similarity
 
 OUTPUTS = ["rgb", "depth", "accumulation", "pca", "similarity", "composite", "mask", "labels"]
 

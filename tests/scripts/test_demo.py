@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f3rm._types import F3rmError, FeatureTypeError
-from f3rm.evaluation.scenes import SceneSettings, make_tabletop
-from f3rm.evaluation.truth import SceneTruth
+from f3rm.errors import F3rmError, FeatureTypeError
 from f3rm.scripts import demo as demo_module
 from f3rm.scripts.command import run_command
 from f3rm.scripts.demo import (
@@ -25,6 +23,8 @@ from f3rm.scripts.demo import (
 )
 from f3rm.scripts.demo_page import Answer, ShownView, most_visible, outline, write_page
 from f3rm.scripts.demo_report import RunFiles, activation, closing_words, read_metrics, shown
+from f3rm.synthetic.scenes import SceneSettings, make_tabletop
+from f3rm.synthetic.truth import SceneTruth
 from tests.scene_fixtures import need_raycaster
 
 OPTION = "--pipeline.datamanager"

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from f3rm._types import BackboneRef
 from f3rm.backbones import hub
 from f3rm.backbones.at_hand import weights_at_hand
-from f3rm.features.spec import PRESETS
+from f3rm.errors import BackboneRef
 from f3rm.networks import base
 from f3rm.scripts import doctor_findings
 from f3rm.scripts.cli import main
+from f3rm.store.spec import PRESETS
 
 METHOD = SimpleNamespace(value="f3rm.f3rm_config:f3rm_method", load=lambda: None)
 

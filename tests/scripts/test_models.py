@@ -2,9 +2,9 @@
 
 import pytest
 
-from f3rm.backbones.clip import write_random_checkpoint
-from f3rm.features.spec import PRESETS
+from f3rm.backbones.clip.backbone import write_random_checkpoint
 from f3rm.scripts.cli import main
+from f3rm.store.spec import PRESETS
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
 from f3rm.backbones.registry import load_backbone
-from f3rm.evaluation.scene_meshes import SHAPES
-from f3rm.evaluation.scene_objects import COLOURS, MATERIALS, Thing
-from f3rm.features.spec import PRESETS
+from f3rm.store.spec import PRESETS
+from f3rm.synthetic.meshes import SHAPES
+from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
 from tools.tinyclip import train
 from tools.tinyclip.batches import CELL, draw_batch, patch_shares
 from tools.tinyclip.clutter import draw_clutter

@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional
 
-from f3rm._types import BackboneRef, BackboneUnavailableError
 from f3rm.backbones.base import Backbone
-from f3rm.features.spec import FeatureSpec
+from f3rm.errors import BackboneRef, BackboneUnavailableError
+from f3rm.store.spec import FeatureSpec
 
 COLOURS = {
     "red": (0.75, 0.12, 0.1),

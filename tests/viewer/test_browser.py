@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from f3rm.semantics.palette import PALETTE
+from f3rm.colours.palette import PALETTE
 from tests.run_fixtures import small_config, train
 from tests.viewer.colour_backbone import ColourBackbone
 from tests.viewer.shown import Shown

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
+from f3rm.language.image_encoder import ImageEncoder, image_below
+from f3rm.language.text_encoder import QueryText
 from f3rm.viewer.controls import FeatureControls
-from f3rm.viewer.image_query import ImageEncoder, image_below
-from f3rm.viewer.text_query import QueryText
 from tests.nerf_fixtures import feature_model, head
 from tests.viewer.viewer_fixtures import FakeViewer, install_towers, press, wait
 

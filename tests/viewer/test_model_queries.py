@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from f3rm._types import BackboneUnavailableError, F3rmError
 from f3rm.camera_render import CameraOutputs, FrameCache, RenderRequest
-from f3rm.semantics.similarity import make_query, similarity
+from f3rm.errors import BackboneUnavailableError, F3rmError
+from f3rm.language.relevancy import make_query, similarity
 from tests.nerf_fixtures import camera, feature_model, head, rays
 from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
 
@@ -47,7 +47,7 @@ def test_a_missing_text_encoder_leaves_the_other_outputs(monkeypatch, caplog):
         msg = "no text tower here"
         raise BackboneUnavailableError(msg)
 
-    monkeypatch.setattr("f3rm.viewer.text_query.load_backbone", unavailable)
+    monkeypatch.setattr("f3rm.language.text_encoder.load_backbone", unavailable)
     model = feature_model(head(), positives="red mug").eval()
     outputs = model.get_outputs_for_camera(camera())
     assert "similarity" not in outputs

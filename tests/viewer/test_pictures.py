@@ -3,16 +3,16 @@ import pytest
 import torch
 from PIL import Image
 
-from f3rm._types import F3rmError
-from f3rm.backbones import clip
+from f3rm.backbones.clip import backbone as clip
 from f3rm.backbones.registry import load_backbone
-from f3rm.semantics.palette import PALETTE, composite
-from f3rm.semantics.similarity import make_query, similarity
+from f3rm.colours.palette import PALETTE, composite
+from f3rm.errors import F3rmError
+from f3rm.language.image_encoder import ImageEncoder, parse_crop
+from f3rm.language.relevancy import make_query, similarity
+from f3rm.language.text_encoder import QueryText
 from f3rm.viewer.asked import Asked, Example, Look, Words, ask
-from f3rm.viewer.image_query import ImageEncoder, parse_crop
 from f3rm.viewer.pictures import draw, legend, scores_of
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile, QueryFileError
-from f3rm.viewer.text_query import QueryText
 from tests.nerf_fixtures import head
 
 WEIGHT = torch.randn(12, 16, generator=torch.Generator().manual_seed(2))

@@ -11,7 +11,7 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
 from viser import ViserServer
 
-from f3rm._types import BackboneUnavailableError
+from f3rm.errors import BackboneUnavailableError
 
 
 class _Handle:
@@ -164,5 +164,5 @@ def install_towers(monkeypatch, channels):
         loaded.append(FakeTower(channels))
         return loaded[-1]
 
-    monkeypatch.setattr("f3rm.viewer.text_query.load_backbone", load)
+    monkeypatch.setattr("f3rm.language.text_encoder.load_backbone", load)
     return loaded

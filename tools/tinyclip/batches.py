@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.evaluation.scene_meshes import SHAPES
-from f3rm.evaluation.scene_objects import COLOURS, MATERIALS, Thing
+from f3rm.synthetic.meshes import SHAPES
+from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
 from tools.tinyclip.pictures import ScenePictures
 from tools.tinyclip.words import (
     UNSEEN_PAIRS,

@@ -1,6 +1,6 @@
 """Cluttered scenes that TINYCLIP learns from: things on tables and floors in all kinds of rooms.
 
-They share the things (shapes, colours, materials) with the scenes of :mod:`f3rm.evaluation.scenes`,
+They share the things (shapes, colours, materials) with the scenes of :mod:`f3rm.synthetic.scenes`,
 but neither layout nor surroundings.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from f3rm.evaluation.scene_objects import (
+from f3rm.synthetic.objects import (
     Light,
     Part,
     Pattern,
@@ -21,7 +21,7 @@ from f3rm.evaluation.scene_objects import (
     build_part,
     draw_thing,
 )
-from f3rm.evaluation.scene_render import View, look_at
+from f3rm.synthetic.render import View, look_at
 from tools.tinyclip.words import is_unseen
 
 _TRIES = 60

@@ -13,12 +13,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from scipy import ndimage
 
-from f3rm.evaluation.scene_layouts import SceneKind, draw_layout
-from f3rm.evaluation.scene_objects import Thing
-from f3rm.evaluation.scene_render import SceneRenderer
-from f3rm.evaluation.scenes import SceneSettings, image_name, make_scene
-from f3rm.evaluation.truth import SceneTruth
-from f3rm.features.progress import track
+from f3rm.store.progress import track
+from f3rm.synthetic.layouts import SceneKind, draw_layout
+from f3rm.synthetic.objects import Thing
+from f3rm.synthetic.render import SceneRenderer
+from f3rm.synthetic.scenes import SceneSettings, image_name, make_scene
+from f3rm.synthetic.truth import SceneTruth
 from tools.tinyclip.clutter import draw_clutter, draw_view
 
 HEIGHT, WIDTH = 240, 320

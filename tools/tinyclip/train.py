@@ -20,10 +20,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from f3rm._types import BackboneRef
 from f3rm.backbones.base import Backbone
-from f3rm.backbones.clip import ClipBackbone
-from f3rm.features.progress import track
+from f3rm.backbones.clip.backbone import ClipBackbone
+from f3rm.errors import BackboneRef
+from f3rm.store.progress import track
 from tools.tinyclip.batches import Batch, draw_batch
 from tools.tinyclip.measure import Encode, EncodeTexts, measure
 from tools.tinyclip.model import (

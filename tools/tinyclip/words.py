@@ -9,8 +9,8 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
-from f3rm.evaluation.scene_meshes import SHAPES
-from f3rm.evaluation.scene_objects import COLOURS, MATERIALS, Thing
+from f3rm.synthetic.meshes import SHAPES
+from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
 
 SURFACES = ("table", "floor", "wall")
 """Names of what is no object, in the scenes."""

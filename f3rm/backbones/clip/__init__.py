@@ -1,0 +1,1 @@
+"""CLIP and its family through open_clip: dense value features, towers, ProxyCLIP."""

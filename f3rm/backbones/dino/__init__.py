@@ -1,0 +1,1 @@
+"""DINO, DINOv2 and DINOv3 through transformers."""

@@ -1,0 +1,1 @@
+"""Video models: clips of frames to features with an axis of time."""

@@ -1,0 +1,1 @@
+"""Features and scores to colours: PCA and palettes. Pure maths on tensors."""

@@ -1,0 +1,170 @@
+"""Where the features of a dataset lie, and whether what lies there is valid."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+import xxhash
+
+from f3rm.backbones.registry import weights_identity
+from f3rm.errors import CacheError, StrPath, as_path, printable
+from f3rm.extract.legacy import is_legacy, open_legacy
+from f3rm.extract.locks.folders import is_writable
+from f3rm.store.images import content_hash
+from f3rm.store.items import ImageItem, dataset_root
+from f3rm.store.manifest import MANIFEST, Manifest, read_manifest
+from f3rm.store.reader import FeatureStore
+from f3rm.store.records import FailedRecord, ImageRecord
+from f3rm.store.spec import FeatureSpec
+
+log = logging.getLogger(__name__)
+
+_DEFAULT = "default"
+"""What is said of a setting that is only recorded when it is chosen."""
+
+
+def feature_folder(
+    data: StrPath,
+    spec: FeatureSpec,
+    cache_dir: StrPath | None,
+    *,
+    items: Sequence[ImageItem] | None = None,
+) -> Path:
+    """Chooses the cache folder of a feature type.
+
+    It is ``<data>/features/<name>``, or ``<cache_dir>/<dataset>-<hash of its path>/<name>`` if a
+    cache directory is given. If the dataset can neither be written to nor holds a cache already, it
+    is the latter in the user's cache home.
+
+    Args:
+        data: The dataset folder or a ``.json`` file in it.
+        spec: The feature type.
+        cache_dir: A directory for caches outside datasets.
+        items: The dataset's images; with them, a cache in a read-only dataset counts only if it is
+            valid.
+    """
+    data = as_path(data)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
+    root = dataset_root(data)
+    usual = root / "features" / spec.name
+    if cache_dir is not None:
+        return _keyed(cache_dir.expanduser().absolute(), root) / spec.name
+    if is_writable(usual):
+        return usual
+    present = (usual / MANIFEST).is_file()
+    if present and (items is None or find_cache(items, spec, usual, failed_too=True)[0]):
+        return usual
+    elsewhere = _keyed(Path(platformdirs.user_cache_dir("f3rm")), root) / spec.name
+    log.warning("%s is not writable; the features are kept in %s.", usual, elsewhere)
+    return elsewhere
+
+
+def find_cache(
+    items: Sequence[ImageItem], spec: FeatureSpec, folder: StrPath, *, failed_too: bool = False
+) -> tuple[FeatureStore | None, str]:
+    """Opens a cache if it is complete and fits these images and settings; loads no model.
+
+    An image counts as the same if name, length and modification time agree, or else its content
+    does.
+
+    Args:
+        items: The images that it must hold, in any order.
+        spec: The settings; the precision ``auto`` accepts any.
+        folder: Where to look.
+        failed_too: Whether a cache counts in which some of the images are recorded as failed.
+
+    Returns:
+        The cache, or None; and a sentence that says which cache it is, or why there is none.
+
+    Raises:
+        BackboneUnavailableError: If the weights are given as a path that does not exist.
+    """
+    folder = as_path(folder)
+    identity = weights_identity(spec.backbone)
+    try:
+        if not (folder / MANIFEST).exists():
+            if is_legacy(folder):
+                return open_legacy(folder, items, spec), f"the cache in {folder} is of older f3rm"
+            return None, f"there is no finished cache in {folder}"
+        manifest = read_manifest(folder)
+        reason = _other_settings(manifest, spec, identity) or _other_images(
+            manifest, items, failed_too=failed_too
+        )
+        if reason:
+            return None, reason
+        return FeatureStore.open(folder), f"the cache in {folder} is valid"
+    except CacheError as error:
+        return None, str(error)
+
+
+def cache_roots(data: Path, cache_dir: Path | None) -> list[Path]:
+    """Returns the folders in which caches of a dataset may lie.
+
+    Args:
+        data: The dataset folder or a ``.json`` file in it.
+        cache_dir: A directory for caches outside datasets; then only that.
+    """
+    root = dataset_root(data)
+    if cache_dir is not None:
+        return [_keyed(cache_dir.expanduser().absolute(), root)]
+    return [root / "features", _keyed(Path(platformdirs.user_cache_dir("f3rm")), root)]
+
+
+def _keyed(base: Path, root: Path) -> Path:
+    resolved = root.resolve()
+    digest = xxhash.xxh3_64(str(resolved).encode()).hexdigest()[:8]
+    return base / f"{resolved.name}-{digest}"
+
+
+def _other_settings(manifest: Manifest, spec: FeatureSpec, identity: str) -> str:
+    if spec.precision == "auto":
+        spec = replace(spec, precision=manifest.spec.precision)
+    if manifest.key == spec.key(identity):
+        return ""
+    before = manifest.spec.settings(manifest.weights_identity, manifest.algorithm)
+    after = spec.settings(identity)
+    names = [*after, *(name for name in before if name not in after)]
+    changes = [
+        f"{name} {before.get(name, _DEFAULT)} -> {after.get(name, _DEFAULT)}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+    return printable(f"the cache was made with other settings: {', '.join(changes)}")
+
+
+def _other_images(manifest: Manifest, items: Sequence[ImageItem], *, failed_too: bool) -> str:
+    recorded = {image.name: image for image in (*manifest.images, *manifest.failed)}
+    wanted = {item.name for item in items}
+    added = [item.name for item in items if item.name not in recorded]
+    if added:
+        return f"the cache lacks {len(added)} of the dataset's images, e.g. {added[0]!r}"
+    removed = [name for name in recorded if name not in wanted]
+    if removed:
+        return f"the cache has {len(removed)} image(s) that the dataset lacks, e.g. {removed[0]!r}"
+    for item in items:
+        if not is_same_image(recorded[item.name], item):
+            return f"the image {item.name!r} has changed since the cache was made"
+    if manifest.failed and not failed_too:
+        error = printable(manifest.failed[0].error)
+        return f"the image {manifest.failed[0].name!r} has failed: {error}"
+    return ""
+
+
+def is_same_image(record: ImageRecord | FailedRecord, item: ImageItem) -> bool:
+    """Returns whether an image file is still the recorded one, as far as a cheap look can tell.
+
+    Args:
+        record: What is recorded.
+        item: The file now.
+    """
+    if isinstance(record, FailedRecord):
+        return FailedRecord.of(item, record.error) == record
+    try:
+        status = item.path.stat()
+        if status.st_size != record.bytes:
+            return False
+        return status.st_mtime_ns == record.mtime_ns or content_hash(item.path) == record.content
+    except OSError:
+        return False

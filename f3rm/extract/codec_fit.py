@@ -1,0 +1,88 @@
+"""The codec of a run: fitted once, before the first chunk, and shared by all its workers.
+
+The sample is fixed by the list of images. A cache that gets new images keeps its codec, so that
+its chunks stay valid; ``--force`` fits anew.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from f3rm.errors import CacheError
+from f3rm.extract.encoder import Encoder
+from f3rm.extract.locks.chunk_reuse import older_codecs
+from f3rm.extract.membership import POLL_SECONDS
+from f3rm.extract.plan import ChunkPlan
+from f3rm.extract.stored_rows import check_finite
+from f3rm.extract.writer import CacheWriter
+from f3rm.store.codec_files import read_codec, write_codec
+from f3rm.store.codecs import Codec, CodecRecord, fit_codec
+from f3rm.store.images import ImageInfo
+
+SAMPLE_IMAGES = 16
+SAMPLE_CELLS = 1024
+
+
+def settle_codec(
+    writer: CacheWriter, plans: Sequence[ChunkPlan], encoder: Encoder
+) -> CodecRecord | None:
+    """Gives the encoder its codec: the run's, an older cache's, or one fitted now.
+
+    Args:
+        writer: This worker's part in the run.
+        plans: All chunks.
+        encoder: Computes the sample; has the codec afterwards.
+
+    Returns:
+        What the manifest will say; None if others have finished the run meanwhile.
+
+    Raises:
+        CacheError: If the file system refuses, or the codec cannot be fitted.
+        ImageError: If an image of the sample cannot be read.
+        DeviceError: If not even one image fits into memory.
+    """
+    if encoder.codec is not None:
+        return CodecRecord()
+    while True:
+        record = writer.codec()
+        if record is not None:
+            encoder.codec = read_codec(writer.building, record, encoder.channels)
+            return record
+        if writer.is_over():
+            return None
+        if writer.claim_codec():
+            codec = _older_codec(writer, encoder) or _fitted(plans, encoder)
+            arrays = write_codec(writer.building, codec)
+            writer.note_codec(CodecRecord(codec.spec.name, arrays))
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+def _older_codec(writer: CacheWriter, encoder: Encoder) -> Codec | None:
+    for folder, record in older_codecs(writer.folder, writer.run):
+        try:
+            codec = read_codec(folder, record, encoder.channels)
+        except CacheError:
+            continue
+        if codec.spec == encoder.codec_spec:
+            return codec
+    return None
+
+
+def _fitted(plans: Sequence[ChunkPlan], encoder: Encoder) -> Codec:
+    everything = [(plan, info) for plan in plans for info in plan.images]
+    count = min(SAMPLE_IMAGES, len(everything))
+    picked = [everything[number * len(everything) // count] for number in range(count)]
+    rows = torch.cat([_sample(plan, info, encoder) for plan, info in picked])
+    return fit_codec(encoder.codec_spec, rows)
+
+
+def _sample(plan: ChunkPlan, info: ImageInfo, encoder: Encoder) -> Float[Tensor, "cells channels"]:
+    """Returns evenly spaced cells of one image."""
+    (features,) = encoder.features([encoder.read(plan, info)], plan)
+    check_finite(torch.isfinite(features).flatten(1).all(dim=1), [info])
+    cells = features.reshape(-1, features.shape[-1])
+    return cells[:: max(1, len(cells) // SAMPLE_CELLS)].cpu()

@@ -1,0 +1,238 @@
+"""Looking after finished caches: what there is, whether it is sound, repairing, removing."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from f3rm.backbones.registry import load_backbone, weights_identity
+from f3rm.errors import CacheError, CacheMismatchError, StrPath, as_path
+from f3rm.extract.cache import cache_roots
+from f3rm.extract.extraction import run_job
+from f3rm.extract.job import Job, LoadBackbone, identity_of
+from f3rm.extract.locks.folders import building_folder, feature_lock, older_folders, remove_run
+from f3rm.extract.locks.heartbeat import Watch
+from f3rm.extract.locks.journal import PROGRESS, Journal
+from f3rm.store.chunks import map_chunk, verify_chunk
+from f3rm.store.codec_files import read_codec
+from f3rm.store.images import content_hash
+from f3rm.store.items import ImageItem
+from f3rm.store.manifest import MANIFEST, Manifest, read_manifest
+from f3rm.store.reader import FeatureStore
+from f3rm.store.records import ChunkRecord, ImageRecord
+from f3rm.store.spec import ALIASES
+
+Report = Callable[[int], object]
+"""Called with the number of chunks that were looked at."""
+
+_BLOCK_CELLS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as the manifest says.
+
+    Attributes:
+        what: A file of the cache, or an image of the dataset.
+        reason: Why, as a sentence.
+    """
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A cache in the making.
+
+    Attributes:
+        done: Chunks that are finished.
+        chunks: Chunks that there will be; None if that is unknown.
+        workers: Workers that are alive.
+    """
+
+    done: int
+    chunks: int | None
+    workers: int
+
+
+def cache_folders(
+    data: StrPath, *, cache_dir: StrPath | None = None, feature_type: str | None = None
+) -> list[Path]:
+    """Lists the folders of a dataset's caches, finished or not.
+
+    Args:
+        data: The dataset folder or a ``.json`` file in it.
+        cache_dir: Where caches are instead of the dataset.
+        feature_type: Only these types, e.g. ``DINO+CLIP``.
+
+    Raises:
+        CacheError: If a type is asked for that has no cache.
+    """
+    data = as_path(data)
+    cache_dir = None if cache_dir is None else as_path(cache_dir)
+    found = sorted({folder for root in cache_roots(data, cache_dir) for folder in _caches(root)})
+    if feature_type is None:
+        return found
+    text = ALIASES.get(feature_type.strip().upper(), feature_type)
+    wanted = [part.strip().lower() for part in text.split("+")]
+    names = [folder.name for folder in found]
+    for name in wanted:
+        if name not in names:
+            msg = (
+                f"cache_folders: feature_type must be one of {', '.join(names) or 'none'}, which "
+                f"have a cache, got {name!r}. Run f3rm extract first, or name another."
+            )
+            raise CacheError(msg)
+    return [folder for folder in found if folder.name in wanted]
+
+
+def unfinished(folder: StrPath) -> Unfinished | None:
+    """Returns how far a cache in the making is; None if none is being made."""
+    folder = as_path(folder)
+    building = building_folder(folder)
+    if not building.is_dir():
+        return None
+    journal = Journal(building)
+    run = journal.run()
+    workers = Watch(building / PROGRESS).living()
+    done = sum(1 for _ in journal.notes())
+    return Unfinished(done, len(run.chunks) if run else None, len(workers))
+
+
+def verify_cache(
+    folder: StrPath, items: Sequence[ImageItem], report: Report = lambda _: None
+) -> Iterator[Damage]:
+    """Reads a whole cache and all images, and yields what is not as the manifest says.
+
+    Args:
+        folder: The cache folder.
+        items: The images of the dataset.
+        report: Called after every chunk.
+
+    Raises:
+        CacheError: If there is no usable manifest.
+    """
+    folder = as_path(folder)
+    manifest = read_manifest(folder)
+    try:
+        read_codec(folder, manifest.codec, manifest.channels)
+    except CacheError as error:
+        yield Damage("codec", str(error))
+    for chunk in manifest.chunks:
+        if reason := _chunk_damage(folder, chunk):
+            yield Damage(chunk.file, reason)
+        report(1)
+    yield from _image_damages(manifest, items)
+
+
+def repair_cache(
+    folder: StrPath,
+    items: Sequence[ImageItem],
+    *,
+    load: LoadBackbone = load_backbone,
+    **options: Any,
+) -> FeatureStore:
+    """Makes a cache sound again: damaged chunks and those of changed images are computed anew.
+
+    Every chunk is read and compared with its checksum; the sound ones are used as they are.
+
+    Args:
+        folder: The cache folder.
+        items: The images of the dataset.
+        load: Loads the backbone.
+        options: Further fields of :class:`~f3rm.extract.job.Job`.
+
+    Raises:
+        CacheMismatchError: If the weights that the cache was made with are not there any more.
+        CacheError: If there is no usable manifest, or the file system refuses.
+        F3rmError: As extraction raises it.
+    """
+    folder = as_path(folder)
+    manifest = read_manifest(folder)
+    identity = weights_identity(manifest.spec.backbone)
+    if identity != manifest.weights_identity:
+        msg = (
+            f"repair_cache: the weights must be those of the cache, {manifest.weights_identity}, "
+            f"got {identity}. Put them back, or extract again with --force."
+        )
+        raise CacheMismatchError(msg)
+    job = Job(
+        items=items,
+        spec=manifest.spec,
+        folder=folder.resolve(),
+        shard_size=max(len(chunk.images) for chunk in manifest.chunks),
+        renew=True,
+        before=identity_of(folder),
+        on_error="record" if manifest.failed else "raise",
+        **options,
+    )
+    return run_job(job, load)
+
+
+def remove_features(folder: StrPath) -> None:
+    """Removes a cache and whatever is unfinished of it; files that are not f3rm's stay.
+
+    Raises:
+        CacheError: If it is being made by living workers.
+    """
+    folder = as_path(folder)
+    with feature_lock(folder):
+        making = unfinished(folder)
+        if making and making.workers:
+            msg = (
+                f"remove_features: {str(folder)!r} must not be in the making, but "
+                f"{making.workers} worker(s) are at it. Stop them first."
+            )
+            raise CacheError(msg)
+        for part in (folder, building_folder(folder), *older_folders(folder)):
+            if part.is_dir():
+                (part / MANIFEST).unlink(missing_ok=True)
+                remove_run(part)
+
+
+def _caches(root: Path) -> Iterator[Path]:
+    if not root.is_dir():
+        return
+    for path in root.iterdir():
+        if (path / MANIFEST).exists():
+            yield path
+        elif path.suffix == ".building" and path.is_dir():
+            yield path.with_suffix("")
+
+
+def _chunk_damage(folder: Path, chunk: ChunkRecord) -> str:
+    try:
+        verify_chunk(folder, chunk)
+        rows = map_chunk(folder, chunk)
+    except CacheError as error:
+        return str(error)
+    if chunk.dtype == "int8":
+        return ""
+    flat = rows.reshape(math.prod(chunk.shape[:3]), chunk.shape[3])
+    blocks = range(0, len(flat), _BLOCK_CELLS)
+    finite = all(np.isfinite(flat[start : start + _BLOCK_CELLS]).all() for start in blocks)
+    return "" if finite else "It holds NaN or infinity."
+
+
+def _image_damages(manifest: Manifest, items: Sequence[ImageItem]) -> Iterator[Damage]:
+    recorded = {image.name: image for image in (*manifest.images, *manifest.failed)}
+    for item in items:
+        record = recorded.pop(item.name, None)
+        if record is None:
+            yield Damage(item.name, "The image is not in the cache.")
+        elif isinstance(record, ImageRecord) and (reason := _image_damage(record, item)):
+            yield Damage(item.name, reason)
+    for name in recorded:
+        yield Damage(name, "The image is not in the dataset any more.")
+
+
+def _image_damage(record: ImageRecord, item: ImageItem) -> str:
+    try:
+        same = content_hash(item.path) == record.content
+    except OSError as error:
+        return f"The image cannot be read: {error}."
+    return "" if same else "The image is another one than when it was extracted."

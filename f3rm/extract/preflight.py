@@ -1,0 +1,171 @@
+"""What a run will cost, said before it starts: images, chunks, bytes, room on the disk, time."""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from f3rm.errors import CacheError
+from f3rm.extract.encoder import Encoder
+from f3rm.extract.plan import ChunkPlan
+from f3rm.store.chunks import HEADER_BYTES
+
+log = logging.getLogger(__name__)
+
+_SHORT_SECONDS = 1.0
+_MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The costs of one feature type.
+
+    Attributes:
+        name: The feature type.
+        folder: Where the cache will be.
+        device: What computes.
+        num_images: Images of the dataset.
+        num_chunks: Chunk files of the cache.
+        new_images: Images to be computed.
+        new_chunks: Chunk files to be written.
+        bytes_needed: Bytes of these files.
+        bytes_free: Room on the disk.
+        seconds: Expected time of one worker; None if unknown.
+    """
+
+    name: str
+    folder: Path
+    device: str
+    num_images: int
+    num_chunks: int
+    new_images: int
+    new_chunks: int
+    bytes_needed: int
+    bytes_free: int
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Returns one line for people."""
+        expected = "" if self.seconds is None else f", about {duration(self.seconds)}"
+        return (
+            f"{self.name}: {self.new_images} of {self.num_images} images to compute on "
+            f"{self.device}, {self.new_chunks} of {self.num_chunks} chunks to write, "
+            f"{self.bytes_needed / _MEGABYTE:.1f} MB needed, "
+            f"{self.bytes_free / _MEGABYTE:.1f} MB free{expected}; in {self.folder}"
+        )
+
+    def check_room(self) -> None:
+        """Checks that the files fit onto the disk.
+
+        Raises:
+            CacheError: If they do not.
+        """
+        if self.bytes_needed > self.bytes_free:
+            msg = (
+                f"extract_features: {str(self.folder)!r} must have room for {self.bytes_needed} "
+                f"bytes, got {self.bytes_free} bytes free. Make room, or pass --cache-dir with a "
+                "folder on another disk, or a smaller --codec."
+            )
+            raise CacheError(msg)
+
+
+def estimate(
+    plans: Sequence[ChunkPlan], new: Sequence[ChunkPlan], encoder: Encoder, folder: Path
+) -> Preflight:
+    """Counts what is to be done.
+
+    Args:
+        plans: All chunks.
+        new: Those that no earlier run has made.
+        encoder: Computes them.
+        folder: Where the cache will be; it need not exist.
+    """
+    item_bytes = np.dtype(encoder.stored_dtype).itemsize
+    cells = [len(plan.images) * math.prod(plan.grid) for plan in new]
+    return Preflight(
+        name=encoder.spec.name,
+        folder=folder,
+        device=str(encoder.device),
+        num_images=sum(len(plan.images) for plan in plans),
+        num_chunks=len(plans),
+        new_images=sum(len(plan.images) for plan in new),
+        new_chunks=len(new),
+        bytes_needed=sum(
+            HEADER_BYTES + count * encoder.stored_channels * item_bytes for count in cells
+        ),
+        bytes_free=free_bytes(folder),
+    )
+
+
+def seconds_of(plans: Sequence[ChunkPlan], encoder: Encoder) -> float:
+    """Predicts how long chunks take, from one batch of the first; two if that one was short.
+
+    Raises:
+        ImageError: If an image cannot be read any more.
+        DeviceError: If not even one image fits into memory.
+    """
+    if not plans:
+        return 0.0
+    plan = plans[0]
+    batch = plan.images[: encoder.batch_size(plan.network_size)]
+    seconds = _time(encoder, plan, len(batch))
+    if seconds < _SHORT_SECONDS:  # the first one also warmed up
+        seconds = _time(encoder, plan, len(batch))
+    pixels = sum(len(other.images) * math.prod(other.network_size) for other in plans)
+    return seconds * pixels / (len(batch) * math.prod(plan.network_size))
+
+
+class Countdown:
+    """Says once, after the first batches, how long the rest will take."""
+
+    def __init__(self, num_images: int) -> None:
+        """Starts the clock; ``num_images`` are to be computed by this worker or others."""
+        self._left = num_images
+        self._batches = 0
+        self._start = 0.0
+        self._timed = 0
+
+    def advance(self, num_images: int) -> None:
+        """Counts a batch; the first one only starts the clock, as it also warms up."""
+        self._left -= num_images
+        self._batches += 1
+        if self._batches == 1:
+            self._start = time.monotonic()
+            return
+        self._timed += num_images
+        elapsed = time.monotonic() - self._start
+        if self._batches == 2 and self._left > 0:
+            expected = duration(elapsed * self._left / self._timed)
+            log.info("About %s for the %d images left.", expected, self._left)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _time(encoder: Encoder, plan: ChunkPlan, count: int) -> float:
+    start = time.monotonic()
+    inputs = [encoder.read(plan, info) for info in plan.images[:count]]
+    if encoder.codec is not None:
+        for stored in encoder.stored(inputs, plan, encoder.stored_dtype):
+            stored.wait()
+    else:
+        for features in encoder.features(inputs, plan):
+            features.cpu()
+    return time.monotonic() - start
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns the room on the disk of a folder, which need not exist."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,90 @@
+"""A PyTorch dataset of features that does not care whether they are cached or computed now."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from f3rm.extract.taps.lists import ItemList
+from f3rm.extract.taps.store import Table
+
+
+@runtime_checkable
+class FeatureSource(Protocol):
+    """The interface of a store on disk (``TapStore``) and of live computing (``LiveSource``).
+
+    Attributes:
+        items: All items.
+        indices: Positions of those that have features.
+    """
+
+    items: ItemList
+    indices: Int[np.ndarray, " items"]
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the taps."""
+        ...
+
+    def take(
+        self, indices: Sequence[int] | Int[np.ndarray, " wanted"], tap: str | None = None
+    ) -> Table:
+        """Returns features of some items."""
+        ...
+
+
+class FeatureDataset(Dataset[dict[str, Tensor]]):
+    """Features with label and index, item by item or in batches.
+
+    A ``DataLoader`` asks for whole batches at once, so that a live source runs its model once per
+    batch.
+
+    Attributes:
+        source: Where features come from.
+        tap: Which ones.
+    """
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        tap: str | None = None,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Keeps the source.
+
+        Args:
+            source: A store, or a live source.
+            tap: Which tap; may be left out if there is only one.
+            transform: Applied to the features of a batch (items, ...).
+        """
+        self.source = source
+        self.tap = tap
+        self._transform = transform
+
+    def __len__(self) -> int:
+        """Returns the number of items that have features."""
+        return len(self.source.indices)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Returns one item: ``features``, ``index`` and, where there are labels, ``target``."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Tensor]]:
+        """Returns a batch of items."""
+        table = self.source.take(self.source.indices[numbers], self.tap)
+        features = torch.from_numpy(table.features).float()
+        if self._transform is not None:
+            features = self._transform(features)
+        items = [
+            {"features": feature, "index": torch.tensor(index)}
+            for feature, index in zip(features, table.indices.tolist(), strict=True)
+        ]
+        if table.targets is not None:
+            for item, target in zip(items, table.targets.tolist(), strict=True):
+                item["target"] = torch.tensor(target)
+        return items

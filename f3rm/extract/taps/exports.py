@@ -1,0 +1,141 @@
+"""Extractions as files for other programs: one array, or one file per item; memory stays flat."""
+
+import itertools
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from numpy.typing import DTypeLike
+
+from f3rm.errors import CacheError, StrPath, as_path
+from f3rm.extract.taps.arrays import channels_first
+from f3rm.extract.taps.dataset import FeatureSource
+from f3rm.extract.taps.layout import Shape
+from f3rm.store.chunks import sync_folder, write_atomically
+from f3rm.store.names import place_below, safe_paths
+
+_BATCH = 256
+
+Transform = Callable[[Shaped[np.ndarray, "items ..."]], Shaped[np.ndarray, "items ..."]]
+
+
+def export_array(
+    source: FeatureSource,
+    path: StrPath,
+    tap: str | None = None,
+    *,
+    dtype: DTypeLike = np.float32,
+    transform: Transform | None = None,
+) -> Shape:
+    """Writes one tap of all items to one ``.npy`` file, in the order of the list.
+
+    Args:
+        source: Where features come from; a live source computes them now.
+        path: The file; it appears when it is complete.
+        tap: Which tap; may be left out if there is only one.
+        dtype: Type in the file.
+        transform: Applied to batches, e.g. :func:`flat_channels_first`.
+
+    Returns:
+        The shape of the array.
+
+    Raises:
+        CacheError: If there is nothing, items differ in shape, or the file cannot be written.
+    """
+    path = as_path(path)
+    if not len(source.indices):
+        msg = f"export_array: source must have items with features, got none for {str(path)!r}."
+        raise CacheError(msg)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = _write(source, temporary, tap, np.dtype(dtype), transform)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        msg = f"export_array: {str(path)!r} must be writable, got: {error}. Make room, or move it."
+        raise CacheError(msg) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return shape
+
+
+def _write(
+    source: FeatureSource,
+    path: Path,
+    tap: str | None,
+    dtype: np.dtype,
+    transform: Transform | None,
+) -> Shape:
+    """Fills a mapped array some items at a time."""
+    count = len(source.indices)
+    starts = range(0, count, _BATCH)
+    parts = (source.take(source.indices[start : start + _BATCH], tap).features for start in starts)
+    arranged = (part if transform is None else transform(part) for part in parts)
+    first = next(arranged)
+    shape = (count, *first.shape[1:])
+    array = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+    for start, part in zip(starts, itertools.chain([first], arranged), strict=True):
+        array[start : start + len(part)] = part
+        array.flush()
+    return shape
+
+
+def export_per_item(
+    source: FeatureSource, folder: StrPath, tap: str | None = None, *, dtype: DTypeLike = np.float32
+) -> int:
+    """Writes one ``.npy`` file per item below a folder; returns how many.
+
+    An item's file is at the item's own relative path, made safe by :mod:`f3rm.store.names`, so
+    that items of the same name in different folders do not collide.
+
+    Args:
+        source: Where features come from.
+        folder: Where the files go.
+        tap: Which tap; may be left out if there is only one.
+        dtype: Type in the files.
+
+    Raises:
+        UnsafeNameError: If two items would have one file, or a file would lie elsewhere; nothing
+            has been written in the first case.
+        CacheError: If a file cannot be written.
+    """
+    paths = safe_paths(source.items.names)
+    folder = as_path(folder)
+    for index in source.indices.tolist():
+        table = source.take([index], tap)
+        relative = paths[table.names[0]]
+        path = place_below(folder, relative.with_name(f"{relative.name}.npy"))
+        row = np.ascontiguousarray(table.features[0], dtype=dtype)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"export_per_item: {str(path.parent)!r} must be a folder, got: {error}. Move it."
+            raise CacheError(msg) from error
+        write_atomically(path, lambda stream, row=row: np.save(stream, row))
+    return len(source.indices)
+
+
+def first_channels(features: Shaped[np.ndarray, "items ..."]) -> Shaped[np.ndarray, "items ..."]:
+    """Returns (items, channels, ...) of (items, ..., channels)."""
+    return channels_first(torch.from_numpy(features)).numpy()
+
+
+def flat_channels_first(
+    features: Shaped[np.ndarray, "items ..."],
+) -> Shaped[np.ndarray, "items values"]:
+    """Returns the values of every item in one axis, channel by channel, as torch flattens maps."""
+    return np.ascontiguousarray(first_channels(features)).reshape(
+        len(features), math.prod(features.shape[1:])
+    )
+
+
+def slug_of(tap: str) -> str:
+    """Returns a tap as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", tap).strip("_")

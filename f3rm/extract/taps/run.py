@@ -1,0 +1,165 @@
+"""Many images and videos to disk: one call, with the engine that also feeds feature fields.
+
+Per split, a folder holds ``<split>.items.json`` (names, labels, order) and a cache of the engine.
+Chunks, resuming, several workers, failures and validity are those of :mod:`f3rm.extract`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from f3rm.backbones.base import Backbone
+from f3rm.backbones.registry import load_backbone
+from f3rm.errors import BackboneRef, CacheError, StrPath, as_path
+from f3rm.extract.engines import Engine, run_with
+from f3rm.extract.extraction import wanted
+from f3rm.extract.job import LoadBackbone, OnError
+from f3rm.extract.taps.lists import ItemList, list_items
+from f3rm.extract.taps.runner import TapRunner
+from f3rm.extract.taps.spec import ExtractionSpec
+from f3rm.extract.taps.splits import split_folder, write_items
+from f3rm.extract.taps.store import TapStore
+from f3rm.extract.taps.worker import TapJob, TapWorker
+from f3rm.store.device import is_first_rank, resolve_device
+
+Shard = int | Literal["auto", "batch", "all"]
+"""Items per file: a number, every batch, all in one, or what a file of some 256 MB holds."""
+
+_SHARD_BYTES = 1 << 28
+_LARGEST_SHARD = 4096
+_BATCH = 16
+
+
+def extract(  # noqa: PLR0913 - one call with every choice, by keyword
+    items: ItemList | Path | str | Sequence[Path | str],
+    spec: ExtractionSpec,
+    out: StrPath,
+    *,
+    split: str = "all",
+    shard: Shard = "auto",
+    batch_size: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    on_error: OnError = "raise",
+    engine: Engine = "local",
+    workers: int | None = None,
+    progress: bool = True,
+    load: LoadBackbone = load_backbone,
+) -> TapStore:
+    """Extracts features of images and videos, or opens what is there already and still fits.
+
+    Several processes may run the same call at once, on one machine or on several (torchrun,
+    Slurm): they share the chunks, and every item is computed once.
+
+    Args:
+        items: A list, or anything that :func:`f3rm.extract.taps.lists.list_items` takes.
+        spec: What to compute.
+        out: Where results go; splits lie beside one another in it.
+        split: Name of this list of items, e.g. ``train``.
+        shard: Items per file. Which file an item goes to depends on the list alone.
+        batch_size: Items per network call; None chooses by image size.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        overwrite: Whether to compute everything anew.
+        on_error: Whether an item that fails ends the run, or is noted; others keep their indices.
+        engine: Who starts several workers.
+        workers: How many.
+        progress: Whether to show progress bars.
+        load: Loads the backbone.
+
+    Returns:
+        The results, open for reading.
+
+    Raises:
+        F3rmError: If something is wrong with the items, the model, a tap, the device or the disk.
+    """
+    out = as_path(out)
+    chosen = items if isinstance(items, ItemList) else list_items(items)
+    job = make_job(
+        chosen,
+        spec,
+        split_folder(out, split),
+        shard=shard,
+        batch_size=batch_size,
+        device=device,
+        force=overwrite,
+        on_error=on_error,
+        progress=progress,
+    )
+    load = _Checked(load, spec)
+    if wanted(job)[0] is None:
+        load.check(resolve_device(device))  # before a million images are looked at
+    run_with(job, engine=engine, workers=workers, load=load, worker=TapWorker)
+    if is_first_rank():
+        write_items(out, split, chosen)
+    return TapStore.open(out, split, items=chosen)
+
+
+class _Checked:
+    """Loads a backbone once per process, and checks the taps at once; travels without it."""
+
+    def __init__(self, load: LoadBackbone, spec: ExtractionSpec) -> None:
+        self._load = load
+        self._spec = spec
+        self._loaded: Backbone | None = None
+
+    def check(self, device: torch.device) -> None:
+        """Loads the backbone and checks that it has the taps.
+
+        Raises:
+            TapError: If it has not.
+            BackboneUnavailableError: If it cannot be had.
+        """
+        TapRunner(self(self._spec.backbone, device=device, towers=("image",)), self._spec)
+
+    def __call__(self, ref: BackboneRef, **options: Any) -> Backbone:
+        if self._loaded is None:
+            self._loaded = self._load(ref, **options)
+        return self._loaded
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Checked, (self._load, self._spec)
+
+
+def make_job(
+    items: ItemList,
+    spec: ExtractionSpec,
+    folder: StrPath,
+    *,
+    shard: Shard = "auto",
+    batch_size: int | None = None,
+    **options: Any,
+) -> TapJob:
+    """Describes an extraction to the engine.
+
+    Args:
+        items: What to extract.
+        spec: What to compute.
+        folder: Where the split goes.
+        shard: Items per file.
+        batch_size: Items per network call.
+        options: Further fields of :class:`~f3rm.extract.job.Job`.
+
+    Raises:
+        CacheError: If ``shard`` is none of the choices.
+    """
+    folder = as_path(folder)
+    sizes: dict[Shard, int] = {
+        "auto": _LARGEST_SHARD,
+        "batch": batch_size or _BATCH,
+        "all": max(1, len(items)),
+    }
+    size = shard if isinstance(shard, int) else sizes.get(shard)
+    if size is None or size < 1:
+        msg = f"extract: shard must be auto, batch, all or at least 1, got {shard!r}."
+        raise CacheError(msg)
+    return TapJob(
+        items=items.items,
+        spec=spec.recorded(),
+        folder=folder.expanduser().resolve(),
+        shard_size=size,
+        batch_size=sizes["batch"] if shard == "batch" else batch_size,
+        shard_bytes=_SHARD_BYTES if shard == "auto" else None,
+        **options,
+    )

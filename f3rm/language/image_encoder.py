@@ -1,0 +1,116 @@
+"""From an image file to a vector in a head's feature space: the mean of its patch features."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from f3rm.backbones.base import Backbone
+from f3rm.backbones.registry import load_backbone
+from f3rm.errors import F3rmError, HeadSpec
+from f3rm.extract.encoder import prepare
+from f3rm.store.geometry import network_size
+from f3rm.store.images import read_image
+from f3rm.store.spec import FeatureSpec
+
+_SHORT_SIDE = 336
+
+
+class ImageEncoder:
+    """A backbone's image tower, loaded when first needed and kept out of every checkpoint.
+
+    Args:
+        spec: The head whose backbone looks at images.
+    """
+
+    def __init__(self, spec: HeadSpec) -> None:
+        self._spec = spec
+        self._backbone: Backbone | None = None
+
+    @torch.no_grad()
+    def encode(self, path: Path, crop: tuple[int, int, int, int] | None) -> Float[Tensor, " chan"]:
+        """Averages the patch features of an image or of a part of it.
+
+        The short side is resized to 336 pixels, so that also CLIP takes seconds on a CPU.
+
+        Args:
+            path: The image file.
+            crop: Left, top, right and bottom in pixels, or None for the whole image.
+
+        Returns:
+            The mean feature, on the CPU.
+
+        Raises:
+            ImageError: If the file is missing, damaged, or in an unusual mode.
+            F3rmError: If the crop is empty.
+            BackboneUnavailableError: If the image tower cannot be loaded.
+        """
+        pixels = read_image(path, FeatureSpec.background)
+        if crop is not None:
+            left, top, right, bottom = crop
+            height, width = pixels.shape[:2]
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                msg = (
+                    f"encode: crop must lie inside the image of {width} x {height} pixels, got "
+                    f"{crop}. Give left, top, right and bottom."
+                )
+                raise F3rmError(msg)
+            pixels = pixels[top:bottom, left:right].copy()
+        if self._backbone is None:
+            self._backbone = load_backbone(self._spec.backbone, device="cpu", towers=("image",))
+        backbone = self._backbone
+        height, width = pixels.shape[:2]
+        size = network_size((height, width), _SHORT_SIDE, backbone.patch_size)
+        image = prepare(pixels, size, device=backbone.device)
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (backbone.mean, backbone.std)
+        )
+        features = backbone.encode_image(((image - mean) / std)[None])  # (1, rows, cols, channels)
+        return features.float().mean(dim=(0, 1, 2)).cpu()
+
+
+def image_below(folder: Path, typed: str) -> Path:
+    """Finds the image that somebody in a browser named; whoever reaches the page may type here.
+
+    Args:
+        folder: Only what is below it can be read, wherever symbolic links lead.
+        typed: A path, absolute or relative to the folder.
+
+    Raises:
+        F3rmError: If the path is empty or leads out of the folder; it does not say whether there is
+            a file.
+    """
+    try:
+        root = folder.expanduser().resolve()
+        path = (root / Path(typed.strip()).expanduser()).resolve()
+        is_below = root in path.parents
+    except (OSError, RuntimeError, ValueError):  # a loop of links, no such home, a NUL
+        is_below, path = False, folder
+    if not is_below:
+        msg = (
+            f"Image file: the image must be below {str(folder)!r}, got {typed!r}. Copy it there, "
+            "or name another folder with --pipeline.model.viewer-image-folder."
+        )
+        raise F3rmError(msg)
+    return path
+
+
+def parse_crop(text: str) -> tuple[int, int, int, int] | None:
+    """Reads ``left, top, right, bottom`` in pixels; None where nothing is typed.
+
+    Raises:
+        F3rmError: If it is anything else.
+    """
+    words = text.replace(",", " ").split()
+    if not words:
+        return None
+    try:
+        left, top, right, bottom = (int(word) for word in words)
+    except ValueError as error:
+        msg = (
+            f"parse_crop: the crop must be four whole numbers, got {text!r}. Type left, top, right "
+            "and bottom in pixels, or nothing for the whole image."
+        )
+        raise F3rmError(msg) from error
+    return left, top, right, bottom

@@ -1,0 +1,103 @@
+"""From typed text to a query: loads the text tower once, remembers what it has encoded."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from f3rm.backbones.base import Backbone
+from f3rm.backbones.registry import load_backbone
+from f3rm.errors import BackboneRef
+from f3rm.language.relevancy import Query, make_query
+
+_REMEMBERED = 256
+_MOST_PHRASES = 32
+
+
+@dataclass(frozen=True)
+class QueryText:
+    """What a person asks, as typed.
+
+    Attributes:
+        positives: Comma-separated phrases to look for.
+        negatives: Comma-separated phrases that these are told from.
+        temperature: Soft-max temperature, > 0.
+    """
+
+    positives: str
+    negatives: str
+    temperature: float
+
+    @property
+    def phrases(self) -> tuple[list[str], list[str]]:
+        """Positive and negative phrases, without empty ones, the first 32 of each."""
+        positives, negatives = split_phrases(self.positives), split_phrases(self.negatives)
+        return positives[:_MOST_PHRASES], negatives[:_MOST_PHRASES]
+
+    @property
+    def num_left_out(self) -> int:
+        """How many phrases are too many to be asked at once."""
+        asked = sum(len(phrases) for phrases in self.phrases)
+        return len(split_phrases(self.positives)) + len(split_phrases(self.negatives)) - asked
+
+
+def split_phrases(text: str) -> list[str]:
+    """Splits on commas, strips, and drops what is empty."""
+    return [phrase.strip() for phrase in text.split(",") if phrase.strip()]
+
+
+class TextEncoder:
+    """A backbone's text tower, loaded when first needed and kept out of every checkpoint.
+
+    Args:
+        ref: The backbone whose text tower answers.
+    """
+
+    def __init__(self, ref: BackboneRef) -> None:
+        self._ref = ref
+        self._backbone: Backbone | None = None
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the text tower is in memory."""
+        return self._backbone is not None
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:
+        """Embeds texts as unit vectors on the CPU.
+
+        Raises:
+            BackboneUnavailableError: If the tower cannot be loaded.
+        """
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+            if new:
+                if self._backbone is None:
+                    self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
+                encoded = self._backbone.encode_text(new).cpu()
+                self._embeddings.update(zip(new, encoded, strict=True))
+            embeddings = torch.stack([self._embeddings[text] for text in texts])
+            while len(self._embeddings) > _REMEMBERED:
+                self._embeddings.popitem(last=False)
+        return embeddings
+
+    def query(self, text: QueryText) -> Query | None:
+        """Turns typed text into a query; None where nothing is asked.
+
+        Raises:
+            BackboneUnavailableError: If the tower cannot be loaded.
+        """
+        positives, negatives = text.phrases
+        if not positives:
+            return None
+        embeddings = self.encode([*positives, *negatives])
+        return make_query(
+            embeddings[: len(positives)],
+            embeddings[len(positives) :],
+            temperature=text.temperature,
+        )

@@ -1,0 +1,208 @@
+"""One vector or one block of latents per image or video: the calls of Image2Representation.
+
+Encoders are causal video autoencoders of the Wan and Cosmos kind (the extra ``vae``), or any
+image backbone applied frame by frame. Latents have the axes (items, channels, steps, rows, cols).
+What differs from the original: an image is one frame, not one frame and 92 black ones, so that a
+pooled image vector describes the image; a video longer than asked for gives its last frames, and a
+shorter one repeats its last, as there.
+
+*Source:* https://github.com/timsinashok/cosmos-predict2.5, ``image2representation.py``
+(Apache-2.0; no code of it is used).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from f3rm.backbones.base import Backbone
+from f3rm.backbones.registry import load_backbone
+from f3rm.errors import BackboneRef
+from f3rm.extract.job import LoadBackbone
+from f3rm.extract.taps.live import FeatureExtractor
+from f3rm.extract.taps.prep import Prep
+from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
+from f3rm.extract.taps.video import FramePolicy
+from f3rm.store.device import resolve_device
+from f3rm.store.geometry import Size
+
+PoolMethod = Literal["mean", "max", "flatten"]
+
+COSMOS = BackboneRef("vae", "vae", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+"""The autoencoder that Cosmos-Predict2.5 uses: 16 channels, 8 pixels per cell, 4 frames per
+step."""
+
+COSMOS_RESOLUTION = (360, 640)
+COSMOS_FRAMES = FramePolicy(num=93, pick="last", pad="repeat")
+"""24 steps of latents."""
+
+_OPERATIONS = {"mean": "mean", "max": "amax", "flatten": "flatten"}
+
+
+class Image2Representation:
+    """A loaded encoder, asked for latents or pooled vectors.
+
+    Attributes:
+        backbone: The model.
+        tap: What is read out of it.
+        resolution: Height and width that inputs are brought to: scaled to cover it, then cut to
+            its centre.
+        frames: Which frames of a video count.
+    """
+
+    def __init__(
+        self,
+        backbone: str | BackboneRef = COSMOS,
+        *,
+        tap: str | None = None,
+        resolution: Size = COSMOS_RESOLUTION,
+        frames: FramePolicy = COSMOS_FRAMES,
+        device: str = "auto",
+        load: LoadBackbone = load_backbone,
+        loaded: Backbone | None = None,
+    ) -> None:
+        """Loads the encoder, unless it is at hand.
+
+        Args:
+            backbone: ``adapter:model@weights``, or a reference.
+            tap: A map to be read; by default what the backbone gives to a feature field, or
+                ``latent``.
+            resolution: Height and width of the network's input; rounded to whole cells.
+            frames: Which frames of a video count.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            load: Loads the model.
+            loaded: A loaded model.
+
+        Raises:
+            F3rmError: If the model cannot be had.
+        """
+        ref = parse_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.backbone: Backbone = loaded or load(
+            ref, device=resolve_device(device), towers=("image",)
+        )
+        self.tap = tap or self.backbone.default_tap
+        self.resolution = resolution
+        self.frames = frames
+
+    def extract_from_image(
+        self, path: Path | str, resolution: Size | None = None
+    ) -> Float[Tensor, "1 channels steps rows cols"]:
+        """Computes the latents of an image.
+
+        Args:
+            path: The file.
+            resolution: Other than :attr:`resolution`.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        return self.extract_batch([path], resolution)
+
+    def extract_from_video(
+        self, path: Path | str, resolution: Size | None = None, num_frames: int | None = None
+    ) -> Float[Tensor, "1 channels steps rows cols"]:
+        """Computes the latents of a video.
+
+        Args:
+            path: The file.
+            resolution: Other than :attr:`resolution`.
+            num_frames: Other than the number in :attr:`frames`.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        frames = self.frames.with_num(num_frames)
+        return self._latents([path], resolution, frames, batch_size=1)
+
+    def extract_batch(
+        self,
+        paths: Sequence[Path | str],
+        resolution: Size | None = None,
+        batch_size: int = 4,
+    ) -> Float[Tensor, "items channels steps rows cols"]:
+        """Computes the latents of several files.
+
+        Args:
+            paths: Images or videos. Both at once only with ``frames.image='clip'``, which brings
+                them to one length.
+            resolution: Other than :attr:`resolution`.
+            batch_size: Files per network call.
+
+        Raises:
+            SpecError: If files give latents of different lengths.
+            ImageError: If one cannot be read; the message names it.
+        """
+        return self._latents(paths, resolution, self.frames, batch_size=batch_size)
+
+    def extract_pooled(
+        self,
+        path: Path | str | Sequence[Path | str],
+        resolution: Size | None = None,
+        pool_method: PoolMethod = "mean",
+        batch_size: int = 4,
+    ) -> Float[Tensor, "items values"]:
+        """Computes one vector per file; latents are pooled on the device.
+
+        Args:
+            path: An image or a video, or several; images and videos may be mixed.
+            resolution: Other than :attr:`resolution`.
+            pool_method: ``mean`` or ``max`` over steps, rows and columns; ``flatten`` keeps all.
+            batch_size: Files per network call.
+
+        Raises:
+            SpecError: If the method is unknown, or flattened latents differ in length.
+            ImageError: If a file cannot be read; the message names it.
+        """
+        if pool_method not in get_args(PoolMethod):
+            known = ", ".join(get_args(PoolMethod))
+            msg = f"extract_pooled: pool_method must be one of {known}, got {pool_method!r}."
+            raise SpecError(msg)
+        paths = [path] if isinstance(path, str | Path) else list(path)
+        if pool_method == "flatten":
+            return self.extract_batch(paths, resolution, batch_size).flatten(1)
+        spec = self._spec(resolution, self.frames)
+        tap = f"{spec.taps[0]}|{_OPERATIONS[pool_method]}"
+        # Of an image backbone every frame becomes a vector first; the same pooling then joins them.
+        pooled = replace(spec, taps=(tap,), frames=replace(self.frames, pool=pool_method))
+        extractor = FeatureExtractor(pooled, backbone=self.backbone)
+        return extractor(paths, batch_size=batch_size)[tap].float()
+
+    def get_latent_shape(
+        self, resolution: Size | None = None, num_frames: int | None = None
+    ) -> tuple[int, int, int, int]:
+        """Returns channels, steps, rows and columns of a video's latents; computes nothing.
+
+        Args:
+            resolution: Other than :attr:`resolution`.
+            num_frames: Of the video; by default what :attr:`frames` asks for, 0 for an image.
+        """
+        asked = self.frames.num or 1 if num_frames is None else num_frames
+        spec = self._spec(resolution, self.frames.with_num(asked or None))
+        extractor = FeatureExtractor(spec, backbone=self.backbone)
+        shape = extractor.shape(*(resolution or self.resolution), frames=asked)[spec.taps[0]]
+        steps, rows, cols, channels = shape if len(shape) == 4 else (1, *shape)
+        return channels, steps, rows, cols
+
+    def _latents(
+        self,
+        paths: Sequence[Path | str],
+        resolution: Size | None,
+        frames: FramePolicy,
+        *,
+        batch_size: int,
+    ) -> Float[Tensor, "items channels steps rows cols"]:
+        spec = self._spec(resolution, frames)
+        extractor = FeatureExtractor(spec, backbone=self.backbone)
+        latents = extractor(list(paths), batch_size=batch_size)[spec.taps[0]].float()
+        if latents.ndim == 4:
+            latents = latents[:, None]  # an image of an image backbone: one step
+        return latents.permute(0, 4, 1, 2, 3)
+
+    def _spec(self, resolution: Size | None, frames: FramePolicy) -> ExtractionSpec:
+        size = resolution or self.resolution
+        prep = Prep(resize="cover", size=(size[0], size[1]), fit="round")
+        frames = replace(frames, pool="none")
+        return ExtractionSpec(self.backbone.ref, (self.tap,), prep, frames, precision="float32")

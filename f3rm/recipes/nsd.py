@@ -1,0 +1,219 @@
+"""Features for brain encoding on the Natural Scenes Dataset: three arrays per subject and split.
+
+The layout is that of the feature pre-extraction of transformer_brain_encoder: a subject's folder
+has ``training_split/training_images`` and ``test_split/test_images``; results are ``train.npy`` and
+``synt.npy`` in the sorted order of the file names. What differs: CLIP is normalised with its own
+statistics and read in its QuickGELU form, and the geometry is declared (:data:`GEOMETRIES`).
+
+*Source:* https://github.com/boxed-mikann/transformer_brain_encoder (the description of its files;
+no code of it is used).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from f3rm.errors import BackboneRef, DatasetError, StrPath, as_path
+from f3rm.extract.taps.arrays import broadcast_concat, channels_first, map_of_tokens
+from f3rm.extract.taps.dataset import FeatureDataset, FeatureSource
+from f3rm.extract.taps.exports import export_array
+from f3rm.extract.taps.lists import ItemList
+from f3rm.extract.taps.prep import Prep
+from f3rm.extract.taps.run import extract
+from f3rm.extract.taps.spec import ExtractionSpec
+from f3rm.extract.taps.store import TapStore
+from f3rm.store.items import items_from_paths
+
+NsdBackbone = Literal["dinov2_q", "dinov2", "clip"]
+Geometry = Literal["pad", "stretch"]
+
+GEOMETRIES: Mapping[Geometry, Prep] = {
+    "pad": Prep(resize="none", fit="pad"),
+    "stretch": Prep(resize="exact", size=224),
+}
+"""``pad`` keeps the pixels and adds zeros up to whole patches: 425 pixels give 31 x 31 + 1 = 962
+tokens. ``stretch`` resizes to 224 x 224: 16 x 16 + 1 = 257 tokens."""
+
+SPLITS: Mapping[str, str] = {
+    "train": "training_split/training_images",
+    "synt": "test_split/test_images",
+}
+"""Name of the array -> folder of its images; the second may be missing."""
+
+_MAP_AXES = 4  # (items, rows, cols, channels)
+_DINO = BackboneRef("dinov2", "facebook/dinov2-base", "facebook/dinov2-base")
+_CLIP = BackboneRef("clip", "ViT-L-14-quickgelu", "openai")
+_TAPS: Mapping[NsdBackbone, tuple[BackboneRef, str, Geometry]] = {
+    "dinov2_q": (_DINO, "{layer}:query@{select}", "pad"),
+    "dinov2": (_DINO, "{layer}@{select}|norm", "pad"),
+    "clip": (_CLIP, "final@{select}|proj", "stretch"),
+}
+
+
+def nsd_spec(
+    backbone: NsdBackbone = "dinov2_q",
+    *,
+    enc_layer: int = -1,
+    geometry: Geometry | None = None,
+    class_token: bool = True,
+    weights: str = "",
+    model: str = "",
+) -> ExtractionSpec:
+    """Returns what one of the three arrays holds: tokens with the class token first.
+
+    Args:
+        backbone: ``dinov2_q``: queries of a block of DINOv2 ViT-B/14, heads side by side;
+            ``dinov2``: its tokens after the final norm; ``clip``: CLIP ViT-L/14 projected.
+        enc_layer: The block, from the end if negative; CLIP has only the last.
+        geometry: How images become network inputs; None for ``pad`` with DINOv2 (962 tokens of
+            425 x 425 pixels) and ``stretch`` with CLIP (257 tokens).
+        class_token: Whether the class token comes first. The original guide has it in all three
+            arrays; its program leaves it out of ``dinov2`` (961 tokens).
+        weights: A local copy of the weights.
+        model: Another model of the family.
+
+    Raises:
+        DatasetError: If ``backbone`` or ``geometry`` is unknown.
+    """
+    for name, value, known in (
+        ("backbone", backbone, get_args(NsdBackbone)),
+        ("geometry", geometry, (*get_args(Geometry), None)),
+    ):
+        if value not in known:
+            msg = f"nsd_spec: {name} must be one of {', '.join(map(str, known))}, got {value!r}."
+            raise DatasetError(msg)
+    select = "all" if class_token else "patch"
+    ref, tap, usual = _TAPS[backbone]
+    ref = replace(ref, model=model or ref.model, weights=weights or ref.weights)
+    taps = (tap.format(layer=enc_layer, select=select),)
+    return ExtractionSpec(ref, taps, GEOMETRIES[geometry or usual], precision="float32")
+
+
+def result_name(backbone: NsdBackbone, enc_layer: int = -1) -> str:
+    """Returns the folder that the original program gives an array."""
+    layer = "last" if enc_layer == -1 else str(enc_layer)
+    return "clip_vit_512" if backbone == "clip" else f"{backbone}_{layer}"
+
+
+def nsd_items(data: StrPath, subject: str, split: str) -> ItemList | None:
+    """Lists the images of a subject, sorted by name; None if the split is optional and missing.
+
+    Args:
+        data: The dataset: the folder of the subject, or that of all subjects (``subj01``, ...).
+        subject: Such as ``"01"``.
+        split: ``train`` or ``synt``.
+
+    Raises:
+        DatasetError: If there are no training images.
+    """
+    data = as_path(data)
+    own = data / f"subj{subject}"
+    folder = (own if own.is_dir() else data) / SPLITS[split]
+    paths = sorted(folder.glob("*.png"))
+    if not paths and split == "train":
+        msg = f"nsd_items: {str(folder)!r} must hold *.png files, got none. Check data and subject."
+        raise DatasetError(msg)
+    return ItemList(tuple(items_from_paths(paths, folder))) if paths else None
+
+
+def extract_nsd(
+    data: StrPath,
+    out: StrPath,
+    spec: ExtractionSpec,
+    name: str,
+    *,
+    subjects: Sequence[str] = ("01",),
+    **options: Any,
+) -> dict[str, dict[str, TapStore]]:
+    """Extracts one array of several subjects and writes it in the original layout.
+
+    Args:
+        data: The dataset.
+        out: Results go to ``out/<name>/<subject>/train.npy`` and ``synt.npy``; what can be resumed
+            and opened lies in ``out/<name>/<subject>/store``.
+        spec: What to extract, e.g. of :func:`nsd_spec`.
+        name: Name of the array, e.g. of :func:`result_name`.
+        subjects: Such as ``("01", "02")``.
+        options: Further options of :func:`f3rm.extract.taps.run.extract`.
+
+    Returns:
+        Stores by subject and split.
+
+    Raises:
+        F3rmError: If something is wrong with the data, the model, the device or the disk.
+    """
+    data = as_path(data)
+    out = as_path(out)
+    stores: dict[str, dict[str, TapStore]] = {}
+    for subject in subjects:
+        folder = out / name / subject
+        stores[subject] = {}
+        for split in SPLITS:
+            items = nsd_items(data, subject, split)
+            if items is None:
+                continue
+            store = extract(items, spec, folder / "store", split=split, **options)
+            export_array(store, folder / f"{split}.npy", transform=_tokens_of)
+            stores[subject][split] = store
+    return stores
+
+
+def _tokens_of(features: Shaped[np.ndarray, "items ..."]) -> Shaped[np.ndarray, "items ..."]:
+    """Lists the cells of maps one after the other, as the original arrays do."""
+    return features.reshape(len(features), -1, features.shape[-1])
+
+
+class NsdDataset(Dataset[dict[str, Tensor]]):
+    """What a brain encoder reads: maps with channels first, from a cache or computed on the fly.
+
+    Attributes:
+        maps: Tokens with the class token first, which is dropped, or maps without one.
+        vectors: Tokens whose first row is put beside every cell (``cat_clip``), or alone.
+    """
+
+    def __init__(
+        self, maps: FeatureSource | None = None, vectors: FeatureSource | None = None
+    ) -> None:
+        """Keeps the sources.
+
+        Args:
+            maps: Such as DINOv2's array; None gives the tiled vectors alone.
+            vectors: Such as CLIP's array; None gives the maps alone.
+
+        Raises:
+            DatasetError: If there is no source, or the two have other items.
+        """
+        sources = [source for source in (maps, vectors) if source is not None]
+        names = [[source.items.names[index] for index in source.indices] for source in sources]
+        if not sources or any(other != names[0] for other in names):
+            found = "no source" if not sources else "sources with other images"
+            msg = f"NsdDataset: maps and vectors must be of the same images, got {found}."
+            raise DatasetError(msg)
+        self.maps = maps
+        self.vectors = vectors
+        self._parts = [FeatureDataset(source) for source in sources]
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self._parts[0])
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Returns ``features`` (channels, rows, cols) and ``index`` of an image."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Tensor]]:
+        """Returns a batch of images."""
+        batches = [part.__getitems__(numbers) for part in self._parts]
+        tokens = [torch.stack([item["features"] for item in batch]) for batch in batches]
+        maps = tokens[0] if tokens[0].ndim == _MAP_AXES else map_of_tokens(tokens[0])
+        if self.vectors is not None:
+            others = tokens[-1][:, 0]  # (items, channels): the class token, projected
+            maps = broadcast_concat(maps if self.maps is not None else maps[..., :0], others)
+        found = channels_first(maps)
+        return [{**item, "features": one} for item, one in zip(batches[0], found, strict=True)]

@@ -1,0 +1,1 @@
+"""Further feature heads for a trained run."""

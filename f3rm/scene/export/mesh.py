@@ -1,0 +1,290 @@
+"""A triangle mesh of a scene, or of what answers a query: Open3D's fusion of rendered depth.
+
+*Source:* Curless and Levoy, "A volumetric method for building complex models from range images"
+(SIGGRAPH 1996), as ``open3d.t.geometry.VoxelBlockGrid`` does it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int, UInt8
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from torch import Tensor
+
+from f3rm.camera_render import RGB_ONLY
+from f3rm.errors import StrPath, as_path
+from f3rm.scene.boxes import OrientedBox
+from f3rm.scene.export.files import (
+    MESH_SUFFIXES,
+    ExportError,
+    check_file,
+    kept_triangles,
+    write_mesh,
+)
+from f3rm.scene.export.objects import found_instances, nearest_instance
+from f3rm.scene.field import SPACING
+from f3rm.scene.found import Found
+from f3rm.scene.frames import FrameName
+from f3rm.scene.open3d_library import require_open3d
+from f3rm.scene.scene import Scene
+from f3rm.scene.surface import DEPTH_AGREEMENT, LEAST_ACCUMULATION
+from f3rm.store.progress import track
+
+_TRUNCATED = 4.0
+"""Voxels before and behind a surface in which depth counts."""
+_LEAST_VIEWS = 2
+"""Views that must see a place."""
+_BLOCK = 8
+_BLOCKS = 1 << 12
+"""Blocks of 8 x 8 x 8 voxels to begin with; the grid grows."""
+_LOOKED_AT = 4
+"""Open3D finds a picture's blocks at every fourth pixel, and fails where none shows a surface."""
+_FARTHEST = 4.0
+"""In units of the scene frame, in which cameras lie within [-1, 1]."""
+_OBJECT_VOXELS = 48
+"""Voxels along the longest side of an object."""
+_REACH = 2.5
+_LEAST_SHARE = 0.01
+"""Pieces with a smaller share of the triangles float, and are dropped."""
+
+
+@dataclass(frozen=True)
+class Meshing:
+    """How a mesh is made."""
+
+    voxel: float | None = None
+    """Edge of a voxel, in units of the frame; without it by the size of the object or scene."""
+    views: int = 60
+    """Training views whose depth is used, at most, evenly chosen."""
+    height: int = 240
+    """Rows that they are rendered with, at most."""
+    frame: FrameName = "dataset"
+    """Frame of the file: dataset (of transforms.json), metres, or nerfstudio (the run's own)."""
+
+
+@dataclass(frozen=True)
+class TriangleMesh:
+    """A mesh.
+
+    Attributes:
+        vertices: Corners of the triangles.
+        triangles: Their indices.
+        colours: RGB of the vertices.
+    """
+
+    vertices: Float[np.ndarray, "vertices 3"]
+    triangles: Int[np.ndarray, "triangles 3"]
+    colours: UInt8[np.ndarray, "vertices 3"]
+
+
+@dataclass(frozen=True)
+class DepthView:
+    """What one pinhole camera sees, in the scene frame.
+
+    Attributes:
+        rgb: The picture.
+        depth: Along the optical axis; 0 where there is no surface.
+        intrinsics: From the camera's axes to pixels, the centre of the first at (0, 0).
+        camera_from_scene: OpenCV's axes: x right, y down, z forward.
+    """
+
+    rgb: UInt8[np.ndarray, "height width 3"]
+    depth: Float32[np.ndarray, "height width"]
+    intrinsics: Float64[np.ndarray, "3 3"]
+    camera_from_scene: Float64[np.ndarray, "4 4"]
+
+
+def export_mesh(
+    scene: Scene,
+    file: StrPath,
+    meshing: Meshing,
+    *,
+    query: str | None = None,
+    head: str | None = None,
+    threshold: float | None = None,
+    show_progress: bool = False,
+) -> TriangleMesh:
+    """Writes a mesh of the scene, or of what answers a query.
+
+    Args:
+        scene: The scene.
+        file: Where to: ``.ply``, ``.obj``, ``.glb`` or ``.stl``.
+        meshing: How it is made.
+        query: What is asked; None for the whole scene.
+        head: The feature head that is asked; None for the first that has a text tower.
+        threshold: From which score on a place answers; None to choose it by the scene.
+        show_progress: Whether a bar counts views.
+
+    Returns:
+        The mesh, in the frame of the file.
+
+    Raises:
+        ExportError: If nothing answers or has a surface, or the file cannot be written.
+        Open3dError: If Open3D cannot be imported.
+        F3rmError: If query, head or frame cannot be used.
+    """
+    file = as_path(file)
+    place = check_file(file, MESH_SUFFIXES, what="a mesh")
+    known = scene.frames.get(meshing.frame)
+    _check(meshing)
+    found = None
+    if query is not None:
+        found = found_instances(scene, query, head=head, threshold=threshold, frame="nerfstudio")
+    voxel = SPACING if found is None else _object_voxel(found)
+    if meshing.voxel is not None:
+        voxel = meshing.voxel * known.scene_per_unit
+    boxes = [] if found is None else [instance.box for instance in found.instances]
+    views = _depth_views(scene, meshing, boxes, show_progress=show_progress)
+    mesh = fuse(views, voxel)
+    if found is not None:
+        mesh = _cut(mesh, found)
+    if not len(mesh.triangles):
+        msg = (
+            "export: the mesh must have triangles, got none. Give a smaller --voxel, more --views, "
+            "or export points."
+        )
+        raise ExportError(msg)
+    moved = known.from_scene(torch.from_numpy(mesh.vertices)).numpy()
+    mesh = TriangleMesh(moved, mesh.triangles, mesh.colours)
+    write_mesh(place, mesh.vertices, mesh.triangles, mesh.colours)
+    return mesh
+
+
+def fuse(views: Iterator[DepthView], voxel: float) -> TriangleMesh:
+    """Fuses depth pictures to a mesh, without pieces of less than 1 % of the triangles.
+
+    Args:
+        views: What cameras see.
+        voxel: Edge of a voxel, in units of the scene frame, > 0.
+
+    Raises:
+        Open3dError: If Open3D cannot be imported.
+    """
+    open3d = require_open3d("fuse: Open3D, which makes meshes")
+    tensor, image = open3d.core.Tensor, open3d.t.geometry.Image
+    number = open3d.core.float32
+    grid = open3d.t.geometry.VoxelBlockGrid(
+        ("tsdf", "weight", "color"), (number,) * 3, ((1,), (1,), (3,)), voxel, _BLOCK, _BLOCKS
+    )
+    limits = {"depth_scale": 1.0, "depth_max": _FARTHEST, "trunc_voxel_multiplier": _TRUNCATED}
+    seen = 0
+    for view in views:
+        if not view.depth[::_LOOKED_AT, ::_LOOKED_AT].any():
+            continue
+        seen += 1
+        depth = image(tensor(view.depth))
+        colour = image(tensor(view.rgb.astype(np.float32) / 255))
+        camera = tensor(view.intrinsics), tensor(view.camera_from_scene)
+        blocks = grid.compute_unique_block_coordinates(depth, *camera, **limits)
+        grid.integrate(blocks, depth, colour, *camera, **limits)
+    if not seen:
+        return TriangleMesh(np.empty((0, 3)), np.empty((0, 3), int), np.empty((0, 3), np.uint8))
+    found = grid.extract_triangle_mesh(weight_threshold=min(_LEAST_VIEWS, seen) - 0.5)
+    return _without_small_pieces(found.to_legacy())
+
+
+def _without_small_pieces(mesh: Any) -> TriangleMesh:
+    piece, sizes, _ = mesh.cluster_connected_triangles()
+    sizes = np.asarray(sizes, dtype=np.int64)
+    triangles = np.asarray(mesh.triangles, dtype=np.int64).reshape(-1, 3)
+    if len(triangles):
+        large = sizes >= _LEAST_SHARE * sizes.sum()
+        triangles = triangles[large[np.asarray(piece)]]
+    vertices = np.asarray(mesh.vertices).reshape(-1, 3)
+    colours = np.asarray(mesh.vertex_colors).reshape(-1, 3)
+    triangles, used = kept_triangles(triangles, np.ones(len(vertices), dtype=bool))
+    shown = (colours[used].clip(0, 1) * 255).round().astype(np.uint8)
+    return TriangleMesh(vertices[used], triangles, shown)
+
+
+def _cut(mesh: TriangleMesh, found: Found) -> TriangleMesh:
+    """Keeps what lies at the points of an instance."""
+    positions = torch.from_numpy(mesh.vertices)
+    kept = nearest_instance(found.instances, positions, reach=_REACH) >= 0
+    triangles, used = kept_triangles(mesh.triangles, kept)
+    return TriangleMesh(mesh.vertices[used], triangles, mesh.colours[used])
+
+
+def _object_voxel(found: Found) -> float:
+    longest = min(float(instance.extent.max()) for instance in found.instances)
+    return min(SPACING, longest / _OBJECT_VOXELS)
+
+
+def _check(meshing: Meshing) -> None:
+    if meshing.views < 1 or meshing.height < 1 or not (meshing.voxel is None or meshing.voxel > 0):
+        msg = (
+            f"export: voxel, views and height must be > 0, got {meshing.voxel}, {meshing.views} "
+            f"and {meshing.height}. Leave them out for the defaults."
+        )
+        raise ExportError(msg)
+
+
+def _depth_views(
+    scene: Scene, meshing: Meshing, boxes: list[OrientedBox], *, show_progress: bool
+) -> Iterator[DepthView]:
+    """Renders training views; with boxes only what lies in or near one of them has a depth."""
+    cameras = scene.run.train.cameras.to("cpu")
+    count = min(meshing.views, len(cameras))
+    chosen = np.linspace(0, len(cameras) - 1, count).round().astype(int)
+    for index in track(chosen, total=count, label="views", show=show_progress):
+        camera = pinhole(cameras[int(index) : int(index) + 1], meshing.height)
+        yield _depth_view(scene, camera, boxes)
+
+
+def pinhole(camera: Cameras, height: int) -> Cameras:
+    """Returns a camera without lens distortion and of at most so many rows, at the same place.
+
+    Raises:
+        ExportError: If it is no perspective camera.
+    """
+    if int(camera.camera_type[0]) != CameraType.PERSPECTIVE.value:
+        kind = CameraType(int(camera.camera_type[0])).name
+        msg = f"export: cameras of a mesh must be perspective, got {kind}. Export points."
+        raise ExportError(msg)
+    scale = min(1.0, height / int(camera.height[0]))
+    width, rows = round(int(camera.width[0]) * scale), round(int(camera.height[0]) * scale)
+    return Cameras(
+        camera_to_worlds=camera.camera_to_worlds,
+        fx=camera.fx * scale,
+        fy=camera.fy * scale,
+        cx=camera.cx * scale,
+        cy=camera.cy * scale,
+        width=width,
+        height=rows,
+    )
+
+
+def _depth_view(scene: Scene, camera: Cameras, boxes: list[OrientedBox]) -> DepthView:
+    outputs = scene.model.get_outputs_for_camera(camera.to(scene.model.device), request=RGB_ONLY)
+    bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
+    along, expected = outputs["depth"].cpu(), outputs["expected_depth"].cpu()
+    seen = outputs["accumulation"].cpu() >= LEAST_ACCUMULATION
+    seen &= (along - expected).abs() <= DEPTH_AGREEMENT * along
+    positions = bundle.origins + bundle.directions * along  # (height, width, 3)
+    pose = camera.camera_to_worlds[0].double()
+    depth = along[..., 0] * (bundle.directions @ -pose[:, 2].float())
+    kept = seen[..., 0] & _near(positions, boxes)
+    rgb = (outputs["rgb"].cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    scene_from_camera = np.eye(4)
+    scene_from_camera[:3] = (pose * torch.tensor([1.0, -1.0, -1.0, 1.0])).numpy()
+    fx, fy, cx, cy = (float(v[0]) for v in (camera.fx, camera.fy, camera.cx, camera.cy))
+    return DepthView(
+        rgb=np.ascontiguousarray(rgb.numpy()),
+        depth=np.ascontiguousarray(torch.where(kept, depth, 0.0).float().numpy()),
+        intrinsics=np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]]),
+        camera_from_scene=np.linalg.inv(scene_from_camera),
+    )
+
+
+def _near(positions: Float[Tensor, "height width 3"], boxes: list[OrientedBox]) -> Tensor:
+    """Returns which positions are in or near one of some boxes; all, without any."""
+    if not boxes:
+        return torch.ones(positions.shape[:2], dtype=torch.bool)
+    flat = positions.reshape(-1, 3).double().numpy()
+    inside = np.zeros(len(flat), dtype=bool)
+    for box in boxes:
+        inside |= box.contains(flat, margin=_REACH * SPACING)
+    return torch.from_numpy(inside).reshape(positions.shape[:2])

@@ -1,0 +1,1 @@
+"""The cache of features: its format, and reading it. Loads no model."""

@@ -1,0 +1,197 @@
+"""Random rows of mapped chunks, as one vectorised operation; knows neither images nor codecs.
+
+The rows of all chunks are numbered through, chunk after chunk. :class:`MappedRows` visits each
+chunk once per gather; where numba is installed (the extra ``fast``) it copies all rows in one loop
+of machine code instead. :func:`take_reference` is the readable twin of both.
+"""
+
+import importlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from f3rm.distribution import how_to_install
+from f3rm.errors import ImplementationError
+from f3rm.store.paging import ReadAhead
+
+Engine = Literal["auto", "numpy", "numba"]
+Chunk = Shaped[np.ndarray, "_ channels"]
+Places = Int[np.ndarray, " rows"]
+_Copy = Callable[[Places, int, int], None]
+
+_FAST_MODULE = "f3rm.store.gather_fast"
+_KEPT_BYTES = 1 << 27
+
+
+class RowSource(ABC):
+    """Anything that has the rows of a store.
+
+    Attributes:
+        device: Where the rows come back.
+    """
+
+    device: torch.device
+
+    @abstractmethod
+    def take(self, places: Places) -> Shaped[Tensor, "rows channels"]:
+        """Returns rows by number, in the stored type.
+
+        The memory may be used again by this thread's next call: copy or convert what is to stay.
+
+        Args:
+            places: Row numbers, all within range.
+        """
+
+
+class MappedRows(RowSource):
+    """The rows of memory-mapped chunks; memory use does not grow with their number.
+
+    Attributes:
+        device: Always the CPU.
+        dtype: Type of the rows; the wider one where chunks differ.
+        engine: What does the work, ``numpy`` or ``numba``.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, chunks: Sequence[Chunk], *, engine: Engine = "auto") -> None:
+        """Keeps the chunks, at least one.
+
+        Args:
+            chunks: Arrays of rows, each contiguous, all with the same number of channels.
+            engine: ``auto`` takes numba if it is installed.
+
+        Raises:
+            ImplementationError: If ``engine`` is ``numba``, which is not installed.
+        """
+        self._chunks = tuple(chunks)
+        self._channels = chunks[0].shape[1]
+        self.dtype = np.result_type(*(chunk.dtype for chunk in chunks))
+        self._first = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        sizes = np.diff(self._first)
+        self._uniform = bool((sizes[:-1] == sizes[0]).all() and sizes[-1] <= sizes[0])
+        self._address = np.array([chunk.ctypes.data for chunk in chunks], dtype=np.int64)
+        self._row_bytes = np.array([chunk.strides[0] for chunk in chunks], dtype=np.int64)
+        self._read_ahead = ReadAhead()
+        self._scratch = _Scratch()
+        same_type = all(chunk.dtype == self.dtype for chunk in chunks)
+        self._copy = _fast_copy(engine) if same_type else None
+        self.engine: Engine = "numpy" if self._copy is None else "numba"
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return int(self._first[-1])
+
+    def take(self, places: Places) -> Shaped[Tensor, "rows channels"]:
+        """Returns rows by number; see :meth:`RowSource.take`."""
+        chunk_of = self._chunk_of(places)
+        local = places - self._first[chunk_of]
+        row_bytes = self._row_bytes[chunk_of]
+        addresses = self._address[chunk_of] + local * row_bytes
+        rows = self._scratch.buffer("rows", len(places), self._channels, self.dtype)
+        with self._read_ahead.around(addresses, int(self._row_bytes.max())):
+            if self._copy is not None:
+                self._copy(addresses, rows.ctypes.data, rows.strides[0])
+            else:
+                self._take_by_chunk(chunk_of, local, rows)
+        return torch.from_numpy(rows)
+
+    def _chunk_of(self, places: Places) -> Places:
+        """Finds the chunk of each row, by division where all chunks but the last have one size."""
+        if self._uniform:
+            return np.minimum(places // self._first[1], len(self._chunks) - 1)
+        return np.searchsorted(self._first[1:], places, side="right")
+
+    def _take_by_chunk(
+        self, chunk_of: Places, local: Places, rows: Shaped[np.ndarray, "rows channels"]
+    ) -> None:
+        """Fills ``rows`` chunk by chunk, through a buffer in the order of the chunks."""
+        order = np.argsort(chunk_of.astype(_smallest_type(len(self._chunks))), kind="stable")
+        counts = np.bincount(chunk_of, minlength=len(self._chunks))
+        used = np.flatnonzero(counts)
+        ends = np.cumsum(counts[used])
+        grouped = self._scratch.buffer("grouped", len(local), self._channels, self.dtype)
+        local = local[order]
+        for chunk, start, end in np.stack([used, ends - counts[used], ends], axis=-1).tolist():
+            source, rows_of, part = self._chunks[chunk], local[start:end], grouped[start:end]
+            # One number of each row first: these loads overlap, while copying waits row by row for
+            # the page tables. "clip" spares NumPy a check and a buffer; nothing is out of range.
+            source.reshape(-1).take(rows_of * self._channels, mode="clip")
+            if source.dtype == self.dtype:
+                source.take(rows_of, axis=0, out=part, mode="clip")
+            else:
+                part[...] = source.take(rows_of, axis=0, mode="clip")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        grouped.take(back, axis=0, out=rows, mode="clip")
+
+
+class _Scratch(threading.local):
+    """Each thread's buffers, so that gathers need not ask the kernel for fresh pages."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, np.ndarray] = {}
+
+    def buffer(
+        self, name: str, num: int, channels: int, dtype: np.dtype
+    ) -> Shaped[np.ndarray, "rows channels"]:
+        """Returns uninitialised memory that is valid until this name is asked for again."""
+        length = num * channels * dtype.itemsize
+        kept = self._bytes.get(name)
+        if kept is None or len(kept) < length:
+            kept = np.empty(length, dtype=np.uint8)
+            if length <= _KEPT_BYTES:
+                self._bytes[name] = kept
+        return kept[:length].view(dtype).reshape(num, channels)
+
+
+def take_reference(
+    chunks: Sequence[Chunk], places: Sequence[int]
+) -> Shaped[Tensor, "rows channels"]:
+    """Does what :meth:`MappedRows.take` does, row by row; slow, for tests and for reading.
+
+    Args:
+        chunks: Arrays of rows.
+        places: Row numbers, at least one.
+    """
+    found: list[Tensor] = []
+    for place in places:
+        local = place
+        for chunk in chunks:
+            if local < len(chunk):
+                found.append(torch.from_numpy(np.array(chunk[local])))
+                break
+            local -= len(chunk)
+    widest = np.result_type(*(chunk.dtype for chunk in chunks))
+    return torch.stack([row.to(getattr(torch, widest.name)) for row in found])
+
+
+def _fast_copy(engine: Engine) -> _Copy | None:
+    """Returns numba's copy, or None where NumPy does the work.
+
+    Raises:
+        ImplementationError: If numba is asked for and missing.
+    """
+    if engine == "numpy":
+        return None
+    try:
+        return cast(_Copy, importlib.import_module(_FAST_MODULE).copy_rows)
+    except ImportError as error:
+        if engine == "auto":
+            return None
+        msg = (
+            f"MappedRows: engine must be installed, got 'numba': {error}. Choose "
+            f"numpy, or run {how_to_install('fast')}."
+        )
+        raise ImplementationError(msg) from error
+
+
+def _smallest_type(count: int) -> type[np.unsignedinteger]:
+    """Returns a type for chunk numbers; NumPy sorts 16-bit ones by radix, which is faster."""
+    return np.uint16 if count <= 1 << 16 else np.uint32

@@ -1,0 +1,297 @@
+"""Decoding images as training sees them, and the check of every image before anything is written.
+
+Colours follow Nerfstudio: RGB as it is, greyscale replicated, alpha composited over a background,
+the EXIF orientation ignored. Modes that Nerfstudio would misread (palettes, 16 bit, CMYK, ...) are
+refused with a command that converts them.
+"""
+
+import io
+import logging
+import os
+import shlex
+import struct
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import xxhash
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from f3rm.errors import ImageError, printable
+from f3rm.store.geometry import Size
+from f3rm.store.items import ImageItem, is_regular_file
+from f3rm.store.progress import track
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ACCEPTED = ("RGB", "L", "RGBA")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ORIENTATION_TAG = 0x0112
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+LEAVE_OUT = (
+    "pass --on-error record to go on without it (f3rm extract), or "
+    "--pipeline.datamanager.feature-on-error record (ns-train)."
+)
+"""What a message about one bad image advises, in the options of both commands that extract."""
+_THREADS = max(2, min(8, os.cpu_count() or 2))
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the check of an image found.
+
+    Attributes:
+        item: The image.
+        bytes: Length of the file.
+        mtime_ns: Modification time of the file in nanoseconds.
+        content: Hash (xxh3_128) of the file's bytes.
+        size: Height and width in pixels.
+    """
+
+    item: ImageItem
+    bytes: int
+    mtime_ns: int
+    content: str
+    size: Size
+
+
+class ImageFailedError(ImageError):
+    """An image has no features; what it says can be recorded instead.
+
+    Attributes:
+        name: The image.
+        reason: Why, as a clause.
+    """
+
+    def __init__(self, message: str, name: str, reason: str) -> None:
+        """Keeps the name and the reason beside the message; all three travel between processes."""
+        super().__init__(message, name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Returns the message."""
+        return printable(str(self.args[0]), lines=True)
+
+
+def inspect_images(
+    items: Sequence[ImageItem],
+    *,
+    progress: bool = False,
+    failed: dict[str, str] | None = None,
+) -> list[ImageInfo]:
+    """Decodes every image once, so that a bad one is known before anything is written.
+
+    Args:
+        items: The images.
+        progress: Whether to show a progress bar.
+        failed: Receives name and reason of images that cannot be decoded; without it, the first
+            one raises.
+
+    Returns:
+        One record per good image, in the order of ``items``.
+
+    Raises:
+        ImageError: If an image is missing or damaged and ``failed`` is not given, or one is in a
+            mode that training would misread.
+    """
+    inspect = _inspect if failed is None else _inspect_or_fail
+    results = track(
+        prefetched(inspect, items), total=len(items), label="checking images", show=progress
+    )
+    checked = list(results)
+    found = [result for result in checked if not isinstance(result, ImageFailedError)]
+    for result in checked:
+        if failed is not None and isinstance(result, ImageFailedError):
+            failed[result.name] = result.reason
+    _report_modes(found)
+    return [info for info, _, _ in found]
+
+
+def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
+    refused = [(info.item, mode) for info, mode, _ in found if mode]
+    if refused:
+        raise ImageError(_mode_message(refused))
+    turned = [info.item.name for info, _, turned in found if turned]
+    if turned:
+        log.warning(
+            "%d image(s) have an EXIF orientation, e.g. %s; it is ignored, as in Nerfstudio.",
+            len(turned),
+            printable(turned[0]),
+        )
+
+
+def content_hash(path: Path) -> str:
+    """Returns the xxh3_128 hash of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: If it is no file or cannot be read.
+    """
+    return xxhash.xxh3_128(_content(path)).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """Reads a file; a device or a pipe would never end."""
+    if not is_regular_file(path):
+        msg = f"{str(path)!r} is missing or no file"
+        raise FileNotFoundError(msg)
+    return path.read_bytes()
+
+
+def read_image(
+    path: Path, background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image file to 8-bit RGB; its EXIF orientation is ignored.
+
+    Args:
+        path: The image file.
+        background: RGB colour in [0, 1] that shows through where an alpha channel is transparent.
+
+    Raises:
+        ImageError: If the file is missing, damaged, or in a mode that training would misread.
+    """
+    try:
+        content = _content(path)
+    except OSError as error:
+        raise _broken("read_image", str(path), error) from error
+    return _decode(content, ImageItem(str(path), path), background)
+
+
+def read_inspected(
+    info: ImageInfo, background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image like :func:`read_image` if it still is the one that was inspected.
+
+    Args:
+        info: What the inspection found.
+        background: RGB colour in [0, 1] behind an alpha channel.
+
+    Raises:
+        ImageError: If the file is missing or another one now.
+    """
+    name = info.item.name
+    try:
+        content = _content(info.item.path)
+    except OSError as error:
+        raise _broken("extract_features", name, error) from error
+    if xxhash.xxh3_128(content).hexdigest() != info.content:
+        msg = (
+            f"extract_features: {name!r} must not change during extraction, got another content "
+            "than at its start. Run again."
+        )
+        raise ImageError(msg)
+    return _decode(content, info.item, background)
+
+
+def prefetched(
+    function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 2 * _THREADS
+) -> Generator[Result, None, None]:
+    """Yields ``function(item)`` in order while a few threads work ahead.
+
+    Args:
+        function: Called in worker threads.
+        items: The inputs.
+        ahead: How many results may wait; it bounds the memory.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _decode(
+    content: bytes, item: ImageItem, background: tuple[float, float, float]
+) -> UInt8[np.ndarray, "height width 3"]:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            mode = image.mode
+            pixels = np.array(image)
+    except _BROKEN as error:
+        raise _broken("read_image", item.name, error) from error
+    if mode not in _ACCEPTED:
+        raise ImageError(_mode_message([(item, mode)]))
+    if mode == "L":
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if mode == "RGB":
+        return pixels
+    alpha = pixels[:, :, 3:].astype(np.float32) / 255
+    colour = np.asarray(background, dtype=np.float32) * 255
+    return np.floor(pixels[:, :, :3] * alpha + colour * (1 - alpha) + 0.5).astype(np.uint8)
+
+
+def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
+    """Returns the record, the mode if it is refused (else ""), and whether EXIF says turned."""
+    try:
+        content = _content(item.path)
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            mode = "" if image.mode in _ACCEPTED else image.mode
+            turned = image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1)
+            size = (image.height, image.width)
+        changed = item.path.stat().st_mtime_ns
+    except _BROKEN as error:
+        raise _broken("inspect_images", item.name, error) from error
+    digest = xxhash.xxh3_128(content).hexdigest()
+    info = ImageInfo(item, len(content), changed, digest, size)
+    return info, mode, turned
+
+
+def _inspect_or_fail(item: ImageItem) -> tuple[ImageInfo, str, bool] | ImageFailedError:
+    try:
+        return _inspect(item)
+    except ImageFailedError as error:
+        return error
+
+
+def _broken(function: str, name: str, error: Exception) -> ImageFailedError:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "its format is unknown" if unknown else str(error) or type(error).__name__
+    msg = (
+        f"{function}: {name!r} must be a complete image, got: {reason}. Copy or export the file "
+        f"again, take its frame out of transforms.json, or {LEAVE_OUT}"
+    )
+    return ImageFailedError(msg, name=name, reason=f"it is no complete image: {reason}")
+
+
+def _mode_message(refused: Sequence[tuple[ImageItem, str]]) -> str:
+    """Names the refused images of the first mode met, and a command that converts them."""
+    mode = refused[0][1]
+    paths = [str(item.path) for item, other in refused if other == mode]
+    names = ", ".join(printable(item.name) for item, _ in refused[:_SHOWN])
+    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    return (
+        f"inspect_images: images must be 8-bit RGB, RGBA or greyscale, got mode {mode!r} in "
+        f"{names}{more}. Training would misread it. Convert with (keep a copy; the files are "
+        f"replaced)\n  {_conversion(mode, paths)}"
+    )
+
+
+def _conversion(mode: str, paths: Sequence[str]) -> str:
+    if mode in _SIXTEEN_BIT:
+        shifted = "(np.asarray(Image.open(p)).astype(np.uint32) >> 8).astype(np.uint8)"
+        imports = "import sys, numpy as np; from PIL import Image"
+        loop = f"[Image.fromarray({shifted}).save(p) for p in sys.argv[1:]]"
+    else:
+        step = "i.convert('RGBA' if i.has_transparency_data else 'RGB').save(p, quality=95)"
+        imports = "import sys; from PIL import Image"
+        loop = f"[{step} for p in sys.argv[1:] for i in [Image.open(p)]]"
+    files = " ".join(shlex.quote(path) for path in paths)
+    return f'python -c "{imports}; {loop}" {files}'

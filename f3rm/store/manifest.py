@@ -1,0 +1,214 @@
+"""What a finished cache says about itself: ``manifest.json``, schema version 1.
+
+The manifest is written last and is the only thing that makes chunks valid. Reading it is strict:
+every field has its type, every number its bounds, every file name stays in the folder; nothing is
+opened or allocated on its word alone.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from f3rm.errors import CacheError, F3rmError
+from f3rm.store import json_fields as fields
+from f3rm.store.codecs import CodecRecord
+from f3rm.store.manifest_fields import chunk_of, codec_of, failed_of, image_of, spec_of
+from f3rm.store.records import ChunkRecord, FailedRecord, ImageRecord
+from f3rm.store.spec import FeatureSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole record of a cache.
+
+    Attributes:
+        spec: What was extracted.
+        weights_identity: What the weights were: a file's hash, or a hub name.
+        algorithm: Version of the preparation.
+        key: Hash of the specification, the weights and the algorithm.
+        channels: Feature channels C.
+        has_text: Whether the backbone has a text tower.
+        provenance: What the backbone says about itself.
+        versions: Versions of the software that made the cache.
+        chunks: The files.
+        images: The images, in the order of the dataset.
+        failed: Images of the dataset that have no features.
+        codec: How features became the numbers on disk.
+    """
+
+    spec: FeatureSpec
+    weights_identity: str
+    algorithm: int
+    key: str
+    channels: int
+    has_text: bool
+    provenance: dict[str, str]
+    versions: dict[str, str]
+    chunks: tuple[ChunkRecord, ...]
+    images: tuple[ImageRecord, ...]
+    failed: tuple[FailedRecord, ...] = ()
+    codec: CodecRecord = field(default_factory=CodecRecord)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that the manifest names."""
+        return tuple(record.file for record in (*self.chunks, *self.codec.arrays))
+
+    @property
+    def codec_hash(self) -> str:
+        """A hash of the fitted codec; empty if there is none."""
+        return codec_hash(self.codec)
+
+    def to_json(self) -> str:
+        """Returns the file's text."""
+        dtypes = sorted({chunk.dtype for chunk in self.chunks}) or [self.spec.dtype]
+        codec_error = max((chunk.codec_error for chunk in self.chunks), default=0.0)
+        plain = {
+            "schema_version": SCHEMA_VERSION,
+            "feature_type": self.spec.name,
+            "tap": self.spec.tap,
+            "channels": self.channels,
+            "has_text": self.has_text,
+            "dtype": "float32" if "float32" in dtypes else dtypes[0],
+            "codec": {"error": codec_error, **asdict(self.codec)},
+            "spec": self.spec.to_dict(),
+            "weights_identity": self.weights_identity,
+            "algorithm": self.algorithm,
+            "key": self.key,
+            "provenance": self.provenance,
+            "versions": self.versions,
+            "chunks": [asdict(chunk) for chunk in self.chunks],
+            "images": [asdict(image) for image in self.images],
+            "failed": [asdict(image) for image in self.failed],
+        }
+        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks ``manifest.json`` in a cache folder; looks at no other file.
+
+    Raises:
+        CacheError: If there is none, or it is damaged, of a newer schema, or names files outside
+            the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        msg = (
+            f"read_manifest: folder must hold a finished cache, got {str(folder)!r} without "
+            f"{MANIFEST}. Run f3rm extract."
+        )
+        raise CacheError(msg) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CacheError(_damaged(path, f"it is not readable JSON ({error})")) from error
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        msg = (
+            f"read_manifest: {str(path)!r} must have schema version {SCHEMA_VERSION} or older, got "
+            f"{version}. It was written by a newer f3rm: update f3rm, or extract again with "
+            "--force."
+        )
+        raise CacheError(msg)
+    try:
+        return _manifest(plain)
+    except (fields.InvalidFieldError, F3rmError, RecursionError) as error:
+        raise CacheError(_damaged(path, str(error))) from error
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return (
+        f"read_manifest: {str(path)!r} must be a complete manifest, but {reason}. Extract again "
+        "with f3rm extract."
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    msg = f"{name} is no JSON number"
+    raise ValueError(msg)
+
+
+def _manifest(plain: object) -> Manifest:
+    record = fields.mapping(plain, "the manifest")
+    version = fields.integer(record, "schema_version")
+    if version != SCHEMA_VERSION:
+        raise fields.InvalidFieldError(f"schema_version is {version}")
+    chunks = tuple(chunk_of(item) for item in fields.items_of(record, "chunks"))
+    images = tuple(image_of(item) for item in fields.items_of(record, "images"))
+    failed = fields.items_of(record, "failed") if "failed" in record else []
+    manifest = Manifest(
+        spec=spec_of(fields.mapping(record.get("spec"), "spec")),
+        weights_identity=fields.text(record, "weights_identity"),
+        algorithm=fields.integer(record, "algorithm"),
+        key=fields.text(record, "key"),
+        channels=fields.bounded(record.get("channels"), "channels", 1),
+        has_text=fields.boolean(record, "has_text"),
+        provenance=fields.texts(record, "provenance"),
+        versions=fields.texts(record, "versions"),
+        chunks=chunks,
+        images=images,
+        failed=tuple(failed_of(item) for item in failed),
+        codec=codec_of(record.get("codec")),
+    )
+    _check_consistent(manifest)
+    return manifest
+
+
+def _check_consistent(manifest: Manifest) -> None:
+    """Checks that key, chunks and images agree with one another."""
+    if manifest.key != manifest.spec.key(manifest.weights_identity, manifest.algorithm):
+        raise fields.InvalidFieldError("key does not belong to its settings")
+    files = [chunk.file for chunk in manifest.chunks]
+    names = [image.name for image in (*manifest.images, *manifest.failed)]
+    if not files:
+        raise fields.InvalidFieldError("it has no chunks")
+    if len(set(files)) != len(files) or len(set(names)) != len(names):
+        raise fields.InvalidFieldError("a chunk or an image is listed twice")
+    if sum(len(chunk.images) for chunk in manifest.chunks) != len(manifest.images) or not names:
+        raise fields.InvalidFieldError("chunks and images do not list the same images")
+    is_int8 = manifest.codec.name == "int8"
+    if any((chunk.dtype == "int8") != is_int8 for chunk in manifest.chunks):
+        raise fields.InvalidFieldError("chunks and codec are not of one type")
+    for image in manifest.images:
+        _check_place(image, manifest)
+
+
+def codec_hash(record: CodecRecord) -> str:
+    """Hashes what a codec was fitted to; empty for one without state."""
+    text = " ".join(array.checksum for array in record.arrays)
+    return xxhash.xxh3_128(text.encode()).hexdigest() if text else ""
+
+
+def _stored_channels(manifest: Manifest) -> int:
+    bases = [array.shape[0] for array in manifest.codec.arrays if array.name == "basis"]
+    return bases[0] if bases else manifest.channels
+
+
+def _check_place(image: ImageRecord, manifest: Manifest) -> None:
+    if image.chunk >= len(manifest.chunks):
+        raise fields.InvalidFieldError(
+            f"image {image.name!r} is in chunk {image.chunk}, which does not exist"
+        )
+    chunk = manifest.chunks[image.chunk]
+    if image.row >= len(chunk.images) or chunk.images[image.row] != image.name:
+        raise fields.InvalidFieldError(
+            f"image {image.name!r} is not row {image.row} of {chunk.file}"
+        )
+    channels = _stored_channels(manifest)
+    if chunk.shape[3] != channels:
+        raise fields.InvalidFieldError(
+            f"{chunk.file} has {chunk.shape[3]} channels, not {channels}"
+        )
+    rows, cols = image.valid.cells()
+    inside = rows.start >= 0 and cols.start >= 0
+    if not (inside and 0 < rows.stop <= chunk.shape[1] and 0 < cols.stop <= chunk.shape[2]):
+        raise fields.InvalidFieldError(
+            f"the valid rectangle of {image.name!r} is not inside its map"
+        )
+    if not (rows and cols):
+        raise fields.InvalidFieldError(f"the valid rectangle of {image.name!r} is empty")

@@ -1,0 +1,108 @@
+"""Names that come from a dataset, a list or a manifest, as places of files that are written.
+
+Such a name may be read from: a dataset may use photographs outside its folder, as Nerfstudio's do.
+It never says where something is written. What is written under a name lies below the folder that
+the user gave:
+
+- ``..``, drive letters and the leading slash of an absolute path are dropped, and a backslash
+  separates like a slash: ``../images/a.jpg`` and ``C:/images/a.jpg`` become ``images/a.jpg``;
+- control characters, and those that Windows forbids, become ``_``;
+- a part of more than 200 bytes is cut and gets a hash of the whole part;
+- two names that become one path are refused, and so is a name of which nothing is left;
+- a link in the output folder that leads out of it is refused.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from f3rm.errors import F3rmError
+
+_DRIVE = re.compile(r"^[A-Za-z]:")
+_FORBIDDEN = frozenset('<>:"|?*\\/')
+_LONGEST_PART = 200
+"""In bytes: file systems allow 255, and temporary files have a longer name."""
+
+
+class UnsafeNameError(F3rmError):
+    """A name cannot become the place of a file that is written."""
+
+
+def safe_part(text: str) -> str:
+    """Returns a text as one part of a path: a name without folders.
+
+    Args:
+        text: Any text.
+    """
+    plain = "".join(
+        letter if letter.isprintable() and letter not in _FORBIDDEN else "_" for letter in text
+    )
+    plain = plain.strip().rstrip(".") if plain.strip(". ") else "_"
+    encoded = plain.encode()
+    if len(encoded) <= _LONGEST_PART:
+        return plain
+    digest = xxhash.xxh3_64(encoded).hexdigest()
+    return f"{encoded[: _LONGEST_PART - 17].decode(errors='ignore')}-{digest}"
+
+
+def safe_path(name: str) -> PurePosixPath:
+    """Returns the relative path under which a named item's files are written.
+
+    Args:
+        name: Path of an image or video as its dataset or list has it.
+
+    Raises:
+        UnsafeNameError: If nothing is left of the name.
+    """
+    parts = re.split(r"[/\\]", _DRIVE.sub("", name, count=1))
+    kept = [part for part in parts if part.strip(". ")]
+    if not kept:
+        msg = f"safe_path: a name must have a part that is no '.' or '..', got {name!r}. Rename it."
+        raise UnsafeNameError(msg)
+    return PurePosixPath(*(safe_part(part) for part in kept))
+
+
+def safe_paths(names: Iterable[str]) -> dict[str, PurePosixPath]:
+    """Returns the relative path of every name.
+
+    Args:
+        names: The names, each once.
+
+    Raises:
+        UnsafeNameError: If two become the same path, or nothing is left of one.
+    """
+    paths: dict[str, PurePosixPath] = {}
+    owners: dict[PurePosixPath, str] = {}
+    for name in names:
+        path = safe_path(name)
+        other = owners.setdefault(path, name)
+        if other != name:
+            msg = (
+                f"safe_paths: names must give different files, but {other!r} and {name!r} both "
+                f"give {str(path)!r}. Rename one."
+            )
+            raise UnsafeNameError(msg)
+        paths[name] = path
+    return paths
+
+
+def place_below(folder: Path, relative: PurePosixPath) -> Path:
+    """Returns where a file goes in an output folder, if no link leads out of the folder.
+
+    Args:
+        folder: The output folder; it need not exist, and may itself be a link.
+        relative: A path of :func:`safe_path`.
+
+    Raises:
+        UnsafeNameError: If a folder on the way is a link that leads elsewhere.
+    """
+    path = folder / relative
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        msg = (
+            f"place_below: {str(path)!r} must lie in {str(folder)!r}, but a link on the way leads "
+            "out of it. Remove the link, or choose another folder."
+        )
+        raise UnsafeNameError(msg)
+    return path

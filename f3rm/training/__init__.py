@@ -1,0 +1,1 @@
+"""What the data manager needs per batch: look-up by pixel, prefetching, images left out."""

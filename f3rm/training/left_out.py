@@ -1,0 +1,106 @@
+"""Images that a training run does without: which ones, and a dataparser's outputs without them.
+
+They leave the datasets, not only the feature loss: a batch is drawn from the pixels of all images
+of a dataset, so that rays without features would need a loss of their own; and an image that cannot
+be extracted can mostly not be decoded for its colours either.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+
+from f3rm.errors import DatasetError, printable
+from f3rm.store.items import ImageItem
+from f3rm.store.reader import FeatureStore
+from f3rm.training.lookup import match_items
+
+_SHOWN = 20
+
+log = logging.getLogger(__name__)
+
+
+def images_left_out(
+    before: Sequence[str], stores: Iterable[FeatureStore], num_images: int
+) -> tuple[str, ...]:
+    """Returns the images to leave out: those of ``before``, and those that a store lacks.
+
+    Says once how many images have no features, and which.
+
+    Args:
+        before: Names of images that are left out anyway.
+        stores: The features.
+        num_images: How many images the dataset has.
+    """
+    failed = {image.name for store in stores for image in store.manifest.failed}
+    names = sorted(failed)
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        log.warning(
+            "%d of %d images have no features and are left out of training and evaluation: %s%s.",
+            len(names),
+            num_images,
+            ", ".join(printable(name) for name in names[:_SHOWN]),
+            more,
+        )
+    return (*before, *(name for name in names if name not in before))
+
+
+def kept_items(items: Iterable[ImageItem], left_out: Sequence[str]) -> list[ImageItem]:
+    """Returns the images that are not left out."""
+    return [item for item in items if item.name not in left_out]
+
+
+def kept_outputs(
+    outputs: DataparserOutputs, items: Sequence[ImageItem], left_out: Sequence[str]
+) -> DataparserOutputs:
+    """Returns a split without the images that are left out.
+
+    Args:
+        outputs: What the dataparser gave for the split.
+        items: All images of the dataset.
+        left_out: Names of those that are left out.
+
+    Raises:
+        DatasetError: If a file of the split is no image of the dataset.
+    """
+    if not left_out:
+        return outputs
+    names, missing = match_items(outputs.image_filenames, items), set(left_out)
+    numbers = [number for number, name in enumerate(names) if name not in missing]
+    return outputs if len(numbers) == len(names) else _subset(outputs, numbers)
+
+
+def check_trainable(outputs: DataparserOutputs) -> DataparserOutputs:
+    """Returns the training split.
+
+    Raises:
+        DatasetError: If all of its images are left out.
+    """
+    if not outputs.image_filenames:
+        msg = (
+            "ns-train: a training image must have features, got only images that are left out. "
+            "f3rm cache verify says why; repair the images."
+        )
+        raise DatasetError(msg)
+    return outputs
+
+
+def _subset(outputs: DataparserOutputs, numbers: Sequence[int]) -> DataparserOutputs:
+    """Returns some images of a split, with all that a dataparser lists per image."""
+    count = len(outputs.image_filenames)
+
+    def chosen(values: Any) -> Any:
+        per_image = isinstance(values, list) and len(values) == count
+        return [values[number] for number in numbers] if per_image else values
+
+    return replace(
+        outputs,
+        image_filenames=chosen(outputs.image_filenames),
+        cameras=outputs.cameras[torch.tensor(numbers, dtype=torch.long)],
+        mask_filenames=chosen(outputs.mask_filenames),
+        metadata={name: chosen(value) for name, value in outputs.metadata.items()},
+    )

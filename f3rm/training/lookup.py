@@ -1,0 +1,118 @@
+"""A dataset's pixels to rows of its feature stores: which image, which pixel of the file.
+
+It knows trained images only by name and size; cameras and batches belong to the data manager.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from f3rm.errors import DatasetError, printable
+from f3rm.store.items import ImageItem
+from f3rm.store.reader import FeatureStore, GatherMode
+
+
+class ImageTargets:
+    """Target features of one image of a dataset, read a few pixel rows at a time.
+
+    Args:
+        lookup: Where the rows come from.
+        index: The image's index in its dataset.
+    """
+
+    def __init__(self, lookup: "FeatureLookup", index: int) -> None:
+        self._lookup = lookup
+        self._index = index
+
+    def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "rows width channels"]:
+        """Returns the features of pixel rows ``start`` to ``stop`` for a head, on the CPU."""
+        width = int(self._lookup.sizes[self._index, 1])
+        y, x = torch.meshgrid(torch.arange(start, stop), torch.arange(width), indexing="ij")
+        image = torch.full_like(x, self._index)
+        indices = torch.stack((image, y, x), dim=-1).reshape(-1, 3)
+        return self._lookup.features(name, indices, "cpu").view(stop - start, width, -1)
+
+
+class FeatureLookup:
+    """Finds the features of a dataset's pixels.
+
+    Args:
+        stores: The feature stores by head name; each keeps its own order of images.
+        names: Each dataset image's name in the stores.
+        sizes: Each dataset image's (height, width) as trained on.
+        mode: How the feature map is read.
+    """
+
+    def __init__(
+        self,
+        stores: dict[str, FeatureStore],
+        names: Sequence[str],
+        sizes: Int[Tensor, "images 2"],
+        mode: GatherMode,
+    ) -> None:
+        self.stores = stores
+        self.sizes = sizes
+        self._rows = {
+            name: torch.tensor([store.index(image) for image in names], dtype=torch.int64)
+            for name, store in stores.items()
+        }
+        self._mode: GatherMode = mode
+        name, store = next(iter(stores.items()))
+        found = [store.image_size(int(row)) for row in self._rows[name]]
+        files = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)  # a split may be empty
+        self._scale = files / sizes  # file pixels per trained pixel, (y, x)
+
+    def features(
+        self, name: str, indices: Int[Tensor, "rays 3"], device: torch.device | str | None = None
+    ) -> Float[Tensor, "rays channels"]:
+        """Looks up pixels, through the size of the file that features were extracted from.
+
+        Args:
+            name: Which head's features.
+            indices: Nerfstudio's (image, y, x) of each ray, in the pixels that are trained on.
+            device: Where the features are wanted; None for where the store's rows are.
+        """
+        indices = indices.cpu()
+        image, yx = indices[:, 0], indices[:, 1:]
+        file_yx = (yx + 0.5) * self._scale[image] - 0.5
+        rows = self._rows[name][image]
+        return self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode, device=device)
+
+
+def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
+    """Finds the dataset image behind each file that Nerfstudio trains on.
+
+    Nerfstudio may train on ``images_2/x.jpg`` where transforms.json says ``images/x.jpg``; it keeps
+    the file's name and drops the rest, so such a file is matched by its name.
+
+    Args:
+        paths: Files of a Nerfstudio dataset.
+        items: The images that features were extracted from.
+
+    Returns:
+        The name of the item behind each path.
+
+    Raises:
+        DatasetError: If a file belongs to no image, or to several of the same name.
+    """
+    by_path = {item.path.resolve(): item.name for item in items}
+    by_name: dict[str, list[str]] = {}
+    for item in items:
+        by_name.setdefault(item.path.name, []).append(item.name)
+    matched: list[str] = []
+    for path in paths:
+        candidates = by_name.get(path.name, [])
+        exact = by_path.get(path.resolve())
+        if exact is None and len(candidates) != 1:
+            found = f"{len(candidates)} images share its name" if candidates else "none matches"
+            msg = (
+                f"match_items: {printable(str(path))} must belong to one image of "
+                f"transforms.json, but {found}. Give images in different folders different "
+                "names, or train at full size."
+            )
+            raise DatasetError(msg)
+        matched.append(exact if exact is not None else candidates[0])
+    return matched

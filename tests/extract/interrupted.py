@@ -1,0 +1,76 @@
+"""Extractions that stop midway, and what they are compared with."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from f3rm.extract.extraction import extract_features
+from f3rm.store.chunks import write_chunk
+from f3rm.store.reader import FeatureStore
+from tests.extract.toy import ToyBackbone, files_of, folder_of, items_of, toy_spec
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from f3rm.errors import BackboneRef
+from f3rm.extract import writer
+from f3rm.extract.extraction import extract_features
+from f3rm.store.items import read_items
+from f3rm.store.spec import FeatureSpec
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root, moment = Path(sys.argv[1]), sys.argv[2]
+if moment == "before manifest":
+    writer.CacheWriter.commit = die
+if moment == "before swap":
+    writer.swap_in = die
+if moment == "before note":
+    writer.Journal.add = die
+spec = FeatureSpec("toy", BackboneRef("toy", "slow", "toy"), "final", 32)
+options = {"shard_size": 2, "batch_size": 1, "device": "cpu", "progress": False}
+store = extract_features(read_items(root), spec, folder=root / "features" / "toy", **options)
+print(len(store))
+"""
+"""Extracts a dataset in a process of its own, which may kill itself at a given moment."""
+
+
+class StopError(Exception):
+    """Stands for whatever stops a run."""
+
+
+def extract(root: Path, **options) -> FeatureStore:
+    """Runs the slow toy model over a dataset, two images to a chunk."""
+    defaults = {"folder": folder_of(root), "shard_size": 2, "batch_size": 1}
+    return extract_features(
+        items_of(root),
+        toy_spec("slow"),
+        load=ToyBackbone.load,
+        progress=False,
+        **{**defaults, **options},
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Waits for what another process does, and fails after two minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+def undisturbed(root: Path) -> dict[str, bytes]:
+    """The files that an undisturbed run writes, from the same dataset into a folder elsewhere."""
+    return files_of(extract(root, folder=root.parent / "undisturbed").folder)
+
+
+def stop_before(monkeypatch, file: str) -> None:
+    """Has the run stop when it begins to write a file."""
+
+    def write(path, *arguments):
+        if path.name.startswith(file):
+            raise StopError
+        return write_chunk(path, *arguments)
+
+    monkeypatch.setattr("f3rm.extract.writer.write_chunk", write)

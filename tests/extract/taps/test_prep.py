@@ -1,0 +1,149 @@
+"""Preparation: sizes, geometry and padding, for every combination."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings, strategies as st
+
+from f3rm.errors import BackboneRef, F3rmError
+from f3rm.extract.taps.live import FeatureExtractor
+from f3rm.extract.taps.prep import Prep, PrepError, network_input
+from f3rm.extract.taps.spec import ExtractionSpec, SpecError
+from tests.extract.taps.backbone import GridBackbone
+
+PATCH = 8
+RESIZES = [("none", None), ("short", 40), ("long", 72), ("exact", (40, 64)), ("cover", (40, 56))]
+FITS = ["round", "floor", "crop", "pad"]
+
+
+@pytest.mark.parametrize(("resize", "fit"), list(itertools.product(RESIZES, FITS)))
+@pytest.mark.parametrize("size", [(61, 83), (90, 50)])
+def test_affine_finds_the_pixel_again(resize, fit, size):
+    """Images hold their own coordinates; a cell's value is the pixel that the affine names."""
+    prep = Prep(resize=resize[0], size=resize[1], fit=fit)
+    ys, xs = np.mgrid[: size[0], : size[1]]
+    pixels = torch.from_numpy(np.stack([ys, xs, 0 * xs], axis=-1).astype(np.uint8))
+    place = prep.place(size, PATCH)
+    image = network_input(
+        pixels, place, prep, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), device=torch.device("cpu")
+    )
+    assert image.shape[1] % PATCH == image.shape[2] % PATCH == 0
+    assert tuple(image.shape[1:]) == place.canvas
+    cells = torch.nn.functional.avg_pool2d(image * 255, PATCH)
+    affine = place.affine(size, PATCH)
+    inside = place.mask(PATCH)
+    inside[-1], inside[:, -1] = False, False  # at the border, antialiasing sees less
+    inside[0], inside[:, 0] = False, False
+    assert inside.any()
+    for row, col in inside.nonzero().tolist():
+        u, v = affine.cells_from_pixels(float(cells[1, row, col]), float(cells[0, row, col]))
+        scale = max(affine.scale_x, affine.scale_y)
+        assert abs(u - col) < 0.01 + 0.6 * scale  # 8-bit coordinates are whole pixels
+        assert abs(v - row) < 0.01 + 0.6 * scale
+
+
+@given(
+    height=st.integers(8, 200),
+    width=st.integers(8, 200),
+    resize=st.sampled_from(RESIZES),
+    fit=st.sampled_from(FITS),
+)
+@example(height=8, width=77, resize=("long", 72), fit="crop")
+@settings(max_examples=60, deadline=None)
+def test_placements_are_whole_patches_that_show_the_image(height, width, resize, fit):
+    prep = Prep(resize=resize[0], size=resize[1], fit=fit)
+    padded = replace(prep, fit="pad").place((height, width), PATCH)
+    if fit == "crop" and min(padded.resized) < PATCH:
+        with pytest.raises(PrepError, match="at least one patch"):
+            prep.place((height, width), PATCH)
+        return
+    place = prep.place((height, width), PATCH)
+    assert all(side > 0 and side % PATCH == 0 for side in place.canvas)
+    for axis in range(2):
+        assert place.cut[axis] + place.kept[axis] <= place.resized[axis]
+        assert place.kept[axis] <= place.canvas[axis]
+        assert place.canvas[axis] - place.kept[axis] < PATCH
+
+
+def test_nsd_padding_gives_31_by_31():
+    place = Prep(resize="none", size=None, fit="pad").place((425, 425), 14)
+    assert place.canvas == (434, 434)
+    assert place.mask(14).sum() == 30 * 30
+
+
+@pytest.mark.parametrize("value", ["zero", "black", "edge"])
+def test_padding_is_what_it_says(value):
+    prep = Prep(resize="none", size=None, fit="pad", pad_value=value)
+    pixels = torch.full((6, 6, 3), 255, dtype=torch.uint8)
+    image = network_input(
+        pixels, prep.place((6, 6), 8), prep, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    expected = {"zero": 0.0, "black": -1.0, "edge": 1.0}[value]
+    assert image.shape == (3, 8, 8)
+    assert (image[:, :6, :6] == 1.0).all()
+    assert (image[:, 6:] == expected).all()
+
+
+@pytest.mark.parametrize(
+    "settings_", [{"size": None}, {"resize": "short", "size": [3, 4]},
+                  {"fit": "tight"}, {"size": 0}]
+)  # fmt: skip
+def test_impossible_preparations_are_refused(settings_):
+    with pytest.raises(PrepError, match="Prep: "):
+        Prep.from_dict(settings_)
+
+
+def test_padding_never_leaks_into_pooled_values():
+    """The backbone gives coordinates of cells, so a wrong mean would show."""
+    backbone = GridBackbone()
+    prep = Prep(resize="none", size=None, fit="pad")
+    spec = ExtractionSpec(backbone.ref, ("final|mean", "final|amax", "final"), prep)
+    found = FeatureExtractor(spec, backbone=backbone)(np.zeros((20, 36, 3), dtype=np.uint8))
+    shown = found["final"][0, :2, :4].reshape(-1, 3)  # cells whose centres are in the image
+    torch.testing.assert_close(found["final|mean"][0], shown.mean(0))
+    torch.testing.assert_close(found["final|amax"][0], shown.amax(0))
+
+
+def test_pooling_windows_over_padding_is_refused():
+    backbone = GridBackbone()
+    prep = Prep(resize="none", size=None, fit="pad")
+    spec = ExtractionSpec(backbone.ref, ("final|avg(2,1)|mean",), prep)
+    with pytest.raises(SpecError, match="mix padding"):
+        FeatureExtractor(spec, backbone=backbone)(np.zeros((20, 36, 3), dtype=np.uint8))
+
+
+def test_specifications_survive_yaml(tmp_path):
+    spec = ExtractionSpec.of(
+        "dinov2:facebook/dinov2-base",
+        ["-1:query@all", "final |mean"],
+        prep={"resize": "cover", "size": [360, 640]},
+        frames={"num": 9, "pick": "last", "pool": "mean"},
+        dtype="float16",
+    )
+    spec.save(tmp_path / "spec.yaml")
+    assert ExtractionSpec.load(tmp_path / "spec.yaml") == spec
+    assert ExtractionSpec.of_recorded(spec.recorded()) == spec
+    assert spec.backbone == BackboneRef("dinov2", "facebook/dinov2-base", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("taps: [final]", "no 'backbone'"),
+        ("backbone: resnet\ntaps: [final]", "adapter:model"),
+        ("backbone: clip:x\ntaps: []", "taps must be some"),
+        ("backbone: clip:x\ntaps: [final]\nprepp: {}", "did you mean prep"),
+        ("backbone: clip:x\ntaps: [final]\nprep: {sise: 3}", "sise"),
+        ("backbone: clip:x\ntaps: [final]\nframes: {pick: best}", "pick must be"),
+        ("- 1", "must hold backbone"),
+        ("{", "readable YAML"),
+    ],
+)
+def test_wrong_specifications_say_what_is_wrong(tmp_path, text, message):
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(F3rmError, match=message):
+        ExtractionSpec.load(tmp_path / "spec.yaml")

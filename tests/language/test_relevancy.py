@@ -1,0 +1,90 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from f3rm.language.relevancy import (
+    make_query,
+    relevancy,
+    similarity,
+    similarity_from_hidden,
+    to_hidden,
+)
+
+
+@pytest.mark.parametrize("num_negatives", [1, 4, 50])
+def test_far_negatives_give_a_score_near_one_however_many(num_negatives):
+    positive = torch.tensor([[1.0, 0.0, 0.0]])
+    query = make_query(positive, -positive.expand(num_negatives, 3), temperature=0.1)
+    score = similarity(positive, query)
+    # Closed form: cosines +1 and -1, so sigmoid((1 - -1) / 0.1), never 1 / N.
+    assert score.item() == pytest.approx(1 / (1 + math.exp(-20.0)), abs=1e-7)
+
+
+def test_score_is_the_pairwise_softmax_against_the_strongest_negative():
+    cosines = torch.tensor([[0.3, 0.1, 0.25, -0.9]])
+    pairs = [math.exp(3.0) / (math.exp(3.0) + math.exp(10 * n)) for n in (0.1, 0.25, -0.9)]
+    assert relevancy(cosines, temperature=0.1).item() == pytest.approx(min(pairs), abs=1e-6)
+
+
+def test_a_feature_as_near_to_a_negative_scores_one_half():
+    query = make_query(torch.eye(3)[:1], torch.eye(3)[1:2])
+    assert similarity(torch.tensor([[1.0, 1.0, 0.0]]), query).item() == pytest.approx(0.5)
+
+
+def test_without_negatives_the_score_is_the_cosine_of_unnormalised_features():
+    query = make_query(torch.tensor([[0.0, 2.0]]))
+    scores = similarity(torch.tensor([[3.0, 3.0], [0.0, -5.0]]), query)
+    torch.testing.assert_close(scores, torch.tensor([math.sqrt(0.5), -1.0]))
+
+
+def test_positives_are_averaged_as_unit_vectors():
+    query = make_query(torch.tensor([[10.0, 0.0], [0.0, 0.1]]))
+    torch.testing.assert_close(query.positive, torch.full((2,), math.sqrt(0.5)))
+
+
+def test_inputs_are_left_alone():
+    positives, negatives = torch.full((2, 4), 3.0), torch.full((1, 4), 5.0)
+    features = torch.full((2, 4), 7.0)
+    similarity(features, make_query(positives, negatives))
+    assert (positives == 3).all()
+    assert (negatives == 5).all()
+    assert (features == 7).all()
+
+
+def test_a_zero_feature_scores_without_nan():
+    query = make_query(torch.eye(3)[:1], torch.eye(3)[1:])
+    hidden = to_hidden(query, torch.eye(3))
+    assert similarity(torch.zeros(1, 3), query).item() == pytest.approx(0.5)
+    assert similarity_from_hidden(torch.zeros(1, 3), hidden).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("positives", "temperature", "message"),
+    [(torch.zeros(0, 3), 0.1, "at least one embedding"), (torch.eye(3), 0.0, "must be positive")],
+)
+def test_impossible_queries_are_refused(positives, temperature, message):
+    with pytest.raises(ValueError, match=message):
+        make_query(positives, temperature=temperature)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    channels=st.sampled_from([3, 64, 768]),
+    hidden=st.sampled_from([8, 64]),
+    negatives=st.integers(0, 5),
+    temperature=st.floats(0.05, 2.0),
+)
+def test_hidden_form_equals_the_channel_form(seed, channels, hidden, negatives, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(channels, hidden, generator=generator, dtype=torch.float64)
+    vectors = torch.rand(5, 7, hidden, generator=generator, dtype=torch.float64)
+    phrases = torch.randn(1 + negatives, channels, generator=generator, dtype=torch.float64)
+    query = make_query(phrases[:1], phrases[1:], temperature=temperature)
+    expected = similarity(vectors @ weight.T, query)
+    actual = similarity_from_hidden(vectors, to_hidden(query, weight))
+    torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
+    single = similarity_from_hidden(vectors.float(), to_hidden(query, weight.float()))
+    torch.testing.assert_close(single.double(), expected, atol=1e-5, rtol=0)

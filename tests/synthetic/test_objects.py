@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from f3rm.synthetic.meshes import SHAPES, unit_mesh
+from f3rm.synthetic.objects import (
+    COLOURS,
+    MATERIALS,
+    Part,
+    Place,
+    SceneSpec,
+    Texture,
+    Thing,
+    build_part,
+    draw_thing,
+)
+
+ONES = (1.0, 1.0, 1.0)
+PATTERNS = ["plain", "checker", "stripes", "dots", "waves", "grain"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unit_shapes_fill_their_cube(shape):
+    vertices = unit_mesh(shape).vertices
+    np.testing.assert_allclose(vertices.min(axis=0), -1, atol=1e-6)
+    np.testing.assert_allclose(vertices.max(axis=0), 1, atol=1e-6)
+
+
+def test_cones_stand_on_their_base():
+    vertices = unit_mesh("cone").vertices
+    assert np.ptp(vertices[vertices[:, 2] > 0.99, 0]) == 0  # the tip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_textures_stay_within_their_colours(pattern):
+    texture = Texture(pattern, (0.2, 0.3, 0.4), (0.8, 0.7, 0.6), period=0.5)
+    points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
+    colours = texture.colours(points)
+    assert (colours >= 0).all()
+    assert (colours <= 1).all()
+    assert (np.ptp(colours, axis=0) > 0.1).all() == (pattern != "plain")
+    if pattern in ("checker", "stripes", "dots"):
+        np.testing.assert_array_equal(texture.colours(points + np.array([0, 0, 0.5])), colours)
+        assert len(np.unique(colours, axis=0)) == 2
+
+
+def test_a_texture_turns_with_its_part():
+    part = Part("it", "box", (1.0, 2.0, 3.0), ONES, Texture("plain", ONES, ONES), yaw=0.7)
+    np.testing.assert_allclose(
+        np.sort(part.local(part.mesh().vertices.astype(float)), axis=0),
+        np.sort(unit_mesh("box").vertices, axis=0),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_things_stand_on_what_is_below_and_have_their_size(shape):
+    place = Place(0.3, -0.2, floor=0.5, yaw=1.0)
+    part = build_part(Thing(shape, "red"), place, 0.2, np.random.default_rng(0))
+    assert part.centre[:2] == (0.3, -0.2)
+    assert part.mesh().vertices[:, 2].min() == pytest.approx(0.5, abs=1e-6)
+    assert max(part.half_size[:2]) == pytest.approx(0.11 if shape == "bottle" else 0.2)
+    assert part.name == f"red {shape}"
+
+
+@pytest.mark.parametrize("material", MATERIALS)
+def test_names_say_material_and_colour(material):
+    colour = None if material == "wooden" else "blue"
+    thing = Thing("mug", colour, material)
+    words = {"plain": "blue mug", "wooden": "wooden mug"}
+    assert thing.name == words.get(material, f"{material} blue mug")
+    part = build_part(thing, Place(0.0, 0.0), 0.1, np.random.default_rng(1))
+    assert (part.texture.gloss > 0) == (material == "shiny")
+    if colour is not None:
+        assert part.texture.first == pytest.approx(COLOURS[colour])
+
+
+def test_parts_of_one_name_and_instance_are_one_object():
+    texture = Texture("plain", ONES, ONES)
+    names = [("table", 0), ("mug", 0), ("table", 0), ("mug", 1), ("table", 1)]
+    parts = tuple(Part(n, "box", ONES, ONES, texture, instance=i) for n, i in names)
+    spec = SceneSpec("it", 0, parts, (), 1.0)
+    assert spec.objects == (("table", 0), ("mug", 0), ("mug", 1), ("table", 1))
+
+
+def test_only_wooden_things_have_no_colour():
+    rng = np.random.default_rng(0)
+    things = [draw_thing(rng) for _ in range(300)]
+    assert {thing.material for thing in things} == set(MATERIALS)
+    assert all((thing.colour is None) == (thing.material == "wooden") for thing in things)
+    assert all(
+        thing.material == "plain" for thing in (draw_thing(rng, fancy=0.0) for _ in range(9))
+    )

@@ -1,0 +1,273 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nerfstudio.viewer.utils import parse_object
+from nerfstudio.viewer.viewer_elements import ViewerElement
+
+from f3rm.errors import F3rmError
+from f3rm.language.text_encoder import QueryText, TextEncoder, split_phrases
+from f3rm.viewer import controls as module
+from f3rm.viewer.controls import FeatureControls
+from tests.nerf_fixtures import head
+from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
+
+MEANS = {"dino": torch.ones(6), "clip": torch.ones(12)}
+POINT = ((0.0, 0.0, 0.0), (0.0, 0.0, 2.0))
+
+
+def _probe(origin, direction):
+    if direction[2] < 0:
+        msg = "nothing there"
+        raise F3rmError(msg)
+    return {"dino": torch.arange(6.0), "clip": torch.arange(12.0)}
+
+
+@pytest.fixture
+def towers(monkeypatch):
+    monkeypatch.setattr(module, "_DEBOUNCE_SECONDS", 0.05)
+    return install_towers(monkeypatch, channels=12)
+
+
+@pytest.fixture
+def controls(towers):
+    built = FeatureControls(QueryText("", "object, things, stuff, texture", 0.1), _probe)
+    built.set_heads((head("dino", 6, has_text=False), head("clip")))
+    return built
+
+
+@pytest.fixture
+def viewer(controls, tmp_path):
+    return FakeViewer(controls, tmp_path)
+
+
+def _asked(controls):
+    asked = controls.asked(MEANS)
+    assert asked is not None
+    return asked
+
+
+def _says(controls, words):
+    wait(lambda: words in controls.ask_status.content)
+
+
+def test_keystrokes_are_encoded_once_in_the_background(controls, viewer, towers):
+    for text in ("m", "mu", "mug"):
+        controls.ask.a_positives.value = text
+        assert controls.asked(MEANS) is None  # never waits
+    wait(lambda: controls.asked(MEANS) is not None)
+    _says(controls, "Showing: mug")
+    assert [texts[0] for texts in towers[0].texts] == ["mug"]
+    assert viewer.machine.actions[-1].action == "rerender"
+
+
+def test_callbacks_need_no_train_lock(controls, viewer):
+    with viewer.train_lock:
+        controls.ask.a_positives.value = "mug"
+        wait(lambda: controls.asked(MEANS) is not None)
+
+
+def test_a_failure_is_shown_and_the_next_query_works(controls, viewer):
+    controls.ask.a_positives.value = "fail"
+    _says(controls, "cannot be reached")
+    assert controls.asked(MEANS) is None
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: controls.asked(MEANS) is not None)
+
+
+@pytest.mark.parametrize("text", ["", "   ", ",,, ,"])
+def test_nothing_asked_shows_nothing(controls, viewer, towers, text):
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: controls.asked(MEANS) is not None)
+    controls.ask.a_positives.value = text
+    wait(lambda: controls.asked(MEANS) is None)
+    assert towers[0].texts[-1][0] == "mug"
+
+
+def test_odd_texts_break_nothing(controls, viewer, towers):
+    for text, shown in (("🦊 {<b>}", "&#123;&#60;b"), ("a" * 5000, "aaaa…"), ("a," * 5000, "more")):
+        controls.ask.a_positives.value = text
+        _says(controls, shown)
+        assert controls.asked(MEANS) is not None
+    assert max(map(len, towers[0].texts)) <= 64
+
+
+def test_canonical_negatives_are_one_switch(controls, viewer):
+    assert controls.ask.c_canonical.value
+    assert controls.ask.b_negatives.value == ""
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: controls.asked(MEANS) is not None)
+    (query,) = _asked(controls).queries
+    expected = [embedding(word, 12) for word in ("object", "things", "stuff", "texture")]
+    torch.testing.assert_close(query.negatives, torch.stack(expected))
+    controls.ask.c_canonical.value = False
+    wait(lambda: len(_asked(controls).queries[0].negatives) == 0)
+
+
+def test_score_and_several_positives_need_no_new_encoding(controls, viewer, towers):
+    controls.ask.a_positives.value = "mug, cup"
+    wait(lambda: controls.asked(MEANS) is not None)
+    assert _asked(controls).labels == ("mug + cup",)
+    controls.look.a_several.value = "each alone"
+    controls.look.b_score.value = "cosine"
+    controls.look.d_automatic.value = False
+    controls.look.e_threshold.value = 0.3
+    asked = _asked(controls)
+    assert asked.labels == ("mug", "cup")
+    assert [len(query.negatives) for query in asked.queries] == [0, 0]
+    assert asked.look.threshold == pytest.approx(0.3)
+    assert len(towers[0].texts) == 1
+
+
+def test_a_new_temperature_counts(controls, viewer):
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: controls.asked(MEANS) is not None)
+    controls.look.c_temperature.value = 0.5
+    wait(lambda: _asked(controls).queries[0].temperature == 0.5)
+    controls.look.c_temperature.value = -1.0
+    wait(lambda: 0 < _asked(controls).queries[0].temperature < 0.5)
+
+
+def test_without_a_viewer_the_configured_query_is_encoded_once(towers):
+    built = FeatureControls(QueryText("mug", "", 0.1), _probe)
+    built.set_heads((head("clip"),))
+    asked = _asked(built)
+    assert torch.equal(_asked(built).queries[0].positive, asked.queries[0].positive)
+    assert [tower.texts for tower in towers] == [[["mug"]]]
+    assert not asked.look.coloured
+
+
+def test_features_without_language_say_so_and_can_be_pointed_at(controls, viewer):
+    assert controls.ask.d_head.options == ["clip", "dino"]
+    controls.ask.d_head.value = "dino"
+    controls.ask.a_positives.value = "mug"
+    _says(controls, "have no language")
+    assert controls.asked(MEANS) is None
+    _click(controls, viewer)
+    wait(lambda: controls.asked(MEANS) is not None)
+    asked = _asked(controls)
+    assert (asked.head, asked.labels) == ("dino", ("point 1",))
+    expected = torch.nn.functional.normalize(torch.arange(6.0), dim=0)
+    torch.testing.assert_close(asked.queries[0].positive, expected)
+    # The mean of all features is what the point is told from.
+    torch.testing.assert_close(asked.queries[0].negatives, torch.full((1, 6), 6**-0.5))
+
+
+def _click(controls, viewer, button="a_positive", direction=(0.0, 0.0, 2.0)):
+    press(getattr(controls.point, button))
+    viewer.viser_server.scene.click(
+        SimpleNamespace(
+            event_type="click",
+            ray_origin=(1.0, 2.0, 3.0),
+            ray_direction=direction,
+            screen_pos=[(0.5, 0.5)],
+        )
+    )
+
+
+def test_a_point_may_be_a_negative_and_all_may_be_forgotten(controls, viewer):
+    controls.ask.a_positives.value = "mug"
+    _click(controls, viewer, "b_negative")
+    _says(controls, "point 1 is a negative")
+    _click(controls, viewer)
+    _says(controls, "point 2 is looked for")
+    wait(lambda: len(_asked(controls).queries) == 2)
+    assert [len(query.negatives) for query in _asked(controls).queries] == [4, 2]
+    assert viewer.viser_server.scene.click is None  # one click, one point
+    press(controls.point.g_forget)
+    wait(lambda: _asked(controls).labels == ("mug",))
+
+
+def test_a_click_beside_everything_is_said(controls, viewer):
+    _click(controls, viewer, direction=(0.0, 0.0, -1.0))
+    _says(controls, "nothing there")
+    assert controls.asked(MEANS) is None
+
+
+def test_queries_are_saved_with_the_run_and_restored_in_another_session(
+    controls, viewer, towers, tmp_path
+):
+    controls.ask.a_positives.value = "mug, cup"
+    controls.ask.b_negatives.value = "table"
+    controls.look.a_several.value = "each alone"
+    _click(controls, viewer)
+    wait(lambda: controls.asked(MEANS) is not None and len(_asked(controls).labels) == 3)
+    controls.saved.a_name.value = "crockery"
+    press(controls.saved.b_save)
+    _says(controls, "Saved 'crockery'")
+    other = FeatureControls(QueryText("", "", 0.1), _probe)
+    other.set_heads((head("dino", 6, has_text=False), head("clip")))
+    FakeViewer(other, tmp_path)
+    wait(lambda: other.saved.c_choice.options == ["crockery"])
+    other.saved.c_choice.value = "crockery"
+    press(other.saved.d_restore)
+    wait(lambda: other.asked(MEANS) is not None and len(_asked(other).labels) == 3)
+    assert _asked(other).labels == ("mug", "cup", "point 1")
+    ours, theirs = _asked(controls), _asked(other)
+    for expected, actual in zip(ours.queries, theirs.queries, strict=True):
+        torch.testing.assert_close(actual.positive, expected.positive)
+        torch.testing.assert_close(actual.negatives, expected.negatives)
+    press(other.saved.e_delete)
+    wait(lambda: other.saved.c_choice.options == ["(none)"])
+
+
+def test_a_damaged_file_of_queries_is_said_and_kept(controls, viewer):
+    path = viewer.log_filename.parent / "f3rm_queries.json"
+    path.write_text("{")
+    controls.saved.a_name.value = "mug"
+    press(controls.saved.b_save)
+    _says(controls, "must be as the viewer wrote it")
+    assert path.read_text() == "{"
+
+
+def test_two_models_share_nothing(controls, viewer, towers, tmp_path):
+    other = FeatureControls(QueryText("", "", 0.1), _probe)
+    other.set_heads((head("clip"),))
+    FakeViewer(other, tmp_path / "other")
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: controls.asked(MEANS) is not None)
+    assert other.asked(MEANS) is None
+    assert other.ask.a_positives.value == ""
+
+
+def test_trouble_while_drawing_is_shown_and_renders_go_on(controls, viewer, caplog):
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: controls.asked(MEANS) is not None)
+    asked = controls.asked(MEANS)
+    narrow = torch.zeros(5, 16)  # a head of other channels than the query's
+    assert controls.pictures(torch.zeros(4, 16), torch.zeros(4, 3), asked, narrow) == {}
+    _says(controls, "mat1 and mat2")
+    controls.link.attached = None
+    with pytest.raises(RuntimeError):
+        controls.pictures(torch.zeros(4, 16), torch.zeros(4, 3), asked, narrow)
+
+
+def test_the_controls_bring_nothing_into_a_checkpoint(controls):
+    assert not controls.state_dict()
+    assert not list(controls.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning")
+def test_the_viewer_finds_each_element_once(controls):
+    elements = parse_object(controls, ViewerElement, "Custom Elements")
+    names = [(path.split("/")[1], element.name) for path, element in elements]
+    assert len(names) == len(set(names))
+    assert names[0] == ("ask", "Positives")
+
+
+def test_phrases_are_split_on_commas():
+    assert split_phrases(" red mug,, cup ,") == ["red mug", "cup"]
+    assert split_phrases("🦊, " + "x" * 5000) == ["🦊", "x" * 5000]
+
+
+def test_the_text_tower_is_loaded_once_and_remembers(towers):
+    encoder = TextEncoder(head().backbone)
+    assert encoder.query(QueryText(",", "object", 0.1)) is None
+    assert not towers  # nothing asked, nothing loaded
+    assert not encoder.is_loaded
+    first = encoder.query(QueryText("mug, cup", "object", 0.1))
+    again = encoder.query(QueryText("mug, cup", "object", 0.2))
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first.positive, again.positive)
+    assert [tower.texts for tower in towers] == [[["mug", "cup", "object"]]]
