@@ -21,14 +21,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from command import make_parser, show
 from PIL import Image
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from f3rm.backbones.base import Backbone
-from f3rm.backbones.dino import backbone as dino
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
 from f3rm.extract.encoder import default_batch_size, prepare
@@ -54,11 +55,18 @@ def write_images(folder: Path, num: int) -> list[ImageItem]:
 
 def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
     """Writes a model with random weights and says how to extract with it."""
-    sizes = {"family": "dino", "width": 256, "layers": 10, "patch_size": 16}
+    sizes: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 10, "patch_size": 16}
     if device.type == "cuda":
-        sizes = {"family": "dinov2", "width": 1024, "layers": 24, "patch_size": 14}
-    weights = dino.write_random_checkpoint(folder, image_size=224, **sizes)
-    ref = BackboneRef(sizes["family"], "random", str(weights))
+        sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
+    sizes |= {"num_attention_heads": 4, "image_size": 224}
+    torch.manual_seed(0)
+    if device.type == "cuda":
+        family, network = "dinov2", Dinov2Model(Dinov2Config(**sizes))
+    else:
+        config = ViTConfig(**sizes, intermediate_size=4 * sizes["hidden_size"])
+        family, network = "dino", ViTModel(config, add_pooling_layer=False)
+    network.save_pretrained(folder)
+    ref = BackboneRef(family, "random", str(folder))
     return FeatureSpec("bench", ref, "final", side)
 
 

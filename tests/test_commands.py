@@ -15,8 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from f3rm.backbones.clip import backbone as clip
-from f3rm.backbones.dino import backbone as dino
+from tests.backbones import random_clip as clip, random_dino as dino
 from tests.scene_fixtures import write_dataset
 from tests.train_seed import TRAIN_SEED
 from tests.viewer.shown import free_port

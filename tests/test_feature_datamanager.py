@@ -11,11 +11,11 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from f3rm import feature_datamanager
-from f3rm.backbones.dino import backbone as dino
 from f3rm.errors import DatasetError, DeviceError, FeatureTypeError
 from f3rm.extract.standalone import extract_features_for_dataset
 from f3rm.feature_datamanager import FeatureDataManagerConfig, match_items
 from f3rm.store.items import ImageItem
+from tests.backbones import random_dino as dino
 from tests.scene_fixtures import write_colmap, write_dataset, write_image
 
 UNIFORM = {f"{role}_{i}.png": (45, 60) for role, n in (("train", 4), ("eval", 2)) for i in range(n)}

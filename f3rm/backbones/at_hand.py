@@ -1,16 +1,16 @@
-"""Which weights a machine has already: built in, at a local path, or in the hub's cache."""
+"""Weights that this machine already has: built in, at a local path, or in the hub's cache."""
 
 import importlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
+from f3rm.backbones.checkpoint import INDEX_NAMES, read_index
 from f3rm.backbones.hub import cached_file
-from f3rm.backbones.llava_names import INDEX_NAMES, is_vision
+from f3rm.backbones.llava.names import is_vision
 from f3rm.backbones.weights import hub_name, joined_parts, local_weights
 from f3rm.errors import BackboneRef
 
-_CLIP_SOURCE = "f3rm.backbones.clip.source"
+_CLIP_SOURCE = "f3rm.backbones.clip.source"  # imports open_clip, so only when it is needed
 _TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -18,7 +18,7 @@ def weights_at_hand(ref: BackboneRef) -> Path | None:
     """Finds a model's weights without a network and without loading them.
 
     Args:
-        ref: The model; of several that are joined, all must be there.
+        ref: The model. All of several joined ones must be found.
 
     Returns:
         The file or folder; None if they would have to be downloaded, or if the adapter belongs to
@@ -26,7 +26,8 @@ def weights_at_hand(ref: BackboneRef) -> Path | None:
 
     Raises:
         BackboneUnavailableError: If the weights are a path that does not exist.
-        ImportError: If open_clip, which knows where CLIP's tags are published, cannot be imported.
+        ImportError: If open_clip, which lists where CLIP's tags are published, cannot be imported.
+        ValueError: If the index of a sharded checkpoint is damaged.
     """
     parts = joined_parts(ref.weights)
     if len(parts) > 1:
@@ -51,10 +52,9 @@ def weights_at_hand(ref: BackboneRef) -> Path | None:
 
 
 def _sharded(repository: str) -> Path | None:
-    """Finds a checkpoint of several files, of which those with the image tower are needed."""
+    """Finds a LLaVA checkpoint, of whose shards only those with the vision half are needed."""
     index = cached_file(repository, INDEX_NAMES)
     if index is None:
         return cached_file(repository, _TRANSFORMERS_NAMES)
-    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    shards = {file for tensor, file in places.items() if is_vision(tensor)}
+    shards = {file for tensor, file in read_index(index).items() if is_vision(tensor)}
     return index if all(cached_file(repository, [shard]) for shard in shards) else None

@@ -1,15 +1,14 @@
 """The contract between feature extraction and a frozen 2D foundation model.
 
-An adapter file per model family implements :class:`Backbone`; everything above this room sees only
-the contract.
+One package per model family implements :class:`Backbone`; every room above sees only the contract.
 
-An adapter that only implements :meth:`Backbone.encode_image` offers one layer, ``final``. One that
+An adapter that implements :meth:`Backbone.encode_image` alone offers one layer, ``final``. One that
 offers more overrides :meth:`Backbone.layers` and :meth:`Backbone.read_taps`, and
 :meth:`Backbone.layer_shape` where a map's size does not follow from its stride.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -22,28 +21,42 @@ from f3rm.backbones.taps import Tap, parse_taps
 from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 Tower = Literal["image", "text"]
-"""Which half of a backbone is loaded: extraction needs the image tower, queries the text tower."""
+"""A half of a backbone: extraction needs the image tower, queries the text tower."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""RGB mean that most models trained on ImageNet normalise with, for values in [0, 1]."""
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Rgb = tuple[float, float, float]
+"""One number per colour channel, for values in [0, 1]."""
+
+IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+"""RGB mean of the input of most models trained on ImageNet."""
+IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 """RGB standard deviation, likewise."""
+
+
+def rgb(values: Iterable[float | int]) -> Rgb:
+    """Reads three numbers from a configuration file.
+
+    Raises:
+        ValueError: If there are not three, or they are no numbers.
+        TypeError: Likewise.
+    """
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 class Backbone(ABC):
     """A frozen model: images to dense features and, where it can, texts into the same space.
 
     Attributes:
-        ref: What was loaded.
+        ref: The model and weights.
         channels: Feature channels C.
         patch_size: Pixels per feature cell; network inputs are a whole number of patches.
         mean: Per-channel RGB mean that the input is normalised with, for values in [0, 1].
         std: Per-channel RGB standard deviation, likewise.
         has_text: Whether the model has a text tower, so that :meth:`encode_text` works once that
-            tower is loaded. A property of the model, not of the towers at hand.
-        default_tap: What :meth:`encode_image` gives, as a tap.
+            tower is loaded. A property of the model, not of the loaded towers.
+        default_tap: The tap of :meth:`encode_image`.
         num_heads: Heads of the attention, which the tap operation ``heads`` splits channels into.
-        dense_rules: What the tap operation ``dense(...)`` may name.
+        dense_rules: Names that the tap operation ``dense(...)`` takes.
     """
 
     default_tap: ClassVar[str] = "final"
@@ -53,8 +66,8 @@ class Backbone(ABC):
     ref: BackboneRef
     channels: int
     patch_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Rgb
+    std: Rgb
     has_text: bool
 
     @classmethod
@@ -64,18 +77,18 @@ class Backbone(ABC):
         """Loads the weights; every adapter that the registry can load has this method.
 
         Args:
-            ref: What to load.
+            ref: The model and weights.
             device: Where the parameters go.
-            towers: Which halves to keep in memory.
+            towers: The halves to keep in memory.
 
         Returns:
             The frozen backbone in evaluation mode.
 
         Raises:
-            BackboneUnavailableError: If the weights, or a tower, cannot be had.
-            NotImplementedError: If the class is built directly, as a test's stand-in is.
+            BackboneUnavailableError: If the weights, or a tower, are not available.
+            NotImplementedError: If the class can only be built directly, as a test's stand-in.
         """
-        raise NotImplementedError(f"{cls.__name__}.load: this backbone is built directly.")
+        raise NotImplementedError(f"{cls.__name__} has no load method; build it directly.")
 
     @abstractmethod
     def encode_image(
@@ -99,7 +112,7 @@ class Backbone(ABC):
         return [LayerInfo("final", "map", self.channels, self.patch_size)]
 
     def check(self, taps: Sequence[Tap | str]) -> None:
-        """Checks that this backbone can give what taps ask for, without computing anything.
+        """Checks taps against this backbone, without computing anything.
 
         Raises:
             TapError: If a tap is malformed, or names a layer, a facet or an operation that the
@@ -117,10 +130,10 @@ class Backbone(ABC):
 
         Args:
             images: As for :meth:`encode_image`.
-            taps: What to read; :mod:`f3rm.backbones.taps` has the expressions and the shapes.
+            taps: Expressions of :mod:`f3rm.backbones.taps`, which has the shapes of the results.
 
         Returns:
-            One tensor per tap, in the order of ``taps``; on the device, with every operation done.
+            One tensor per distinct tap, in the order of ``taps``, on :attr:`device`.
 
         Raises:
             TapError: If a tap does not fit the model.
@@ -134,20 +147,21 @@ class Backbone(ABC):
     def read_taps(
         self, images: Float[Tensor, "batch 3 height width"], taps: Sequence[Tap]
     ) -> dict[Tap, Tensor]:
-        """Computes checked, distinct taps in any order; what :meth:`run` calls.
+        """Computes checked, distinct taps, in any order; :meth:`run` calls it.
 
         Raises:
             ValueError: If the size of the images does not fit.
         """
         features = self.encode_image(images)
-        is_dense = self.layers()[0].is_dense_only  # then the features are what the rule gives
+        # The features of a dense-only layer are those of its rule, whose operation is thus done.
+        is_dense = self.layers()[0].is_dense_only
         return {tap: apply_ops(features, tap.ops[is_dense:], "map") for tap in taps}
 
     def shape(self, tap: Tap | str, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape that a tap gives for one image, without the batch axis.
+        """Returns the shape of a tap of one image, without the batch axis.
 
         Args:
-            tap: What would be read.
+            tap: The tap.
             height: Of the network input in pixels.
             width: Likewise.
 
@@ -164,7 +178,7 @@ class Backbone(ABC):
         return result_of_ops(shape, wanted.ops, form, widths=widths, num_heads=self.num_heads)[1:]
 
     def layer_shape(self, tap: Tap, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape of what a checked tap reads before its operations, without batch.
+        """Returns the shape of a checked tap before its operations, without the batch axis.
 
         Raises:
             ValueError: If the size does not fit the model.
@@ -193,14 +207,14 @@ class Backbone(ABC):
         """
         del texts
         msg = (
-            f"encode_text: the backbone {self.ref.adapter!r} ({self.ref.model}) has no text tower. "
+            f"The backbone {self.ref.adapter!r} ({self.ref.model}) has no text tower. "
             "Query a CLIP-like feature type (CLIP, DINOCLIP) instead."
         )
         raise BackboneUnavailableError(msg)
 
     @abstractmethod
     def provenance(self) -> dict[str, str]:
-        """Returns what a cache records: the library, its version, and the weights' identity."""
+        """Returns a cache's record: the library, its version, and the weights' identity."""
 
     @property
     @abstractmethod
@@ -208,7 +222,7 @@ class Backbone(ABC):
         """The device that the parameters are on."""
 
     def feature_grid(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
-        """Returns the (rows, cols) of features that a batch gives.
+        """Returns the (rows, cols) of a batch's features.
 
         Raises:
             ValueError: If a size is no positive multiple of the patch.
@@ -216,7 +230,7 @@ class Backbone(ABC):
         return self.grid_of((images.shape[-2], images.shape[-1]))
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the (rows, cols) of features that images of a (height, width) give.
+        """Returns the (rows, cols) of the features of images of a (height, width).
 
         Raises:
             ValueError: If a size is no positive multiple of the patch.
@@ -224,8 +238,8 @@ class Backbone(ABC):
         height, width = size
         if min(size) < self.patch_size or height % self.patch_size or width % self.patch_size:
             msg = (
-                f"encode_image: images must be a whole number of {self.patch_size}-pixel patches, "
-                f"got (height, width) = {size}. Resize them to a multiple first."
+                f"Images must be a whole number of {self.patch_size}-pixel patches, got (height, "
+                f"width) = {size}. Resize them to a multiple first."
             )
             raise ValueError(msg)
         return height // self.patch_size, width // self.patch_size

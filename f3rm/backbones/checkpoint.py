@@ -1,9 +1,10 @@
-"""State dicts from local weight files; read without running code.
+"""Reads state dicts from local weight files, without running code from them.
 
 Nothing is unpickled beyond tensors and plain containers. A TorchScript archive (the form in which
 OpenAI published CLIP) is opened by TorchScript's own reader, and only its tensors are taken.
 """
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -19,7 +20,7 @@ from f3rm.errors import BackboneUnavailableError
 
 _NESTING_KEYS = ("state_dict", "model_state_dict", "model")
 _CLASSY_KEY = "classy_state_dict"
-"""Where ClassyVision, hence VISSL, keeps what is trained."""
+"""Key of the trained parameters in ClassyVision's checkpoints, hence in VISSL's."""
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -31,8 +32,23 @@ _READ_ERRORS = (
     SafetensorError,
     pickle.UnpicklingError,
 )
-"""What the readers raise on damaged files; torch's unpickler indexes into nothing on some."""
+"""Errors of the readers on damaged files; torch's unpickler indexes into empty lists on some."""
 _PARALLEL_PREFIX = "module."
+
+INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Files that list the shard of each tensor."""
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Reads the index of a sharded checkpoint: tensor names to file names.
+
+    Raises:
+        ValueError: If the file is no index.
+    """
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(index)!r} is no index ({error!r})") from error
 
 
 def read_state_dict(path: Path, *, keep: Callable[[str], bool] = bool) -> dict[str, Tensor]:
@@ -45,9 +61,6 @@ def read_state_dict(path: Path, *, keep: Callable[[str], bool] = bool) -> dict[s
         keep: Chooses tensors by name. Only these are read from disk, except from files in torch's
             oldest formats.
 
-    Returns:
-        Tensors by name.
-
     Raises:
         BackboneUnavailableError: If the file is damaged, or holds anything but tensors.
     """
@@ -57,8 +70,8 @@ def read_state_dict(path: Path, *, keep: Callable[[str], bool] = bool) -> dict[s
         state = _read_torchscript(path) if _is_torchscript(path) else _read_pickle(path)
     except _READ_ERRORS as error:
         msg = (
-            f"read_state_dict: {str(path)!r} is not a readable weight file "
-            f"({_first_line(error)}). Copy or download it again, or convert it to .safetensors."
+            f"{str(path)!r} is not a readable weight file ({_first_line(error)}). Copy or download "
+            "it again, or convert it to .safetensors."
         )
         raise BackboneUnavailableError(msg) from error
     names = {name: name.removeprefix(_PARALLEL_PREFIX) for name in state}
@@ -76,7 +89,7 @@ def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tens
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    mapped = zipfile.is_zipfile(path)  # Then only the tensors that are used are read from disk.
+    mapped = zipfile.is_zipfile(path)  # then only the tensors that are used are read from disk
     content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if isinstance(content, dict) and _CLASSY_KEY in content:
         return _of_classy(content[_CLASSY_KEY])
@@ -101,6 +114,7 @@ def _is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
+        # torch.save writes zip archives too, but only TorchScript's have this entry.
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 

@@ -10,14 +10,13 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from f3rm.backbones.vit import Vit
-from f3rm.backbones.vit_block import TokenFunction, VitBlock
+from f3rm.backbones.vit import TokenFunction, Vit, VitBlock
 from f3rm.errors import BackboneUnavailableError
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Where a model class keeps its parts, as dotted names; empty where it has none."""
+    """Dotted names of a model class's parts; empty for a part that it lacks."""
 
     blocks: str
     norm: str
@@ -60,7 +59,7 @@ def hf_vit(
         network: A ``ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or
             ``CLIPVisionModel``.
         embed: Images to the first block's tokens.
-        proj: What follows it, if anything.
+        proj: The projection after it, if there is one.
 
     Raises:
         BackboneUnavailableError: If this version of transformers names its parts differently.
@@ -80,9 +79,9 @@ def hf_vit(
         )
     except AttributeError as error:
         msg = (
-            f"Backbone.run: cannot take {type(network).__name__} of transformers "
-            f"{transformers.__version__} apart ({error}). Install the version that constraints.txt "
-            "names."
+            f"transformers {transformers.__version__} names the parts of "
+            f"{type(network).__name__} differently than f3rm expects ({error}). Install the "
+            "version in constraints.txt."
         )
         raise BackboneUnavailableError(msg) from error
 

@@ -1,7 +1,7 @@
 """Files from the Hugging Face hub, the local cache first; without a network it is asked once.
 
-The hub's own clients repeat every request for up to half a minute where no network is, and models
-consist of several files. :func:`require_hub` is called before the first of them.
+Without a network the hub's own clients repeat every request for up to half a minute, and a model
+has several files. Call :func:`require_hub` before the first of them.
 """
 
 import contextlib
@@ -9,24 +9,30 @@ import queue
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
-from unittest import mock
+from typing import TypeVar
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+READ_ERRORS = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
+"""Errors of the hub's clients on missing, damaged or unfitting files."""
 
 _PATIENCE_SECONDS = 2.5
 
+Read = TypeVar("Read")
+
 
 class HubUnreachableError(OSError):
-    """The hub does not answer: there is no network, or no way through it."""
+    """The hub does not answer: there is no network, or a proxy or firewall blocks it."""
 
 
 def require_hub() -> None:
-    """Asks the hub once whether it is there; waits for at most 2.5 seconds.
+    """Sends the hub one request; waits for at most 2.5 seconds.
 
     Raises:
         HubUnreachableError: If it does not answer, or ``HF_HUB_OFFLINE`` forbids asking.
@@ -35,7 +41,7 @@ def require_hub() -> None:
         msg = "the hub cannot be reached, because HF_HUB_OFFLINE is set, and its cache lacks them"
         raise HubUnreachableError(msg)
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # A name server that is not there is waited for beyond any timeout, hence the thread.
+    # Looking up a name ignores the timeout where the name server is away, hence the thread.
     threading.Thread(target=lambda: answer.put(_ask(constants.ENDPOINT)), daemon=True).start()
     try:
         trouble = answer.get(timeout=_PATIENCE_SECONDS)
@@ -50,11 +56,7 @@ def require_hub() -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Says why nothing came from the hub, as a clause without a final stop.
-
-    Args:
-        error: What fetching raised.
-    """
+    """Returns why fetching failed, as a clause without a final stop."""
     if isinstance(error, HubUnreachableError):
         return str(error)
     return f"the hub cannot be reached or has no such model ({error})"
@@ -62,16 +64,36 @@ def reason_of(error: Exception) -> str:
 
 @contextlib.contextmanager
 def cache_only() -> Iterator[None]:
-    """Lets the hub's clients use what is cached and send nothing, for the duration of the block."""
-    with mock.patch.object(constants, "HF_HUB_OFFLINE", new=True):
+    """Lets the hub's clients use the cache and send nothing, for the duration of the block."""
+    before = constants.HF_HUB_OFFLINE
+    # The clients look this constant up at each call; the environment is read only at import.
+    constants.HF_HUB_OFFLINE = True
+    try:
         yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def cache_first(read: Callable[[], Read]) -> Read:
+    """Reads a model with a client of the hub: from the cache without a request, else online.
+
+    Args:
+        read: Calls the client; called a second time if the cache lacks files.
+
+    Raises:
+        HubUnreachableError: If the model is not cached and the hub does not answer.
+    """
+    # Even for cached files, transformers and diffusers ask the hub whether there are newer ones.
+    with contextlib.suppress(*READ_ERRORS), cache_only():
+        return read()
+    require_hub()
+    return read()
 
 
 def fetch_file(repository: str, names: Sequence[str]) -> Path:
     """Finds the first of several files in a hub repository, downloading it if it is not cached.
 
-    A cached file is used as it is: no request is sent, so that a machine without a network starts
-    at once.
+    A cached file is used without a request, so that a machine without a network starts at once.
 
     Args:
         repository: ``"org/name"``.
@@ -92,7 +114,7 @@ def fetch_file(repository: str, names: Sequence[str]) -> Path:
     for name in names:
         try:
             return Path(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError:
+        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError, but means "no connection"
             raise
         except EntryNotFoundError:
             continue
@@ -114,7 +136,7 @@ def cached_file(repository: str, names: Sequence[str]) -> Path | None:
 
 
 def _ask(endpoint: str) -> str:
-    """Sends one request; returns why there was no answer, and nothing if there was any."""
+    """Sends one request; returns why there was no answer, or nothing if there was one."""
     request = urllib.request.Request(endpoint, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS).close()
@@ -122,6 +144,6 @@ def _ask(endpoint: str) -> str:
         error.close()
     except (OSError, HTTPException, ValueError) as error:
         cause = getattr(error, "reason", error)
-        # Of certificates the hub's own client may know more.
+        # The hub's own client may trust certificates that urllib does not: let it try.
         return "" if isinstance(cause, SSLError) else str(cause) or type(cause).__name__
     return ""

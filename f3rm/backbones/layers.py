@@ -1,21 +1,21 @@
-"""What a backbone's layers offer, and whether a tap fits them.
+"""A backbone's layers, and the check that a tap fits them.
 
-The answers come from descriptions alone, so that a wrong name fails before an image is decoded.
+Descriptions are enough for both, so that a wrong name fails before an image is decoded.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from f3rm.backbones.tap_ops import MODEL_OPS, Form
-from f3rm.backbones.taps import Facet, Tap
+from f3rm.backbones.taps import MODEL_OPS, Facet, Form, Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import TapError
 
 FACETS: tuple[Facet, ...] = get_args(Facet)
 
-_WITH_REGISTERS = 2
+_WITH_REGISTERS = 2  # prefix tokens: a class token and at least one register
 _LONGEST_HINT = 300
+_LONGEST_LIST = 3
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class LayerInfo:
 
     Attributes:
         name: As taps write it.
-        kind: What it gives: ``tokens`` of a transformer, a ``map`` or a ``vector``.
-        channels: Its channels; for a facet ``attn`` the number of heads counts instead.
+        kind: ``tokens`` of a transformer, a ``map`` or a ``vector``.
+        channels: Its channels; for the facet ``attn`` the number of heads counts instead.
         stride: Pixels between neighbouring cells; 0 for vectors.
-        facets: What can be read from it.
-        ops: Which of the model's own operations (``norm``, ``proj``, ``dense``) can follow it.
+        facets: Quantities that can be read from it.
+        ops: The model's own operations (``norm``, ``proj``, ``dense``) that can follow it.
         prefix_tokens: Tokens before the patches: the class token and registers.
-        is_dense_only: Whether it can be read by ``dense(...)`` only.
+        is_dense_only: Whether ``dense(...)`` is the only way to read it.
     """
 
     name: str
@@ -44,16 +44,12 @@ class LayerInfo:
 
 
 def dense_layer(channels: int, stride: int) -> LayerInfo:
-    """Describes the only layer of a model whose dense features are all that can be read."""
+    """Describes the only layer of a model that has dense features and nothing else to read."""
     return LayerInfo("-1", "map", channels, stride, ops=("dense",), is_dense_only=True)
 
 
 def find_layer(layers: Sequence[LayerInfo], tap: Tap) -> LayerInfo:
     """Finds the layer of a tap; negative numbers count the blocks from the last one.
-
-    Args:
-        layers: All layers of a model.
-        tap: The tap.
 
     Raises:
         TapError: If there is no such layer; the message has near matches.
@@ -72,12 +68,12 @@ def find_layer(layers: Sequence[LayerInfo], tap: Tap) -> LayerInfo:
         hint = near_matches(tap.layer, by_name)
         if len(hint) > _LONGEST_HINT:
             hint = f"this model has {len(layers)} layers, which f3rm layers lists"
-    msg = f"Tap: there is no layer {tap.layer!r} in {str(tap)!r}; {hint}"
+    msg = f"There is no layer {tap.layer!r}, got the tap {str(tap)!r}; {hint}"
     raise TapError(msg)
 
 
 def check_tap(layers: Sequence[LayerInfo], tap: Tap, *, dense_rules: Sequence[str] = ()) -> None:
-    """Checks that a model can give what a tap asks for.
+    """Checks that a model has a tap's layer, facet, tokens and operations.
 
     Args:
         layers: All layers of the model.
@@ -85,57 +81,50 @@ def check_tap(layers: Sequence[LayerInfo], tap: Tap, *, dense_rules: Sequence[st
         dense_rules: The rules that ``dense(...)`` may name.
 
     Raises:
-        TapError: If the layer is unknown, or it does not have the facet, the tokens or an
-            operation.
+        TapError: If it lacks one of them.
     """
     layer = find_layer(layers, tap)
     tap.form(layer.kind)
+    got = f"got the tap {str(tap)!r}"
+    problem = ""
     if tap.facet not in layer.facets:
-        msg = (
-            f"Tap: the layer {layer.name} has no facet {tap.facet!r} (in {str(tap)!r}), it has "
-            f"{', '.join(layer.facets)}. {_layers_with(layers, tap.facet)}"
+        owners = [each.name for each in layers if tap.facet in each.facets]
+        problem = (
+            f"The layer {layer.name} has no facet {tap.facet!r}, {got}; it has "
+            f"{', '.join(layer.facets)}. {_span(owners)}"
         )
-        raise TapError(msg)
-    if layer.is_dense_only and not (tap.ops and tap.ops[0].name == "dense"):
-        msg = (
-            f"Tap: the layer {layer.name} of this model is read by a dense rule only, got "
-            f"{str(tap)!r}. Write {layer.name}|dense({dense_rules[0]})."
+    elif layer.is_dense_only and not (tap.ops and tap.ops[0].name == "dense"):
+        problem = (
+            f"The layer {layer.name} of this model can be read by a dense rule only, {got}. Write "
+            f"{layer.name}|dense({dense_rules[0]})."
         )
-        raise TapError(msg)
-    if tap.select == "reg" and layer.prefix_tokens < _WITH_REGISTERS:
-        msg = (
-            f"Tap: this model has no registers, got {str(tap)!r}. Choose @patch, @all or @cls, or "
-            "a model with registers."
+    elif tap.select == "reg" and layer.prefix_tokens < _WITH_REGISTERS:
+        problem = (
+            f"This model has no registers, {got}. Choose @patch, @all or @cls, or a model with "
+            "registers."
         )
-        raise TapError(msg)
-    if tap.select == "cls" and layer.prefix_tokens < 1:
-        msg = (
-            f"Tap: the layer {layer.name} has no class token, got {str(tap)!r}. Choose @patch, "
-            "@all or a pooling operation such as mean."
+    elif tap.select == "cls" and layer.prefix_tokens < 1:
+        problem = (
+            f"The layer {layer.name} has no class token, {got}. Choose @patch, @all or a pooling "
+            "operation such as mean."
         )
-        raise TapError(msg)
+    if problem:
+        raise TapError(problem)
     for op in tap.ops:
         if op.name in MODEL_OPS and op.name not in layer.ops:
-            msg = (
-                f"Tap: {op.name} cannot follow the layer {layer.name} of this model, got "
-                f"{str(tap)!r}. {_layers_with_op(layers, op.name)}"
-            )
+            owners = [each.name for each in layers if op.name in each.ops]
+            msg = f"{op.name} cannot follow the layer {layer.name}, {got}. {_span(owners)}"
             raise TapError(msg)
         if op.name == "dense" and op.arguments[0] not in dense_rules:
             rule = str(op.arguments[0])
-            msg = f"Tap: there is no rule {rule!r} here; {near_matches(rule, dense_rules)}"
+            msg = f"This model has no dense rule {rule!r}; {near_matches(rule, dense_rules)}"
             raise TapError(msg)
 
 
-def _layers_with(layers: Sequence[LayerInfo], facet: Facet) -> str:
-    names = [layer.name for layer in layers if facet in layer.facets]
-    return f"Layers that have it: {_span(names)}." if names else "No layer of this model has it."
-
-
-def _layers_with_op(layers: Sequence[LayerInfo], op: str) -> str:
-    names = [layer.name for layer in layers if op in layer.ops]
-    return f"Layers that have it: {_span(names)}." if names else "No layer of this model has it."
-
-
-def _span(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 1 + _WITH_REGISTERS else f"{names[0]} ... {names[-1]}"
+def _span(owners: Sequence[str]) -> str:
+    """Names the layers that have a facet or an operation; the first and the last of many."""
+    if not owners:
+        return "No layer of this model has it."
+    if len(owners) > _LONGEST_LIST:
+        owners = [f"{owners[0]} ... {owners[-1]}"]
+    return f"Layers that have it: {', '.join(owners)}."

@@ -1,4 +1,4 @@
-"""Optional packages: one way to ask for them, one error that names the extra to install."""
+"""Imports optional packages on demand; the error of a missing one names the extra to install."""
 
 import importlib
 from types import ModuleType
@@ -8,7 +8,7 @@ from f3rm.errors import F3rmError
 
 
 class MissingExtraError(F3rmError):
-    """An optional package is asked for and cannot be imported."""
+    """An optional package is needed and cannot be imported."""
 
 
 def require(
@@ -17,10 +17,10 @@ def require(
     """Imports an optional package when it is needed.
 
     Args:
-        module: What to import, e.g. ``"sklearn.neighbors"``.
+        module: The module, e.g. ``"sklearn.neighbors"``.
         extra: The extra of f3rm that installs it.
-        purpose: Who needs it, as the subject of a clause, e.g. ``"Probe: a probe"``.
-        error: The error to raise.
+        purpose: Subject of the message, e.g. ``"A probe"``.
+        error: Class of the error to raise.
 
     Raises:
         F3rmError: Of the class ``error``, if the package is missing or does not import here.

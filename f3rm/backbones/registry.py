@@ -1,9 +1,9 @@
-"""Chooses a backbone's adapter by name and loads it; imports no model library itself.
+"""Loads a backbone by the name of its adapter; imports no model library itself.
 
-The adapters that ship with f3rm are named here. Other packages add theirs through the entry-point
+Adapters that ship with f3rm are listed here. Other packages add theirs through the entry-point
 group ``f3rm.backbones``: the entry's name is the adapter's name, its object a
-:class:`~f3rm.backbones.base.Backbone` class with a ``load`` class method. A name that f3rm ships
-cannot be replaced that way.
+:class:`~f3rm.backbones.base.Backbone` class with a ``load`` class method. A shipped name cannot be
+replaced that way.
 """
 
 from collections.abc import Collection
@@ -13,10 +13,8 @@ from typing import get_args
 import torch
 
 from f3rm.backbones.base import Backbone, Tower
-from f3rm.backbones.weights import near_matches, weights_identity
+from f3rm.backbones.weights import near_matches
 from f3rm.errors import BackboneRef, BackboneUnavailableError
-
-__all__ = ["ENTRY_POINT_GROUP", "adapter_names", "load_backbone", "weights_identity"]
 
 ENTRY_POINT_GROUP = "f3rm.backbones"
 
@@ -30,7 +28,7 @@ _SHIPPED = {
     "proxyclip": "f3rm.backbones.clip.proxy:ProxyBackbone",
 }
 _DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
-"""Import names whose package is called otherwise on the package index."""
+"""Import names of packages that pip knows by another name."""
 
 
 def load_backbone(
@@ -44,7 +42,7 @@ def load_backbone(
     Args:
         ref: Adapter, model and weights.
         device: Where the parameters go.
-        towers: Which halves to keep in memory: ``"image"``, ``"text"`` or both.
+        towers: The halves to keep in memory: ``"image"``, ``"text"`` or both.
 
     Returns:
         The backbone in evaluation mode, without gradients.
@@ -56,7 +54,7 @@ def load_backbone(
     """
     known_towers = get_args(Tower)
     if not towers or not set(towers) <= set(known_towers):
-        msg = f"load_backbone: towers must name some of {known_towers}, got {tuple(towers)!r}."
+        msg = f"towers must name some of {known_towers}, got {tuple(towers)!r}."
         raise ValueError(msg)
     return _adapter_class(ref.adapter).load(ref, device=device, towers=tuple(towers))
 
@@ -72,15 +70,15 @@ def _adapters() -> dict[str, EntryPoint]:
         name: EntryPoint(name=name, value=target, group=ENTRY_POINT_GROUP)
         for name, target in _SHIPPED.items()
     }
-    return installed | shipped
+    return installed | shipped  # in this order, so that shipped names win
 
 
 def _adapter_class(name: str) -> type[Backbone]:
     adapters = _adapters()
     if name not in adapters:
         msg = (
-            f"load_backbone: there is no backbone adapter {name!r}; {near_matches(name, adapters)} "
-            f"Further adapters come with packages that offer the entry point {ENTRY_POINT_GROUP!r}."
+            f"There is no backbone adapter {name!r}; {near_matches(name, adapters)} Other "
+            f"packages add adapters through the entry-point group {ENTRY_POINT_GROUP!r}."
         )
         raise BackboneUnavailableError(msg)
     entry = adapters[name]
@@ -90,7 +88,7 @@ def _adapter_class(name: str) -> type[Backbone]:
         raise _import_failure(entry, error) from error
     if not (isinstance(adapter, type) and issubclass(adapter, Backbone)):
         msg = (
-            f"load_backbone: the adapter {name!r} ({entry.value}) must be a subclass of "
+            f"The backbone adapter {name!r} ({entry.value}) must be a subclass of "
             f"f3rm.backbones.Backbone, got {adapter!r}. Correct the package that offers it."
         )
         raise BackboneUnavailableError(msg)
@@ -107,6 +105,6 @@ def _import_failure(
     else:
         next_step = f"Install it: pip install {_DISTRIBUTIONS.get(package, package)}"
     return BackboneUnavailableError(
-        f"load_backbone: the adapter {entry.name!r} ({entry.value}) needs the package "
+        f"The backbone adapter {entry.name!r} ({entry.value}) needs the package "
         f"{package or own_package!r}, which is missing or unusable here ({error}). {next_step}."
     )

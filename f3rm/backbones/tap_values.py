@@ -1,4 +1,4 @@
-"""The operations of taps on tensors, on the device where the model runs."""
+"""The operations of taps, computed on the device where the model runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,8 +7,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.backbones.tap_ops import OP_RULES, Form, Op
-from f3rm.backbones.taps import Tap
+from f3rm.backbones.taps import OP_RULES, Form, Op, Tap
 
 ModelOps = Mapping[str, Callable[[Tensor], Tensor]]
 """A model's own operations by name: ``norm`` and ``proj`` on the last axis."""
@@ -22,19 +21,19 @@ def apply_ops(
     model_ops: ModelOps | None = None,
     num_heads: int = 1,
 ) -> Shaped[Tensor, "batch ..."]:
-    """Does the operations of a tap, in order.
+    """Applies the operations of a tap, in order.
 
     Args:
-        values: What was read, channels last: a map (batch, rows, cols, channels), tokens (batch,
+        values: A layer's output, channels last: a map (batch, rows, cols, channels), tokens (batch,
             tokens, channels) or a vector (batch, channels).
         ops: The operations, which :func:`f3rm.backbones.layers.check_tap` has accepted.
-        form: Which of these it is.
+        form: The axes of ``values``.
         model_ops: The model's own operations.
         num_heads: Heads of the attention, for ``heads``.
 
     Returns:
-        The result; a flattened map has its values channel by channel, as ``torch.flatten`` gives
-        them for maps with channels first, and flattened tokens have them token by token.
+        The result. A flattened map is ordered channel by channel, as ``torch.flatten`` orders maps
+        with channels first; flattened tokens are ordered token by token.
     """
     own = model_ops or {}
     for op in ops:
@@ -59,7 +58,7 @@ def select_tokens(
 
     Args:
         tokens: Class token, registers, then patches row by row.
-        tap: What is wanted.
+        tap: Whose ``select`` counts.
         prefix_tokens: Tokens before the patches.
         grid: (rows, cols) of patches.
 
@@ -84,7 +83,7 @@ def select_weights(
 
     Args:
         weights: Queries by keys.
-        tap: What is wanted.
+        tap: Whose ``select`` counts.
         prefix_tokens: Tokens before the patches.
         grid: (rows, cols) of patches.
 
@@ -97,7 +96,7 @@ def select_weights(
     return weights[:, :, prefix_tokens:, prefix_tokens:] if tap.select == "patch" else weights
 
 
-def _windows(values: Tensor, op: Op, _: Form) -> Tensor:
+def _pooled(values: Tensor, op: Op, _: Form) -> Tensor:
     """Pools a map by windows; torch pools maps with channels first."""
     maps = values.permute(0, 3, 1, 2)  # (batch, channels, rows, cols)
     kernel, stride, padding = op.window()
@@ -105,10 +104,10 @@ def _windows(values: Tensor, op: Op, _: Form) -> Tensor:
     return pool(maps, kernel, stride, padding).permute(0, 2, 3, 1)
 
 
-def _adaptive(values: Tensor, op: Op, _: Form) -> Tensor:
+def _pooled_to_size(values: Tensor, op: Op, _: Form) -> Tensor:
     maps = values.permute(0, 3, 1, 2)  # (batch, channels, rows, cols)
     pairs = op.pairs()
-    size = (pairs[0][0], pairs[-1][1])
+    size = (pairs[0][0], pairs[-1][1])  # adaptive_avg(2), (2,3) and (2x3) all give rows and cols
     pool = F.adaptive_avg_pool2d if op.name == "adaptive_avg" else F.adaptive_max_pool2d
     return pool(maps, size).permute(0, 2, 3, 1)
 
@@ -124,16 +123,12 @@ def _flattened(values: Tensor, _: Op, form: Form) -> Tensor:
     return values.flatten(1)
 
 
-def _normalised(values: Tensor, _: Op, __: Form) -> Tensor:
-    return F.normalize(values, dim=-1)
-
-
 _PLAIN: Mapping[str, Callable[[Tensor, Op, Form], Tensor]] = {
-    "l2": _normalised,
-    "avg": _windows,
-    "max": _windows,
-    "adaptive_avg": _adaptive,
-    "adaptive_max": _adaptive,
+    "l2": lambda values, _, __: F.normalize(values, dim=-1),
+    "avg": _pooled,
+    "max": _pooled,
+    "adaptive_avg": _pooled_to_size,
+    "adaptive_max": _pooled_to_size,
     "mean": _reduced,
     "amax": _reduced,
     "flatten": _flattened,
@@ -148,13 +143,13 @@ def result_of_ops(
     widths: Mapping[str, int],
     num_heads: int,
 ) -> tuple[int, ...]:
-    """Returns the shape that operations give, without computing.
+    """Returns the shape of a tap's result, without computing.
 
     Args:
-        shape: Of what is read.
+        shape: Of the layer's output, with the batch.
         ops: The operations.
-        form: Axes of what is read.
-        widths: Channels that a model's own operations give, by name.
+        form: The axes of ``shape``.
+        widths: Channels after each of the model's own operations.
         num_heads: Heads of the attention.
     """
 
@@ -162,5 +157,6 @@ def result_of_ops(
         return lambda values: values.new_empty(*values.shape[:-1], width)
 
     stand_ins = {name: widened(width) for name, width in widths.items()}
+    # Run on a tensor without data, so that shapes cannot disagree with what is computed.
     values = torch.empty(shape, device="meta")
     return tuple(apply_ops(values, ops, form, model_ops=stand_ins, num_heads=num_heads).shape)

@@ -1,4 +1,4 @@
-"""Where a backbone's weights are, and which weights they are, without loading a model.
+"""Locates and identifies a backbone's weights, without loading a model.
 
 A ``weights`` string is read by one rule:
 
@@ -6,18 +6,18 @@ A ``weights`` string is read by one rule:
 2. A file or folder that exists is local, whatever its name.
 3. Otherwise it is a *missing path*, hence an error, if it is absolute, starts with ``.`` or ``~``,
    holds a backslash or more than one slash, ends in the suffix of a weight file or an archive, or
-   lies in a folder that has other weights or nearly that name (``checkpoints/dnio``), unless the
-   model is called so.
+   its folder has other weights or a similar name (``checkpoints/dnio``), unless the model has that
+   very name.
 4. Anything else is a tag or a hub name (``openai``, ``org/name``, ``hf-hub:org/name``), which has
    at most one slash. ``hf-hub:`` before a name means the hub whatever folders there are.
 
-Backbones that are made of several take several such strings, joined by commas; a file or folder
+Backbones that combine several models take several such strings, joined by commas; a file or folder
 whose name has a comma is one string nevertheless.
 """
 
 import difflib
-import json
-from collections.abc import Callable, Iterable, Mapping
+import importlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from types import ModuleType
 import torch
 import xxhash
 
-from f3rm.backbones.llava_names import INDEX_NAMES, is_vision
+from f3rm.backbones.checkpoint import INDEX_NAMES, read_index
 from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -34,15 +34,16 @@ _OTHER_SUFFIXES = (".tar", ".zip", ".npz", ".npy", ".pkl", ".h5", ".msgpack", ".
 _CHUNK_BYTES = 1 << 22
 _BUILTIN_PREFIX = "builtin:"
 _BUILTIN_FOLDERS = {"tinyclip": Path(__file__).parent / "tinyclip"}
-_USED_TENSORS: Mapping[str, Callable[[str], bool]] = {"llava": is_vision}
-"""By adapter: which tensors of a checkpoint are read. Shards without any are not hashed."""
+_SELECTIVE = {"llava": "f3rm.backbones.llava.names"}
+"""Adapters that read a part of a checkpoint: the module whose ``is_vision`` chooses its tensors.
+Shards without any are not hashed. Named by string, because a family's package imports this one."""
 
 
 def local_weights(ref: BackboneRef) -> Path | None:
     """Finds the local file or folder that a reference names.
 
     Args:
-        ref: The backbone; empty weights stand for the model's own name.
+        ref: The backbone; empty weights mean the model's own name.
 
     Returns:
         The existing path, or None for a tag or hub name.
@@ -67,9 +68,6 @@ def weights_identity(ref: BackboneRef) -> str:
     Copying or moving a file or folder keeps the identity; changing a byte of its weights or
     configuration, or the name of a file in a folder, changes it. Other files of a folder (a README)
     do not count.
-
-    Args:
-        ref: The backbone.
 
     Returns:
         ``"xxh3:<hex>"`` for a local file or folder, ``"hub:<model>@<weights>"`` for a tag or hub
@@ -106,15 +104,15 @@ def unavailable(ref: BackboneRef, reason: str) -> BackboneUnavailableError:
     """Builds the error for weights that cannot be used; it says how to pass a local copy.
 
     Args:
-        ref: What was asked.
-        reason: What was found instead, as a clause without a final stop.
+        ref: The backbone asked for.
+        reason: The problem, as a clause without a final stop.
 
     Returns:
         The error, to be raised by the caller with its cause.
     """
     feature_type = ref.adapter.upper()
     return BackboneUnavailableError(
-        f"load_backbone: cannot load the weights {ref.weights!r} of the model {ref.model!r} "
+        f"Cannot load the weights {ref.weights!r} of the model {ref.model!r} "
         f"(adapter {ref.adapter!r}): {reason}. To use a local copy, pass "
         f"--weights {feature_type}=/path/to/folder-or-file "
         f"(training: --pipeline.datamanager.weights {feature_type}=/path)."
@@ -122,7 +120,7 @@ def unavailable(ref: BackboneRef, reason: str) -> BackboneUnavailableError:
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Returns a clause naming the known words closest to a wrong one, or all if none is close."""
+    """Returns a clause with the known words closest to a wrong one, or all if none is close."""
     words = sorted(set(known))
     close = difflib.get_close_matches(name, words, n=5, cutoff=0.5)
     if close:
@@ -141,7 +139,7 @@ def _builtin_folder(ref: BackboneRef, name: str) -> Path:
 
 
 def hub_name(ref: BackboneRef) -> str:
-    """Returns the hub name that a reference means if its weights are not local."""
+    """Returns the hub name of a reference whose weights are not local."""
     return (ref.weights or ref.model).removeprefix(HUB_PREFIX)
 
 
@@ -157,7 +155,7 @@ def _reads_like_path(ref: BackboneRef, weights: str) -> bool:
 
 
 def _is_beside_weights(ref: BackboneRef, weights: str) -> bool:
-    """Whether a name that is not the model's own lies beside weights or nearly the same name."""
+    """Whether a name that is not the model's own has weights or a similar name beside it."""
     name = Path(weights)
     if "/" not in weights or weights in ref.model.split(","):
         return False
@@ -168,7 +166,7 @@ def _is_beside_weights(ref: BackboneRef, weights: str) -> bool:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Lists a folder; what is no folder or must not be read is empty."""
+    """Lists a folder; anything else, or an unreadable folder, is empty."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -176,7 +174,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _missing(path: Path) -> str:
-    """Says which part of a path does not exist, and what there is instead."""
+    """Returns which part of a path does not exist, and the similar names beside it."""
     nearest = path.absolute()
     lacking = nearest
     while not nearest.is_dir() and nearest != nearest.parent:
@@ -203,15 +201,15 @@ def _identifying_files(ref: BackboneRef, folder: Path) -> list[Path]:
 
 def _unused_shards(ref: BackboneRef, folder: Path) -> set[str]:
     """Returns the shards that an adapter never opens, by the checkpoint's index."""
-    uses = _USED_TENSORS.get(ref.adapter)
     index = next((folder / name for name in INDEX_NAMES if (folder / name).is_file()), None)
-    if uses is None or index is None:
+    if ref.adapter not in _SELECTIVE or index is None:
         return set()
+    is_read = importlib.import_module(_SELECTIVE[ref.adapter]).is_vision
     try:
-        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise unavailable(ref, f"{str(index)!r} is no index ({error!r})") from error
-    return set(places.values()) - {file for tensor, file in places.items() if uses(tensor)}
+        shards = read_index(index)
+    except ValueError as error:
+        raise unavailable(ref, str(error)) from error
+    return set(shards.values()) - {file for tensor, file in shards.items() if is_read(tensor)}
 
 
 def _add_content(digest: xxhash.xxh3_128, file: Path) -> None:
@@ -221,12 +219,7 @@ def _add_content(digest: xxhash.xxh3_128, file: Path) -> None:
 
 
 def provenance_of(ref: BackboneRef, library: ModuleType) -> dict[str, str]:
-    """Returns what a cache records of a model: its library, versions and weights' identity.
-
-    Args:
-        ref: The model.
-        library: What built it.
-    """
+    """Returns a cache's record of a model: its library, versions and weights' identity."""
     return {
         "library": library.__name__,
         "version": library.__version__,

@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 import xxhash
 
-from f3rm.backbones.registry import weights_identity
+from f3rm.backbones.weights import weights_identity
 from f3rm.errors import CacheError, StrPath, as_path, printable
 from f3rm.extract.legacy import is_legacy, open_legacy
 from f3rm.extract.locks.folders import is_writable

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from f3rm.backbones.registry import load_backbone, weights_identity
+from f3rm.backbones.registry import load_backbone
+from f3rm.backbones.weights import weights_identity
 from f3rm.errors import CacheError, CacheMismatchError, StrPath, as_path
 from f3rm.extract.cache import cache_roots
 from f3rm.extract.extraction import run_job

@@ -11,7 +11,7 @@ import torch
 
 import f3rm
 from f3rm.backbones.base import Backbone
-from f3rm.backbones.registry import weights_identity
+from f3rm.backbones.weights import weights_identity
 from f3rm.extract.codec_fit import settle_codec
 from f3rm.extract.dense import dense_backbone
 from f3rm.extract.encoder import Encoder

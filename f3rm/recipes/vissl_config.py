@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from f3rm.backbones.module.vissl_heads import HeadError, with_heads
-from f3rm.backbones.tap_ops import Op
-from f3rm.backbones.taps import Tap
+from f3rm.backbones.taps import Op, Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import BackboneRef
 from f3rm.extract.taps.prep import Prep

@@ -109,7 +109,7 @@ class FeatureSpec:
         """Returns what the values depend on; weights count by what they are, not by where.
 
         Args:
-            weights_identity: What :func:`f3rm.backbones.registry.weights_identity` says of
+            weights_identity: What :func:`f3rm.backbones.weights.weights_identity` says of
                 :attr:`backbone`.
             algorithm: Version of the preparation.
 

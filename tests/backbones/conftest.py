@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from f3rm.backbones.clip.backbone import write_random_checkpoint
 from f3rm.errors import BackboneRef
+from tests.backbones.random_clip import write_random_checkpoint
 
 
 def _write_lively_clip(folder: Path, *, quick_gelu: bool) -> Path:

@@ -11,7 +11,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import load_file, save_file
 
 from f3rm.backbones.clip.backbone import ClipBackbone
-from f3rm.backbones.clip.dense import project_cells, resnet_maps
+from f3rm.backbones.clip.resnet import project_cells, resnet_maps
 from f3rm.backbones.registry import load_backbone
 from f3rm.backbones.weights import local_weights, weights_identity
 from f3rm.errors import BackboneRef, BackboneUnavailableError

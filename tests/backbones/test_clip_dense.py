@@ -13,7 +13,7 @@ from torch import Tensor
 
 from f3rm.backbones import load_backbone
 from f3rm.backbones.clip.backbone import ClipBackbone
-from f3rm.backbones.clip.dense import embed_patches, resize_positions, run_block
+from f3rm.backbones.clip.vit import clip_vit, embed_patches, resize_positions
 from f3rm.errors import BackboneRef
 
 PATCH, HEADS, TRAINED_GRID = 14, 2, 4
@@ -173,8 +173,8 @@ def test_blocks_equal_open_clips_own_forward(backbone, make_images):
     visual = backbone.visual
     with torch.no_grad():
         tokens = embed_patches(visual, images)
-        for block in visual.transformer.resblocks:
-            tokens = run_block(block, tokens)
+        for block in clip_vit(visual).blocks:
+            tokens = block.run(tokens)["token"]
         pooled = visual.ln_post(tokens[:, 0]) @ visual.proj
         torch.testing.assert_close(pooled, visual(images), rtol=1e-5, atol=1e-5)
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from f3rm.backbones import load_backbone
-from f3rm.backbones.clip.backbone import ClipBackbone, write_random_checkpoint
+from f3rm.backbones.clip.backbone import ClipBackbone
 from f3rm.backbones.clip.source import find_source
 from f3rm.errors import BackboneRef, BackboneUnavailableError
+from tests.backbones.random_clip import write_random_checkpoint
 
 LOCAL_HINT = (
     r"--weights CLIP=/path/to/folder-or-file "
@@ -117,11 +118,13 @@ def test_only_the_asked_tower_is_kept(clip_ref, images):
     assert text_only.has_text
     assert text_only.encode_text([]).shape == (0, 32)
     assert text_only.device == torch.device("cpu")
-    with pytest.raises(BackboneUnavailableError, match=r"encode_text: the text tower .*\"text\""):
+    with pytest.raises(BackboneUnavailableError, match=r"^The text tower .*\"text\""):
         image_only.encode_text(["mug"])
-    with pytest.raises(BackboneUnavailableError, match=r"encode_image: the image tower"):
+    with pytest.raises(BackboneUnavailableError, match=r"^The image tower"):
         text_only.encode_image(images)
-    with pytest.raises(TypeError, match=r"must be a sequence of strings, got one. Pass \['mug'\]"):
+    with pytest.raises(
+        TypeError, match=r"must be a sequence of strings, got one string. Pass \['mug'\]"
+    ):
         text_only.encode_text("mug")
 
 

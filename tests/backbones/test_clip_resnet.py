@@ -5,7 +5,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.backbones.clip.dense import RESNET_STRIDE, project_cells, resnet_features, resnet_maps
+from f3rm.backbones.clip.resnet import RESNET_STRIDE, project_cells, resnet_features, resnet_maps
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,9 @@ from torch import Tensor
 from transformers import AutoModel, ViTConfig
 
 from f3rm.backbones import load_backbone
-from f3rm.backbones.base import Backbone
-from f3rm.backbones.dino.backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DinoFamily,
-    write_random_checkpoint,
-)
+from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from f3rm.errors import BackboneRef, BackboneUnavailableError
+from tests.backbones.random_dino import DinoFamily, write_random_checkpoint
 
 FAMILIES = get_args(DinoFamily)
 ADAPTERS = {"dino": "dino", "dinov2": "dinov2", "dinov2_with_registers": "dinov2"}

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from f3rm.backbones import load_backbone
-from f3rm.backbones.dino.backbone import write_random_checkpoint
 from f3rm.backbones.weights import weights_identity
 from f3rm.errors import BackboneRef, BackboneUnavailableError
+from tests.backbones.random_dino import write_random_checkpoint
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import f3rm.backbones
 from f3rm.backbones import adapter_names, load_backbone
-from f3rm.backbones.registry import weights_identity
+from f3rm.backbones.weights import weights_identity
 from f3rm.errors import BackboneRef, BackboneUnavailableError
 
 TOY_ADAPTER = """
@@ -142,6 +143,27 @@ def test_importing_the_room_loads_no_model_library():
         timeout=300,
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_classes_of_families_are_found_in_the_room_on_first_use():
+    code = (
+        "import sys, f3rm.backbones; print('f3rm.backbones.module.backbone' in sys.modules); "
+        "from f3rm.backbones import ModuleBackbone, VideoBackbone; "
+        "heavy = ('open_clip', 'transformers', 'torchvision', 'timm', 'diffusers'); "
+        "print(ModuleBackbone.__name__, VideoBackbone.__name__); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert result.stdout.splitlines() == ["False", "ModuleBackbone VideoBackbone", "[]"]
+    with pytest.raises(AttributeError, match="'f3rm.backbones' has no attribute 'ModelBackbone'"):
+        f3rm.backbones.ModelBackbone  # noqa: B018
 
 
 def test_names_are_identified_without_a_model():

@@ -5,8 +5,7 @@ from typing import get_args
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from f3rm.backbones.tap_ops import OP_RULES, Op
-from f3rm.backbones.taps import Facet, Select, Tap, parse_taps
+from f3rm.backbones.taps import OP_RULES, Facet, Op, Select, Tap, parse_taps
 from f3rm.errors import TapError
 
 LAYERS = st.from_regex(r"-?[0-9]{1,2}|[a-z][a-z0-9_]{0,6}(\.[a-z0-9]{1,4}){0,2}", fullmatch=True)

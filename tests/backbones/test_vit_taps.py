@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from f3rm.backbones import load_backbone
 from f3rm.backbones.base import Backbone
-from f3rm.backbones.dino.backbone import write_random_checkpoint
 from f3rm.backbones.taps import Tap
 from f3rm.errors import BackboneRef, TapError
+from tests.backbones.random_dino import write_random_checkpoint
 
 GRID = (3, 5)
 
@@ -183,7 +183,7 @@ def test_clip_queries_keys_and_values_equal_its_packed_projection(clip, library_
         ("head|mean", "mean must follow a map or tokens, got a vector"),
         ("head@all", "head gives a vector"),
         ("0|dense(maskclip)", "dense cannot follow the layer 0.*Layers that have it: 2"),
-        ("-1|dense(nclip)", "no rule 'nclip' here; did you mean .*nacclip"),
+        ("-1|dense(nclip)", "no dense rule 'nclip'; did you mean .*nacclip"),
         ("final|norm", "norm cannot follow the layer final"),
     ],
 )

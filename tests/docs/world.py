@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torchvision.models import resnet50
 
-from f3rm.backbones.clip import backbone as clip
-from f3rm.backbones.dino import backbone as dino
+from tests.backbones import random_clip as clip, random_dino as dino
 from tests.backbones.llava_checkpoint import write_llava
 from tests.docs.pages import ROOT
 from tests.scene_fixtures import write_image

@@ -12,11 +12,10 @@ from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManage
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 
-from f3rm.backbones.clip import backbone as clip
-from f3rm.backbones.dino import backbone as dino
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.synthetic.scenes import SceneSettings, make_scene
+from tests.backbones import random_clip as clip, random_dino as dino
 from tests.nerf_fixtures import FEATURE_SIZES, NERFACTO_SIZES
 from tests.run_fixtures import train
 from tests.train_seed import TRAIN_SEED

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f3rm.backbones.clip.backbone import write_random_checkpoint
 from f3rm.scripts import cli
 from f3rm.store.reader import FeatureStore
+from tests.backbones.random_clip import write_random_checkpoint
 from tests.extract.toy import files_of, notes_of, write_dataset
 
 SCRIPT = str(Path(cli.__file__).with_name("extract_features_standalone.py"))

@@ -11,7 +11,6 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from PIL import Image
 
 from f3rm.backbones.dino.backbone import DinoBackbone
-from f3rm.backbones.video import vae as video_vae
 from f3rm.errors import BackboneRef
 from f3rm.extract.taps.live import FeatureExtractor
 from f3rm.extract.taps.prep import Prep
@@ -20,6 +19,7 @@ from f3rm.extract.taps.spec import ExtractionSpec, SpecError
 from f3rm.extract.taps.video import FramePolicy, FramesError, fit_length, read_frames
 from f3rm.recipes.image2rep import COSMOS_FRAMES, Image2Representation
 from f3rm.store.images import ImageFailedError
+from tests.backbones import random_vae as video_vae
 
 RESOLUTION = (32, 48)
 FRAMES = FramePolicy(num=9, pick="last", pad="repeat")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 
-from f3rm.backbones.video import vae as video_vae
 from f3rm.errors import BackboneRef
 from f3rm.extract.taps.bench import benchmark
 from f3rm.extract.taps.exports import export_per_item
@@ -24,6 +23,7 @@ from f3rm.recipes.image2rep import Image2Representation
 from f3rm.recipes.nsd import NsdDataset, extract_nsd, nsd_items, nsd_spec
 from f3rm.recipes.vissl import export_vissl, load_features, sample_features
 from f3rm.recipes.vissl_config import read_vissl_config
+from tests.backbones import random_vae as video_vae
 
 PAGE = Path(__file__).parents[2] / "docs" / "extraction.md"
 ROW = re.compile(r"^\| (?:NSD|VISSL|Image2Representation): .* \| `(.+)` \|$", re.MULTILINE)

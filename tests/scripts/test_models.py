@@ -2,9 +2,9 @@
 
 import pytest
 
-from f3rm.backbones.clip.backbone import write_random_checkpoint
 from f3rm.scripts.cli import main
 from f3rm.store.spec import PRESETS
+from tests.backbones.random_clip import write_random_checkpoint
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_shape_says_what_extraction_would_give(weights, capsys):
 def test_mistakes_are_one_line(weights, capsys):
     size = ["--height", "48", "--width", "64", "--weights", weights]
     assert main(["shape", *size, "--taps", "-1:qery"]) == 1
-    assert capsys.readouterr().err == "Tap: there is no facet 'qery'; did you mean query, key?\n"
+    assert capsys.readouterr().err == "There is no facet 'qery'; did you mean query, key?\n"
     assert main(["layers", "--feature-type", "CLOP"]) == 1
     assert "Did you mean CLIP" in capsys.readouterr().err
 

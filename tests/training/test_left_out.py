@@ -8,12 +8,12 @@ import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from f3rm import load
-from f3rm.backbones.dino import backbone as dino
 from f3rm.errors import DatasetError, F3rmError, ImageError
 from f3rm.extract.standalone import extract_features_for_dataset
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.scene.attach.heads import AttachSettings, attach
 from f3rm.store.manifest import read_manifest
+from tests.backbones import random_dino as dino
 from tests.run_fixtures import colours, small_config, train
 from tests.scene_fixtures import write_dataset
 

@@ -3,7 +3,6 @@ import pytest
 import torch
 from PIL import Image
 
-from f3rm.backbones.clip import backbone as clip
 from f3rm.backbones.registry import load_backbone
 from f3rm.colours.palette import PALETTE, composite
 from f3rm.errors import F3rmError
@@ -13,6 +12,7 @@ from f3rm.language.text_encoder import QueryText
 from f3rm.viewer.asked import Asked, Example, Look, Words, ask
 from f3rm.viewer.pictures import draw, legend, scores_of
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile, QueryFileError
+from tests.backbones import random_clip as clip
 from tests.nerf_fixtures import head
 
 WEIGHT = torch.randn(12, 16, generator=torch.Generator().manual_seed(2))

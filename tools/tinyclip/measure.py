@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.backbones.clip.dense import RESNET_STRIDE
+from f3rm.backbones.clip.resnet import RESNET_STRIDE
 from f3rm.synthetic.meshes import SHAPES
 from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
 from tools.tinyclip.batches import patch_shares

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.backbones.clip.dense import project_cells, resnet_features, resnet_maps
+from f3rm.backbones.clip.resnet import project_cells, resnet_features, resnet_maps
 from f3rm.backbones.clip.source import CONFIG_NAME, WEIGHT_NAMES
 from f3rm.synthetic.meshes import SHAPES
 from tools.tinyclip.batches import CELL, NO_SHAPE, Batch

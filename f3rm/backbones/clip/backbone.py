@@ -1,25 +1,21 @@
 """CLIP through open_clip: dense features in the space of its texts."""
 
-import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import open_clip
 import torch
 from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.base import Backbone, Tower
-from f3rm.backbones.clip.dense import maskclip_features, projected_tokens, resnet_features
-from f3rm.backbones.clip.source import CONFIG_NAME, WEIGHT_NAMES, ClipSource, find_source
+from f3rm.backbones.clip.resnet import resnet_features
+from f3rm.backbones.clip.source import ClipSource, find_source
 from f3rm.backbones.clip.towers import (
     ImageTower,
     TextTower,
     has_supported_text,
-    is_averaged,
     load_image_tower,
     load_text_tower,
     patch_size,
@@ -46,7 +42,7 @@ class ClipBackbone(Backbone):
         visual: ImageTower | None = None,
         text: TextTower | None = None,
     ) -> None:
-        """Puts together the towers at hand; :meth:`load` makes them.
+        """Combines loaded towers; :meth:`load` makes them.
 
         Args:
             ref: What was loaded.
@@ -63,9 +59,9 @@ class ClipBackbone(Backbone):
         self.visual = visual
         self.text = text
         self._vit: Vit | None = None
-        if visual is not None:
+        if isinstance(visual, ModifiedResNet):
             self.dense_rules = AVERAGED_RULES
-        if visual is not None and not isinstance(visual, ModifiedResNet):
+        elif visual is not None:
             self._vit = clip_vit(visual)
             self.num_heads = self._vit.num_heads
             self.dense_rules = rules_of(visual)
@@ -78,14 +74,14 @@ class ClipBackbone(Backbone):
         device: str | torch.device = "cpu",
         towers: Collection[Tower] = ("image",),
     ) -> "ClipBackbone":
-        """Loads the asked towers; see :meth:`f3rm.backbones.base.Backbone.load`.
+        """Loads one tower or both; see :meth:`f3rm.backbones.base.Backbone.load`.
 
         Args:
             ref: ``model`` is open_clip's name of the architecture, ``weights`` a tag,
                 ``hf-hub:org/name``, a weight file, or a folder with ``open_clip_config.json``,
                 which then decides the architecture.
             device: Where the parameters go.
-            towers: Which halves to load; the other is neither read nor kept.
+            towers: The halves to load; the other is neither read nor kept.
 
         Returns:
             The frozen model in fp32.
@@ -121,14 +117,10 @@ class ClipBackbone(Backbone):
         """
         if self.visual is None:
             raise self._not_loaded("image")
-        grid = self.feature_grid(images)
         if isinstance(self.visual, ModifiedResNet):
-            features = resnet_features(self.visual, images)
-        elif is_averaged(self.visual):
-            features = projected_tokens(self.visual, images)
-        else:
-            features = maskclip_features(self.visual, images)
-        return features.unflatten(1, grid)
+            grid = self.feature_grid(images)
+            return resnet_features(self.visual, images).unflatten(1, grid)
+        return self.run(images, [self.default_tap])[Tap.parse(self.default_tap)]
 
     def layers(self) -> list[LayerInfo]:
         """Describes the layers of the image tower; of a ResNet the last one, read densely.
@@ -160,17 +152,17 @@ class ClipBackbone(Backbone):
         """Embeds texts with the model's own tokenizer, as they are: no prompt template is added.
 
         Args:
-            texts: Any number of strings; what exceeds the context length (77 tokens) is cut off.
+            texts: Any number of strings; each is cut off at the context length (77 tokens).
 
         Returns:
             Unit vectors, fp32.
 
         Raises:
-            TypeError: If ``texts`` is one string, which would be read letter by letter.
+            TypeError: If ``texts`` is one string, whose letters would be embedded one by one.
             BackboneUnavailableError: If the text tower was not loaded.
         """
         if isinstance(texts, str):
-            msg = f"encode_text: texts must be a sequence of strings, got one. Pass [{texts!r}]."
+            msg = f"texts must be a sequence of strings, got one string. Pass [{texts!r}]."
             raise TypeError(msg)
         if self.text is None:
             raise self._not_loaded("text")
@@ -186,79 +178,13 @@ class ClipBackbone(Backbone):
     @property
     def device(self) -> torch.device:
         """The device that the parameters are on."""
-        return next(self._any_tower().parameters()).device
-
-    def _any_tower(self) -> nn.Module:
-        if self.visual is not None:
-            return self.visual
-        if self.text is not None:
-            return self.text.network
-        raise self._not_loaded("image")
+        loaded = self.text.network if self.text is not None else self.visual
+        if loaded is None:
+            raise self._not_loaded("image")
+        return next(loaded.parameters()).device
 
     def _not_loaded(self, tower: Tower) -> BackboneUnavailableError:
         return BackboneUnavailableError(
-            f"encode_{tower}: the {tower} tower of {self.ref.model!r} was not loaded. "
+            f"The {tower} tower of {self.ref.model!r} was not loaded. "
             f'Load it with load_backbone(ref, towers=("{tower}",)).'
         )
-
-
-def write_random_checkpoint(
-    folder: Path,
-    *,
-    seed: int = 0,
-    width: int = 64,
-    layers: int = 3,
-    patch_size: int = 14,
-    image_size: int = 56,
-    embed_dim: int = 32,
-    quick_gelu: bool = True,
-) -> Path:
-    """Writes a small CLIP with random weights, for smoke tests and demos without a download.
-
-    Its features carry no meaning: they depend on the image, but a text query finds nothing in them.
-
-    Args:
-        folder: Where to write; made if need be. Existing files of the same name are replaced.
-        seed: The same seed gives the same weights. The global random state is left alone.
-        width: Channels of the image tower, a multiple of 32.
-        layers: Blocks of the image tower, at least 2.
-        patch_size: Pixels per feature cell.
-        image_size: Side of the square that the positional embeddings are made for.
-        embed_dim: Channels of the features.
-        quick_gelu: Whether the activation is QuickGELU, as in OpenAI's models.
-
-    Returns:
-        The folder, in the layout that :meth:`ClipBackbone.load` reads.
-    """
-    config = {
-        "embed_dim": embed_dim,
-        "quick_gelu": quick_gelu,
-        "vision_cfg": {
-            "image_size": image_size,
-            "layers": layers,
-            "width": width,
-            "head_width": 32,
-            "patch_size": patch_size,
-        },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 32,
-            "heads": 2,
-            "layers": 2,
-        },
-    }
-    preprocessing = {
-        "size": image_size,
-        "mean": open_clip.OPENAI_DATASET_MEAN,
-        "std": open_clip.OPENAI_DATASET_STD,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = open_clip.CLIP(**config)
-    folder.mkdir(parents=True, exist_ok=True)
-    published = {"model_cfg": config, "preprocess_cfg": preprocessing}
-    (folder / CONFIG_NAME).write_text(json.dumps(published, indent=2), encoding="utf-8")
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHT_NAMES[0])
-    return folder

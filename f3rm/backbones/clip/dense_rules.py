@@ -1,9 +1,9 @@
 """Rules for the last block of a CLIP that make its patches' vectors comparable with texts.
 
 CLIP trains its class token only. In the last block, attention gathers the image into that token,
-and mixes patches in passing. Every rule here replaces how that block mixes the values of the
-tokens, from the same queries q, keys k and values v (per head, of d channels); the rest is shared:
-output projection, last norm, projection.
+and mixes patches as a side effect. Every rule here replaces how that block mixes the values of the
+tokens, from the same queries q, keys k and values v (per head, of d channels); output projection,
+last norm and projection stay.
 
 Sources: Zhou et al., "Extract Free Dense Labels from CLIP", ECCV 2022 (maskclip); Lan et al.,
 "ClearCLIP", ECCV 2024; Hajimiri et al., "Pay Attention to Your Neighbours", WACV 2025 (nacclip);
@@ -11,18 +11,17 @@ Wang et al., "SCLIP", ECCV 2024; Procrustes-aligned attention (pearl).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from f3rm.backbones.vit_block import Heads, VitBlock
+from f3rm.backbones.vit import Heads, VitBlock
 
 Mix = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
-"""Queries, keys, values (batch, heads, tokens, d each, class token first) and the (rows, cols) of
-patches to mixed values."""
+"""Queries, keys and values, each (batch, heads, tokens, d) with the class token first, and the
+(rows, cols) of patches to mixed values."""
 
 _NEIGHBOURHOOD = 5.0
 """NACLIP's standard deviation in cells."""
@@ -30,24 +29,8 @@ _KEY_SHARE = 0.08
 """Weight of pearl's key-key term."""
 
 
-@dataclass(frozen=True)
-class DenseRule:
-    """A rule.
-
-    Attributes:
-        mix: How it mixes values.
-        is_whole_block: Whether the block's residual connections and MLP stay; otherwise the block
-            is its attention alone.
-        summary: One line for listings.
-    """
-
-    mix: Mix
-    is_whole_block: bool
-    summary: str
-
-
 def mix_maskclip(_: Heads, __: Heads, values: Heads, ___: tuple[int, int]) -> Heads:
-    """Leaves every token its own value."""
+    """Keeps every token's own value."""
     return values
 
 
@@ -82,13 +65,15 @@ def mix_pearl(queries: Heads, keys: Heads, values: Heads, _: tuple[int, int]) ->
 
 def _procrustes(queries: Heads, keys: Heads, values: Heads) -> Heads:
     weights = queries.norm(dim=-1, keepdim=True)  # (batch, heads, tokens, 1)
+    # The class token is no patch: it must not pull the means.
     weights = torch.cat([torch.zeros_like(weights[:, :, :1]), weights[:, :, 1:]], dim=2)
     weights = weights / weights.sum(dim=2, keepdim=True)
     centred_queries = queries - (weights * queries).sum(dim=2, keepdim=True)
     centred_keys = keys - (weights * keys).sum(dim=2, keepdim=True)
     left, _, right = torch.linalg.svd(centred_keys.transpose(-1, -2) @ centred_queries)
     rotated = keys @ (left @ right)
-    # One product of twice the channels is the sum of the two: no matrix of logits is kept.
+    # Logits of concatenated channels are the sum of both products, so that the fused attention
+    # takes them and no matrix of logits is kept.
     shared = _KEY_SHARE**0.5 * centred_keys
     return scaled_dot_product_attention(
         torch.cat([queries, shared], dim=-1),
@@ -98,24 +83,17 @@ def _procrustes(queries: Heads, keys: Heads, values: Heads) -> Heads:
     )
 
 
-RULES: Mapping[str, DenseRule] = {
-    "maskclip": DenseRule(
-        mix_maskclip, is_whole_block=False, summary="values alone, nothing mixed; the default"
-    ),
-    "clearclip": DenseRule(
-        mix_clearclip, is_whole_block=False, summary="query-query attention, no residual, no MLP"
-    ),
-    "nacclip": DenseRule(
-        mix_nacclip, is_whole_block=False, summary="key-key attention that favours neighbours"
-    ),
-    "sclip": DenseRule(
-        mix_sclip, is_whole_block=True, summary="query-query plus key-key attention, whole block"
-    ),
-    "pearl": DenseRule(
-        mix_pearl, is_whole_block=False, summary="attention with keys rotated onto queries"
-    ),
+RULES: Mapping[str, Mix] = {
+    "maskclip": mix_maskclip,
+    "clearclip": mix_clearclip,
+    "nacclip": mix_nacclip,
+    "sclip": mix_sclip,
+    "pearl": mix_pearl,
 }
-"""The rules by the name that ``dense(...)`` takes."""
+"""How the rules mix values, by the name that ``dense(...)`` takes."""
+
+_WHOLE_BLOCK = ("sclip",)
+"""Rules that keep the block's residual connections and MLP; the others keep its attention alone."""
 
 
 def apply_rule(
@@ -135,10 +113,9 @@ def apply_rule(
     Returns:
         The patches, before the last norm.
     """
-    chosen = RULES[rule]
     queries, keys, values = block.heads(tokens)
-    attended = block.attended(chosen.mix(queries, keys, values, grid))
-    if chosen.is_whole_block:
+    attended = block.attended(RULES[rule](queries, keys, values, grid))
+    if rule in _WHOLE_BLOCK:
         attended = tokens + attended
         attended = attended + block.transformed(attended)
     return attended[:, 1:]
@@ -152,12 +129,12 @@ def gaussian_nearness(grid: tuple[int, int], sigma: float) -> Float[Tensor, "tok
         sigma: Standard deviation in cells.
     """
     by_row, by_col = (_gaussian(length, sigma) for length in grid)
-    patches = torch.kron(by_row, by_col)  # (patches, patches): a Gaussian is a product
+    patches = torch.kron(by_row, by_col)  # (patches, patches): a 2D Gaussian factorises
     nearness = torch.zeros(len(patches) + 1, len(patches) + 1)
     nearness[1:, 1:] = patches
     return nearness
 
 
 def _gaussian(length: int, sigma: float) -> Float[Tensor, "cells cells"]:
-    places = torch.arange(length, dtype=torch.float32)
-    return torch.exp(-((places[:, None] - places[None]) ** 2) / (2 * sigma**2))
+    cells = torch.arange(length, dtype=torch.float32)
+    return torch.exp(-((cells[:, None] - cells[None]) ** 2) / (2 * sigma**2))

@@ -1,9 +1,8 @@
-"""CLIP features gathered by another model's sense of what belongs together: two backbones as one.
+"""ProxyCLIP: CLIP values aggregated with attention from DINO patch similarity.
 
-The last block takes its values from CLIP and its attention from the cosine similarity of a DINO's
-patches. The features have the DINO's grid and are in the space of CLIP's texts.
+The features have the DINO's grid and are in the space of CLIP's texts.
 
-Source: Lan et al., "ProxyCLIP", ECCV 2024, section 3.3. What differs: the mean similarity is an
+Source: Lan et al., "ProxyCLIP", ECCV 2024, section 3.3. Different here: the mean similarity is an
 image's own, not a batch's, and a patch always attends to itself.
 """
 
@@ -22,14 +21,15 @@ from f3rm.backbones.clip.backbone import ClipBackbone
 from f3rm.backbones.clip.vit import clip_vit, rules_of
 from f3rm.backbones.dino.backbone import DinoBackbone
 from f3rm.backbones.layers import LayerInfo, dense_layer
-from f3rm.backbones.vit_block import VitBlock, merged
+from f3rm.backbones.vit import VitBlock, merged
 from f3rm.backbones.weights import joined_parts, unavailable
 from f3rm.errors import BackboneRef
 
 _SHIFT = 1.2
-"""How many times the mean similarity counts as none."""
+"""Similarities below this multiple of the mean get no weight."""
 _GAIN = 3.0
-"""What the rest is multiplied with before the softmax."""
+"""Factor of the shifted similarities before the softmax."""
+_PARTS = 2
 
 
 class ProxyBackbone(Backbone):
@@ -39,7 +39,7 @@ class ProxyBackbone(Backbone):
     dense_rules = ("proxy",)
 
     def __init__(self, ref: BackboneRef, clip: ClipBackbone, proxy: Backbone | None) -> None:
-        """Puts two loaded backbones together; :meth:`load` makes them.
+        """Combines two loaded backbones; :meth:`load` makes them.
 
         Args:
             ref: What was loaded.
@@ -67,7 +67,7 @@ class ProxyBackbone(Backbone):
         Args:
             ref: ``model`` and ``weights`` are CLIP's and DINO's, joined by a comma.
             device: Where the parameters go.
-            towers: Which of CLIP's halves; the DINO is loaded with the image tower.
+            towers: CLIP's halves to load; the DINO is loaded with the image tower.
 
         Returns:
             The frozen models in fp32.
@@ -114,7 +114,7 @@ class ProxyBackbone(Backbone):
         return self._clip.encode_text(texts)
 
     def provenance(self) -> dict[str, str]:
-        """Returns what both models say."""
+        """Returns both models' provenance, the DINO's with the prefix ``proxy_``."""
         proxy = {} if self._proxy is None else self._proxy.provenance()
         named = {f"proxy_{name}": value for name, value in proxy.items()}
         return {**self._clip.provenance(), **named}
@@ -148,6 +148,7 @@ def proxy_attention(
     directions = F.normalize(features.float(), dim=-1)
     similarities = directions @ directions.transpose(1, 2)
     logits = _GAIN * (similarities - _SHIFT * similarities.mean(dim=(1, 2), keepdim=True))
+    # In a uniform image no similarity passes the mean: without itself a patch would have no weight.
     itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
     return logits.masked_fill((logits < 0) & ~itself, -torch.inf).softmax(dim=-1)
 
@@ -176,6 +177,3 @@ def _refs(ref: BackboneRef) -> tuple[BackboneRef, BackboneRef]:
         raise unavailable(ref, "model and weights must be CLIP's and DINO's, joined by a comma")
     clip, proxy = (replace(ref, model=m, weights=w) for m, w in zip(models, weights, strict=True))
     return replace(clip, adapter="clip"), replace(proxy, adapter="dino")
-
-
-_PARTS = 2

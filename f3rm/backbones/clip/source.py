@@ -1,9 +1,9 @@
-"""Finds what a CLIP reference names: the architecture, the input statistics and the weight file.
+"""Finds a CLIP reference's architecture, input statistics and weight file.
 
 A reference's weights are an open_clip tag, ``hf-hub:org/name``, a local weight file, or a local
 folder in the layout that open_clip publishes on the hub (``open_clip_config.json`` beside the
-weights). Hub repositories and folders carry their own architecture and statistics; then the
-reference's model name is not used.
+weights). Hub repositories and folders carry their own architecture and statistics, and the
+reference's model name is ignored.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import open_clip
 
+from f3rm.backbones.base import Rgb, rgb
 from f3rm.backbones.hub import fetch_file, reason_of
 from f3rm.backbones.weights import HUB_PREFIX, local_weights, near_matches, unavailable
 from f3rm.errors import BackboneRef
@@ -25,7 +26,7 @@ _REQUIRED_SETTINGS = ("embed_dim", "vision_cfg", "text_cfg")
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A CLIP model that is ready to be built.
+    """The files and numbers that a CLIP model is built from.
 
     Attributes:
         config: open_clip's ``model_cfg``: ``embed_dim``, ``vision_cfg``, ``text_cfg``,
@@ -37,18 +38,12 @@ class ClipSource:
 
     config: Mapping[str, Any]
     checkpoint: Path
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Rgb
+    std: Rgb
 
 
 def find_source(ref: BackboneRef) -> ClipSource:
     """Resolves a reference to files on this machine, downloading a tag or hub name.
-
-    Args:
-        ref: Model and weights.
-
-    Returns:
-        The configuration and the weight file.
 
     Raises:
         BackboneUnavailableError: If the model, the tag, the path or the hub's files cannot be had.
@@ -114,12 +109,13 @@ def _from_tag(ref: BackboneRef) -> ClipSource:
             checkpoint = Path(open_clip.download_pretrained(pretrained))
     except (OSError, ValueError, RuntimeError) as error:
         raise unavailable(ref, reason_of(error)) from error
+    # Also False where the tag does not say: a config of the name "...-quickgelu" must not win.
     config["quick_gelu"] = bool(pretrained.get("quick_gelu", False))
     return _with_statistics(config, checkpoint, pretrained)
 
 
 def hub_files(ref: BackboneRef) -> tuple[str, Sequence[str]]:
-    """Returns the hub repository of a tag or hub name, and the files of which one has the weights.
+    """Returns the hub repository of a tag or hub name, and the possible names of its weight file.
 
     The repository is empty if open_clip knows none.
     """
@@ -145,11 +141,6 @@ def _config_name(ref: BackboneRef) -> str:
 def _with_statistics(
     config: Mapping[str, Any], checkpoint: Path, preprocessing: Mapping[str, Any]
 ) -> ClipSource:
-    mean = tuple(preprocessing.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-    std = tuple(preprocessing.get("std") or open_clip.OPENAI_DATASET_STD)
-    return ClipSource(
-        config=config,
-        checkpoint=checkpoint,
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
-    )
+    mean = rgb(preprocessing.get("mean") or open_clip.OPENAI_DATASET_MEAN)
+    std = rgb(preprocessing.get("std") or open_clip.OPENAI_DATASET_STD)
+    return ClipSource(config, checkpoint, mean, std)

@@ -1,9 +1,9 @@
 """Builds one tower of a CLIP model, without keeping the other.
 
-open_clip builds both towers at once, so the tower that is not wanted is built one token small and
-dropped, and only the wanted tower's weights are read. Supported are image towers that open_clip's
-own ``VisionTransformer`` (pooled by class token or by averaging patches) and ``ModifiedResNet``
-build, and text towers of open_clip's own transformer with CLIP's byte-pair vocabulary.
+open_clip builds both towers at once. The other tower is therefore built one token small and
+dropped, and only the wanted tower's weights are read. Supported are open_clip's own image towers
+(``VisionTransformer`` pooled by class token or by averaging patches, ``ModifiedResNet``) and its
+own text transformer with CLIP's byte-pair vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from f3rm.backbones.checkpoint import read_state_dict
-from f3rm.backbones.clip.dense import RESNET_STRIDE
+from f3rm.backbones.clip.resnet import RESNET_STRIDE
 from f3rm.backbones.clip.source import ClipSource
 from f3rm.backbones.weights import unavailable
 from f3rm.errors import BackboneRef
 
 ImageTower = VisionTransformer | ModifiedResNet
-"""What reads images."""
+"""The image half of a CLIP."""
 
 _SMALLEST_VISION = {"layers": 1, "width": 64, "patch_size": 1, "image_size": 1}
 _SMALLEST_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
@@ -34,7 +34,7 @@ _SHARED_NAMES = ("logit_scale", "logit_bias")
 
 @dataclass(frozen=True)
 class TextTower:
-    """A text tower and what turns strings into its tokens.
+    """A text tower and its tokenizer.
 
     Attributes:
         network: The CLIP model without its image tower; its ``encode_text`` maps (texts, tokens) to
@@ -70,10 +70,10 @@ def is_averaged(visual: VisionTransformer) -> bool:
 
 
 def require_supported_image(ref: BackboneRef, config: Mapping[str, Any]) -> None:
-    """Checks that the image tower is one of open_clip itself whose patches can be read out.
+    """Checks that the image tower is one of open_clip itself whose patches can be read.
 
     Args:
-        ref: What was asked, for the message.
+        ref: Named in the message.
         config: open_clip's ``model_cfg``.
 
     Raises:

@@ -1,61 +1,54 @@
 """DINO and DINOv2 through transformers: patch tokens after the final norm, at any resolution.
 
-Positional embeddings are resized by transformers itself. It resizes to the exact grid, where the
-original DINO and DINOv2 code scaled by (n + 0.1) / n (at most 0.07 source cells apart).
+transformers resizes the positional embeddings to the exact grid, where the original DINO and DINOv2
+code scaled by (n + 0.1) / n (at most 0.07 source cells apart).
 """
 
 import json
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import transformers
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    Dinov2Config,
     Dinov2Model,
-    Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     PreTrainedModel,
-    ViTConfig,
     ViTModel,
 )
 
-from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Tower
+from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Rgb, Tower, rgb
 from f3rm.backbones.hf_vit import hf_vit
-from f3rm.backbones.hub import cache_only, reason_of, require_hub
+from f3rm.backbones.hub import READ_ERRORS, cache_first, cache_only, reason_of
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.vit import Vit
 from f3rm.backbones.weights import hub_name, local_weights, provenance_of, unavailable
 from f3rm.errors import BackboneRef
 
-DinoFamily = Literal["dino", "dinov2", "dinov2_with_registers"]
-
 _MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "vit": ViTModel,
     "dinov2": Dinov2Model,
     "dinov2_with_registers": Dinov2WithRegistersModel,
 }
-_READ_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 _UNUSED_PARAMETERS = ("pooler.", "mask_token")
 
 
 class DinoBackbone(Backbone):
-    """A DINO or DINOv2 vision transformer, with or without registers; it has no text tower."""
+    """A DINO or DINOv2 vision transformer, with or without registers, without a text tower."""
 
     def __init__(
         self,
         ref: BackboneRef,
         network: PreTrainedModel,
         *,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: Rgb = IMAGENET_MEAN,
+        std: Rgb = IMAGENET_STD,
     ) -> None:
         """Wraps a frozen network; :meth:`load` makes it.
 
@@ -75,7 +68,7 @@ class DinoBackbone(Backbone):
         self.has_text = False
         self.num_heads = network.config.num_attention_heads
         self._num_prefix_tokens = 1 + getattr(network.config, "num_register_tokens", 0)
-        # DINOv2's classes always resize their positional embeddings and do not know the option.
+        # DINOv2's classes always resize their positional embeddings and refuse the option.
         resizes_on_request = isinstance(network, ViTModel)
         self._options = {"interpolate_pos_encoding": True} if resizes_on_request else {}
 
@@ -119,11 +112,9 @@ class DinoBackbone(Backbone):
     def encode_image(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch rows cols channels"]:
-        """Computes patch tokens after the final norm.
+        """Computes patch tokens after the final norm, without class token and registers.
 
         See :meth:`f3rm.backbones.base.Backbone.encode_image`.
-
-        The class token and the registers are dropped.
 
         Raises:
             ValueError: If a size is no multiple of the patch.
@@ -165,38 +156,29 @@ class DinoBackbone(Backbone):
 
 def _read_network(ref: BackboneRef, path: Path | None) -> PreTrainedModel:
     """Reads from a folder or the hub; cached weights need no network."""
-    if path is not None:
-        try:
-            return _read_from(ref, str(path), local_only=True)
-        except _READ_ERRORS as error:
-            reason = f"{str(path)!r} is no readable transformers model folder ({error})"
-            raise unavailable(ref, reason) from error
-    name = hub_name(ref)
     try:
-        with cache_only():  # transformers sends a request even for local files
-            return _read_from(ref, name, local_only=True)
-    except _READ_ERRORS:
-        pass  # Not cached, or not usable: the attempt below says why.
-    try:
-        require_hub()
-        return _read_from(ref, name, local_only=False)
-    except _READ_ERRORS as error:
-        raise unavailable(ref, reason_of(error)) from error
+        if path is None:
+            return cache_first(lambda: _read_from(ref, hub_name(ref)))
+        with cache_only():
+            return _read_from(ref, str(path))
+    except READ_ERRORS as error:
+        reason = f"{str(path)!r} is no readable transformers model folder ({error})"
+        raise unavailable(ref, reason_of(error) if path is None else reason) from error
 
 
-def _read_from(ref: BackboneRef, source: str, *, local_only: bool) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source, local_files_only=local_only)
+def _read_from(ref: BackboneRef, source: str) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source)
     model_class = _MODEL_CLASSES.get(config.model_type)
     if model_class is None:
         known = ", ".join(_MODEL_CLASSES)
         raise unavailable(ref, f"its model type is {config.model_type!r}; supported are {known}")
     options: dict[str, Any] = {"add_pooling_layer": False} if model_class is ViTModel else {}
+    # Missing parameters are drawn at random, which must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         loaded: Any = model_class.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
-            local_files_only=local_only,
             output_loading_info=True,
             **options,
         )
@@ -209,68 +191,13 @@ def _read_from(ref: BackboneRef, source: str, *, local_only: bool) -> PreTrained
     return network
 
 
-def _read_statistics(
-    ref: BackboneRef, path: Path | None
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _read_statistics(ref: BackboneRef, path: Path | None) -> tuple[Rgb, Rgb]:
     file = path / "preprocessor_config.json" if path is not None else None
     if file is None or not file.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        red, green, blue = settings.get("image_mean") or IMAGENET_MEAN
-        std_red, std_green, std_blue = settings.get("image_std") or IMAGENET_STD
+        mean = rgb(settings.get("image_mean") or IMAGENET_MEAN)
+        return mean, rgb(settings.get("image_std") or IMAGENET_STD)
     except (ValueError, TypeError, AttributeError) as error:
         raise unavailable(ref, f"{str(file)!r} holds no RGB statistics ({error})") from error
-    return (float(red), float(green), float(blue)), (
-        float(std_red),
-        float(std_green),
-        float(std_blue),
-    )
-
-
-def write_random_checkpoint(
-    folder: Path,
-    *,
-    family: DinoFamily = "dino",
-    seed: int = 0,
-    width: int = 48,
-    layers: int = 3,
-    patch_size: int = 8,
-    image_size: int = 32,
-) -> Path:
-    """Writes a small DINO or DINOv2 with random weights, for smoke tests and offline demos.
-
-    Its features carry no meaning: they depend on the image, but do not tell one thing from another.
-
-    Args:
-        folder: Where to write; made if need be. Existing files of the same name are replaced.
-        family: Which architecture.
-        seed: The same seed gives the same weights. The global random state is left alone.
-        width: Channels of the features, a multiple of 4.
-        layers: Blocks.
-        patch_size: Pixels per feature cell.
-        image_size: Side of the square that the positional embeddings are made for.
-
-    Returns:
-        The folder, in the layout that :meth:`DinoBackbone.load` reads.
-    """
-    sizes: dict[str, Any] = {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "patch_size": patch_size,
-        "image_size": image_size,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if family == "dino":
-            network = ViTModel(
-                ViTConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False
-            )
-        elif family == "dinov2":
-            network = Dinov2Model(Dinov2Config(**sizes))
-        else:
-            network = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))
-    folder.mkdir(parents=True, exist_ok=True)
-    network.save_pretrained(folder)
-    return folder

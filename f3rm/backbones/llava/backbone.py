@@ -1,12 +1,10 @@
 """The vision half of a LLaVA-style model, RoboPoint's for one: image tower and projector.
 
-A CLIP vision transformer reads a square image; the patches of its second last block are passed, if
-asked for, through the projector that turns them into the language model's inputs. The language
-model itself is neither read nor kept.
+A CLIP vision transformer reads a square image; the projector turns the patches of its second last
+block into the language model's inputs. The language model itself is neither read nor kept.
 
 Source: Liu et al., "Improved Baselines with Visual Instruction Tuning", CVPR 2024; Yuan et al.,
-"RoboPoint", CoRL 2024. What differs: other sizes than the trained one are taken too, with resized
-positional embeddings.
+"RoboPoint", CoRL 2024. Different here: any size works, with resized positional embeddings.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,7 +14,6 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPVisionModel
 
 from f3rm.backbones.base import Backbone, Tower
 from f3rm.backbones.hf_vit import hf_vit
@@ -36,7 +33,7 @@ class LlavaBackbone(Backbone):
     default_tap = "-2|proj"
 
     def __init__(self, ref: BackboneRef, parts: LlavaParts) -> None:
-        """Wraps what :func:`~f3rm.backbones.llava.source.read_llava` read.
+        """Wraps the parts that :func:`~f3rm.backbones.llava.source.read_llava` returns.
 
         Args:
             ref: What was loaded.
@@ -46,8 +43,8 @@ class LlavaBackbone(Backbone):
         self.mean = CLIP_MEAN
         self.std = CLIP_STD
         self.has_text = False
-        self.tower: CLIPVisionModel = parts.tower
-        self.projector: nn.Sequential = parts.projector
+        self.tower = parts.tower
+        self.projector = parts.projector
         self.channels = parts.channels
         self.patch_size = cast("int", parts.tower.config.patch_size)
         self.num_heads = parts.tower.config.num_attention_heads

@@ -1,8 +1,8 @@
 """Reads the vision half out of a LLaVA-style checkpoint without touching the language model.
 
-A sharded checkpoint has an index that says which file holds which tensor. Only files that hold the
-image tower or the projector are opened; of these only such tensors are read. A checkpoint without a
-tower of its own names one (``mm_vision_tower``), which is read from there.
+The index of a sharded checkpoint lists the file of each tensor. Only files that hold the image
+tower or the projector are opened, and only these tensors are read. A checkpoint without a tower of
+its own names one (``mm_vision_tower``), which is read instead.
 """
 
 import json
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from f3rm.backbones.checkpoint import read_state_dict
+from f3rm.backbones.checkpoint import INDEX_NAMES, read_index, read_state_dict
 from f3rm.backbones.hub import fetch_file, reason_of
-from f3rm.backbones.llava_names import INDEX_NAMES, PROJECTOR, TOWER, is_vision
+from f3rm.backbones.llava.names import PROJECTOR, TOWER, is_vision
 from f3rm.backbones.weights import HUB_PREFIX, local_weights, unavailable
 from f3rm.errors import BackboneRef
 
@@ -32,7 +32,7 @@ _POSITION_IDS = "position_ids"
 
 @dataclass(frozen=True)
 class LlavaParts:
-    """What is left of the model.
+    """The vision half of the model.
 
     Attributes:
         tower: The image tower.
@@ -54,7 +54,7 @@ class _Files:
         self._repository = repository
 
     def fetch(self, names: Iterable[str]) -> Path | None:
-        """Returns the first of several files, None if a folder has none of them."""
+        """Returns the first of several files, None if there is none of them."""
         if self._folder is not None:
             return next((self._folder / n for n in names if (self._folder / n).is_file()), None)
         try:
@@ -88,10 +88,10 @@ class _Files:
 
     def _shards(self, index: Path) -> list[Path | None]:
         try:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = {file for tensor, file in places.items() if is_vision(tensor)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise unavailable(self._ref, f"{str(index)!r} is no index ({error!r})") from error
+            shards = read_index(index)
+        except ValueError as error:
+            raise unavailable(self._ref, str(error)) from error
+        names = {file for tensor, file in shards.items() if is_vision(tensor)}
         return [self.fetch([name]) for name in sorted(names)]
 
 
@@ -117,7 +117,8 @@ def read_llava(ref: BackboneRef) -> LlavaParts:
         config = {"mm_vision_tower": named, **files.config()}
         tower_state = _tower_state(files.tensors())
     tower = _build_tower(ref, _description(ref, config), tower_state)
-    inputs, channels = _ends(projector)
+    linears = [module for module in projector if isinstance(module, nn.Linear)]
+    inputs, channels = linears[0].in_features, linears[-1].out_features
     if inputs != tower.config.hidden_size:
         width = tower.config.hidden_size
         raise unavailable(ref, f"its projector takes {inputs} channels, its tower has {width}")
@@ -159,14 +160,8 @@ def _build_projector(ref: BackboneRef, state: Mapping[str, Tensor]) -> nn.Sequen
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
-    """Copies to fp32, so that nothing of the file stays mapped."""
+    """Copies to fp32, so that the file does not stay mapped."""
     return tensor.to(torch.float32, copy=True)
-
-
-def _ends(projector: nn.Sequential) -> tuple[int, int]:
-    """Returns the channels that a projector takes and gives."""
-    linears = [module for module in projector if isinstance(module, nn.Linear)]
-    return linears[0].in_features, linears[-1].out_features
 
 
 def _description(ref: BackboneRef, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -175,7 +170,7 @@ def _description(ref: BackboneRef, config: Mapping[str, Any]) -> Mapping[str, An
     The number of attention heads is in no tensor's shape, and another number gives other features.
 
     Raises:
-        BackboneUnavailableError: If nothing says what the tower is.
+        BackboneUnavailableError: If neither the checkpoint nor its tower's has a configuration.
     """
     described = _vision_config(config)
     named = str(config.get("mm_vision_tower") or "")
@@ -210,6 +205,7 @@ def _build_tower(
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         mismatch = str(error).splitlines()[-1].strip(" .\t")
         raise unavailable(ref, f"its image tower is no CLIP's ({mismatch})") from error
+    # A buffer that no checkpoint holds: on the meta device it would stay without data.
     tower.embeddings.position_ids = nn.Buffer(torch.arange(positions)[None], persistent=False)
     return tower.eval().requires_grad_(requires_grad=False)
 
@@ -217,7 +213,7 @@ def _build_tower(
 def _tower_config(
     described: Mapping[str, Any] | None, state: Mapping[str, Tensor]
 ) -> CLIPVisionConfig:
-    """Takes the configuration where there is one, and the shapes of OpenAI's CLIPs where not.
+    """Takes the configuration where there is one, and else the shapes of OpenAI's CLIPs.
 
     LLaVA's own checkpoints describe only their language model, and name the tower.
     """

@@ -1,23 +1,23 @@
 """Any ``nn.Module`` as a backbone: models of torchvision and timm, or a trunk and head of your own.
 
-Layers are read by hooks. Which there are, and what they give, is found by one forward pass over a
-black square. Residual networks also answer to the names of VISSL: ``conv1`` (the stem with its norm
-and activation), ``res1`` (its pooling), ``res2`` ... ``res5`` and ``res5avg``.
+Hooks read the layers. One forward pass over a black square finds them and their shapes. Residual
+networks also have VISSL's names: ``conv1`` (the stem with its norm and activation), ``res1`` (its
+pooling), ``res2`` ... ``res5`` and ``res5avg``.
 
 Source: Goyal et al., VISSL, https://github.com/facebookresearch/vissl, model_zoo and
-``LINEAR_EVAL_FEAT_POOL_OPS_MAP``. What differs: results are named by their taps, so that one layer
-can be read with several poolings, and a request's order does not matter.
+``LINEAR_EVAL_FEAT_POOL_OPS_MAP``. Different here: results are named by their taps, so that one
+layer can be read with several poolings, and a request's order does not matter.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Tower
+from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Rgb, Tower
 from f3rm.backbones.layers import LayerInfo, find_layer
 from f3rm.backbones.module.hooks import observe, read_modules
 from f3rm.backbones.module.source import load_module, without_classifier
@@ -31,14 +31,19 @@ _MAP_AXES = 4
 _TOKEN_AXES = 3
 _VECTOR_AXES = 2
 _KINDS = (_MAP_AXES, _TOKEN_AXES, _VECTOR_AXES)
-_CLASSIFIERS = ("fc", "classifier", "head")
-_STEM_ACTIVATIONS = ("relu", "act1")
-_LAST_POOLS = ("avgpool", "global_pool")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
+_VISSL_NAMES: Mapping[str, Sequence[str]] = {
+    "conv1": ("relu", "act1"),
+    "res1": ("maxpool",),
+    **{f"res{number}": (stage,) for number, stage in enumerate(_STAGES, start=2)},
+    "res5avg": ("avgpool", "global_pool"),
+}
+"""VISSL's names of a residual network's layers: the names in torchvision and timm."""
+_CLASSIFIERS: Mapping[str, Sequence[str]] = {"head": ("fc", "classifier", "head")}
 
 
 class ModuleBackbone(Backbone):
-    """A frozen module whose layers are read by hooks; it has no text tower."""
+    """A frozen module whose layers are read by hooks, without a text tower."""
 
     def __init__(
         self,
@@ -46,20 +51,20 @@ class ModuleBackbone(Backbone):
         trunk: nn.Module,
         *,
         head: nn.Module | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: Rgb = IMAGENET_MEAN,
+        std: Rgb = IMAGENET_STD,
         probe_size: int = 224,
     ) -> None:
-        """Wraps a module, which is put into evaluation mode and frozen.
+        """Wraps a module, puts it into evaluation mode and freezes it.
 
         Args:
-            ref: What it is called in caches.
+            ref: Its name in caches.
             trunk: Maps (batch, 3, height, width) to anything.
-            head: Takes what the trunk gives, if there is one; its layers are ``head`` and
+            head: Takes the trunk's output, if there is one; its layers are ``head`` and
                 ``head.<name>``.
             mean: RGB mean of the network's input, for values in [0, 1].
             std: RGB standard deviation, likewise.
-            probe_size: Side in pixels of the square that the layers are found with.
+            probe_size: Side in pixels of the black square of the first forward pass.
         """
         self.ref = ref
         self.mean = mean
@@ -96,7 +101,7 @@ class ModuleBackbone(Backbone):
             ref: ``model`` is ``torchvision:resnet50``, ``timm:resnet18`` or
                 ``package.module:function``, where the function takes nothing and returns the
                 module. ``weights`` is a weight file, ``random`` (always the same), or a name that
-                torchvision knows (``IMAGENET1K_V2``); with timm ``pretrained``. Heads of VISSL
+                torchvision has (``IMAGENET1K_V2``); with timm ``pretrained``. Heads of VISSL
                 follow the model's name; see :mod:`f3rm.backbones.module.vissl_heads`.
             device: Where the parameters go.
             towers: Must be the image tower alone.
@@ -105,8 +110,8 @@ class ModuleBackbone(Backbone):
             The frozen module in fp32.
 
         Raises:
-            BackboneUnavailableError: If the model or its weights cannot be had, or a text tower is
-                asked for.
+            BackboneUnavailableError: If the model or its weights are not available, or a text tower
+                is asked for.
         """
         if "text" in towers:
             raise unavailable(ref, "plain modules have no text tower; ask a CLIP model instead")
@@ -130,7 +135,7 @@ class ModuleBackbone(Backbone):
         return self.run(images, ["final"])[Tap("final")]
 
     def layers(self) -> list[LayerInfo]:
-        """Describes what taps can name; ``final`` is the deepest map, or the deepest patches."""
+        """Describes the layers; ``final`` is the deepest map, or the deepest patches."""
         return self._layers
 
     def read_taps(
@@ -147,11 +152,12 @@ class ModuleBackbone(Backbone):
                 found[tap] = self._value(tap, output, (images.shape[-2], images.shape[-1]))
 
         images = images.to(next(self._network.parameters()).dtype)
-        read_modules(self._network, images, [self._calls[module] for module in wanted], keep)
+        times = {module: self._calls[module].times for module in wanted}
+        read_modules(self._network, images, times, keep)
         return found
 
     def layer_shape(self, tap: Tap, height: int, width: int) -> tuple[int, ...]:
-        """Returns a shape by a forward pass over black; see the base class."""
+        """Returns a shape by a forward pass over a black image; see the base class."""
         black = torch.zeros(1, 3, height, width, device=self.device)
         plain = Tap(tap.layer, tap.facet, tap.select)
         return tuple(self.read_taps(black, [plain])[plain].shape[1:])
@@ -184,7 +190,7 @@ class ModuleBackbone(Backbone):
             return LayerInfo(name, "map", shape[1], stride)
         if len(shape) == _TOKEN_AXES:
             side = math.isqrt(shape[1])
-            prefix = shape[1] - side**2
+            prefix = shape[1] - side**2  # the probe is square, so the rest are class and registers
             return LayerInfo(name, "tokens", shape[2], round(size / side), prefix_tokens=prefix)
         return LayerInfo(name, "vector", shape[1], 0)
 
@@ -203,27 +209,29 @@ class ModuleBackbone(Backbone):
             values = self._tokens(tap, layer, output, grid)
         values = apply_ops(values, tap.ops, tap.read_form(layer.kind))
         shared = values.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
-        return values.clone() if shared else values  # a later layer may work in place
+        # A later layer may work in place, on the memory that a hook's output still shares.
+        return values.clone() if shared else values
 
     def _tokens(self, tap: Tap, layer: LayerInfo, output: Tensor, grid: tuple[int, int]) -> Tensor:
         if tap.select == "patch" and output.shape[1] != layer.prefix_tokens + grid[0] * grid[1]:
             msg = (
-                f"Tap: the {output.shape[1]} tokens of {layer.name} are no {grid[0]} x {grid[1]} "
-                f"patches, got {str(tap)!r}. Read them with @all."
+                f"The {output.shape[1]} tokens of {layer.name} are no {grid[0]} x {grid[1]} "
+                f"patches, got the tap {str(tap)!r}. Read them with @all."
             )
             raise TapError(msg)
         return select_tokens(output, tap, prefix_tokens=layer.prefix_tokens, grid=grid)
 
 
 def _named_modules(trunk: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
-    """Names modules; a name that means something else in VISSL moves to ``trunk.<name>``."""
+    """Names modules; one whose name VISSL uses for another layer becomes ``trunk.<name>``."""
     named = {name: module for name, module in trunk.named_modules() if name}
-    aliases = _vissl_names(trunk)
-    if head is not None:
+    is_residual = all(stage in named for stage in _STAGES)
+    aliases = _first_children(trunk, _VISSL_NAMES) if is_residual else {}
+    if head is None:
+        aliases |= _first_children(trunk, _CLASSIFIERS)
+    else:
         aliases["head"] = head
         aliases |= {f"head.{name}": part for name, part in head.named_modules() if name}
-    else:
-        _alias(aliases, "head", trunk, _CLASSIFIERS)
     shadowed = {
         f"trunk.{name}": module
         for name, module in named.items()
@@ -232,27 +240,14 @@ def _named_modules(trunk: nn.Module, head: nn.Module | None) -> dict[str, nn.Mod
     return {**named, **shadowed, "trunk": trunk, **aliases}
 
 
-def _vissl_names(trunk: nn.Module) -> dict[str, nn.Module]:
-    aliases: dict[str, nn.Module] = {}
+def _first_children(trunk: nn.Module, names: Mapping[str, Sequence[str]]) -> dict[str, nn.Module]:
+    """Returns by alias the first of several children, where the trunk has one."""
     children = dict(trunk.named_children())
-    if all(stage in children for stage in _STAGES):
-        _alias(aliases, "conv1", trunk, _STEM_ACTIVATIONS)
-        _alias(aliases, "res1", trunk, ("maxpool",))
-        for number, stage in enumerate(_STAGES, start=2):
-            aliases[f"res{number}"] = children[stage]
-        _alias(aliases, "res5avg", trunk, _LAST_POOLS)
-    return aliases
-
-
-def _alias(
-    aliases: dict[str, nn.Module], alias: str, trunk: nn.Module, names: Sequence[str]
-) -> None:
-    """Names the first of several children, where there is one."""
-    children = dict(trunk.named_children())
-    for name in names:
-        if name in children:
-            aliases[alias] = children[name]
-            return
+    found = {
+        alias: [children[name] for name in candidates if name in children]
+        for alias, candidates in names.items()
+    }
+    return {alias: modules[0] for alias, modules in found.items() if modules}
 
 
 def _deepest_spatial(layers: Sequence[LayerInfo]) -> LayerInfo | None:

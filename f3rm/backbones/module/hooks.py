@@ -1,6 +1,6 @@
-"""Reading modules inside a network by forward hooks, stopping when the last one has run."""
+"""Reads modules inside a network by forward hooks, and stops when the last one has run."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Called:
-    """How a module took part in a forward pass.
+    """A module's part in a forward pass.
 
     Attributes:
-        module: The module.
         shape: Of its last output.
-        order: Place of its last call among all calls.
+        order: Number of its last call among all calls.
         times: How often it was called.
     """
 
-    module: nn.Module
     shape: tuple[int, ...]
     order: int
     times: int
@@ -31,28 +29,20 @@ class _AllReadError(Exception):
 
 @torch.no_grad()
 def observe(network: nn.Module, images: Tensor) -> Mapping[nn.Module, Called]:
-    """Runs a network once and notes which of its modules gave one tensor.
-
-    Args:
-        network: In evaluation mode.
-        images: Its input.
-
-    Returns:
-        The modules, by module.
-    """
+    """Runs a network in evaluation mode once, and records the modules that return one tensor."""
     called: dict[nn.Module, Called] = {}
     calls = 0
 
-    def note(module: nn.Module, _: object, output: object) -> None:
+    def record(module: nn.Module, _: object, output: object) -> None:
         nonlocal calls
         calls += 1
         if isinstance(output, Tensor):
             times = called[module].times + 1 if module in called else 1
-            called[module] = Called(module, tuple(output.shape), calls, times)
+            called[module] = Called(tuple(output.shape), calls, times)
 
     with ExitStack() as hooks:
         for module in network.modules():
-            hooks.enter_context(module.register_forward_hook(note))
+            hooks.enter_context(module.register_forward_hook(record))
         network(images)
     return called
 
@@ -60,7 +50,7 @@ def observe(network: nn.Module, images: Tensor) -> Mapping[nn.Module, Called]:
 def read_modules(
     network: nn.Module,
     images: Tensor,
-    wanted: Iterable[Called],
+    times: Mapping[nn.Module, int],
     keep: Callable[[nn.Module, Tensor], None],
 ) -> None:
     """Runs a network until the last call of every wanted module.
@@ -68,16 +58,16 @@ def read_modules(
     Args:
         network: In evaluation mode.
         images: Its input.
-        wanted: What :func:`observe` noted of the modules.
+        times: The modules, and how often each is called in a forward pass.
         keep: Called with a module and its output; of several calls the last one counts.
     """
-    left = {entry.module: entry.times for entry in wanted}
+    left = dict(times)
 
     def read(module: nn.Module, _: object, output: Tensor) -> None:
         left[module] -= 1
         keep(module, output)
         if max(left.values()) <= 0:
-            raise _AllReadError
+            raise _AllReadError  # torch has no other way to stop a forward pass
 
     with ExitStack() as hooks, suppress(_AllReadError):
         for module in left:

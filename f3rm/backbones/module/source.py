@@ -1,14 +1,14 @@
-"""Builds the module that a reference names, and fills it with weights."""
+"""Builds a reference's module and fills it with weights."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from f3rm.backbones.checkpoint import read_state_dict
-from f3rm.backbones.hub import cache_only, require_hub
+from f3rm.backbones.hub import cache_first
 from f3rm.backbones.weights import local_weights, near_matches, unavailable
 from f3rm.errors import BackboneRef
 
@@ -16,12 +16,9 @@ RANDOM = "random"
 """Weights drawn with a fixed seed, for tests and for shapes."""
 
 _LIBRARIES = {"torchvision": ("torchvision.models", "get_model"), "timm": ("timm", "create_model")}
-_LISTINGS = {
-    "torchvision": ("torchvision.models", "list_models"),
-    "timm": ("timm", "list_models"),
-}
+"""Module and builder; both modules also have ``list_models``."""
 _WRAPPERS = ("_feature_blocks.", "module.", "trunk.", "backbone.")
-"""Prefixes that training codes put before a trunk's names; VISSL's first."""
+"""Prefixes of a trunk's names in training codes' checkpoints; VISSL's first."""
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
@@ -39,9 +36,10 @@ def load_module(ref: BackboneRef) -> nn.Module:
         raise unavailable(
             ref, "a model must look like torchvision:resnet50, timm:resnet18 or package:function"
         )
-    path = local_weights(ref) if ref.weights not in ("", RANDOM) else None
-    published = {} if path is not None or ref.weights in ("", RANDOM) else _published(ref, library)
-    # The initial values are drawn alike each time, and without moving the caller's random state.
+    is_random = ref.weights in ("", RANDOM)
+    path = None if is_random else local_weights(ref)
+    published = {} if is_random or path is not None else _published(ref, library)
+    # The initial values are the same each time, and the caller's random state does not move.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         module = _build(ref, library, name, published)
@@ -51,7 +49,7 @@ def load_module(ref: BackboneRef) -> nn.Module:
 
 
 def without_classifier(ref: BackboneRef, module: nn.Module) -> None:
-    """Replaces a residual network's classifier by nothing, so that it gives its pooled output.
+    """Replaces a residual network's classifier by the identity, so that it ends with its pooling.
 
     Raises:
         BackboneUnavailableError: If it has none of the name ``fc``.
@@ -61,8 +59,8 @@ def without_classifier(ref: BackboneRef, module: nn.Module) -> None:
     module.add_module("fc", nn.Identity())
 
 
-def _published(ref: BackboneRef, library: str) -> Mapping[str, Any]:
-    """Returns the argument that makes a library fetch its own weights."""
+def _published(ref: BackboneRef, library: str) -> Mapping[str, object]:
+    """Returns the argument with which a library fetches its own weights."""
     if library == "torchvision":
         return {"weights": ref.weights}
     if library == "timm" and ref.weights == "pretrained":
@@ -70,17 +68,22 @@ def _published(ref: BackboneRef, library: str) -> Mapping[str, Any]:
     raise unavailable(ref, f"weights of {library} models are a file or {RANDOM!r}")
 
 
-def _build(ref: BackboneRef, library: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _build(ref: BackboneRef, library: str, name: str, arguments: Mapping[str, object]) -> nn.Module:
     is_library = library in _LIBRARIES
     where, attribute = _LIBRARIES[library] if is_library else (library, name)
     try:
-        function = getattr(importlib.import_module(where), attribute)
+        package = importlib.import_module(where)
+        function: Callable[..., object] = getattr(package, attribute)
     except (ImportError, AttributeError) as error:
         raise unavailable(ref, f"{where}:{attribute} cannot be imported ({error})") from error
+    build: Callable[[], object] = function
     if is_library:
-        _require_known(ref, library, name)
+        known: Sequence[str] = package.list_models()
+        if name not in known:
+            raise unavailable(ref, f"{library} has no such model; {near_matches(name, known)}")
+        build = partial(function, name, **arguments)
     try:
-        module = _call(function, name, arguments) if is_library else function()
+        module = cache_first(build) if "pretrained" in arguments else build()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise unavailable(ref, f"{where}:{attribute} cannot build it ({error})") from error
     if not isinstance(module, nn.Module):
@@ -88,28 +91,8 @@ def _build(ref: BackboneRef, library: str, name: str, arguments: Mapping[str, An
     return module
 
 
-def _call(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
-    """Builds a library's model; weights from the hub are looked for in its cache first."""
-    if "pretrained" not in arguments:
-        return function(name, **arguments)
-    try:
-        with cache_only():
-            return function(name, **arguments)
-    except (OSError, ValueError, RuntimeError):
-        require_hub()
-        return function(name, **arguments)
-
-
-def _require_known(ref: BackboneRef, library: str, name: str) -> None:
-    where, attribute = _LISTINGS[library]
-    known: Callable[[], list[str]] = getattr(importlib.import_module(where), attribute)
-    names = known()
-    if name not in names:
-        raise unavailable(ref, f"{library} knows no such model; {near_matches(name, names)}")
-
-
 def _fill(ref: BackboneRef, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copies weights; a classifier may be absent or of another size, because trunks lack theirs."""
+    """Copies weights; a classifier may be absent or of another size, since trunks have none."""
     own = module.state_dict()
     for prefix in _WRAPPERS:
         if any(name.startswith(prefix) for name in state) and not set(own) & set(state):

@@ -1,6 +1,6 @@
 """VISSL's heads, built from the configuration and filled from the checkpoint.
 
-A reference carries them after its model's name, so that caches, workers and manifests know them:
+A reference carries them after its model's name, and so do caches, workers and manifests:
 ``torchvision:resnet50#{"heads":[["mlp",{"dims":[2048,1000]}]]}``. Heads follow one another on the
 trunk's pooled output. Their parameters are called ``heads.<number>.clf...`` in the checkpoint.
 
@@ -89,7 +89,7 @@ class EvalMlp(nn.Module):
 
 
 def check_heads(params: object) -> list[tuple[str, dict[str, Any]]]:
-    """Reads ``HEAD.PARAMS``: heads that follow one another.
+    """Reads ``HEAD.PARAMS``: a chain of heads.
 
     Args:
         params: A list of ``[name, options]``.
@@ -116,7 +116,7 @@ def with_heads(ref: BackboneRef, params: object, *, eps: float = 1e-5) -> Backbo
 
 
 def split_heads(ref: BackboneRef) -> tuple[BackboneRef, str]:
-    """Returns a reference without heads, and what was said of them; empty if nothing was."""
+    """Returns a reference without heads, and their description; empty if there are none."""
     model, _, described = ref.model.partition(_MARK)
     return replace(ref, model=model), described
 
@@ -126,7 +126,7 @@ def load_heads(ref: BackboneRef, described: str) -> nn.Module:
 
     Args:
         ref: The reference without heads.
-        described: What :func:`split_heads` returned.
+        described: The description from :func:`split_heads`.
 
     Raises:
         BackboneUnavailableError: If they cannot be built, or the file does not hold them.
@@ -144,6 +144,7 @@ def load_heads(ref: BackboneRef, described: str) -> nn.Module:
         raise unavailable(ref, f"its heads cannot be built ({error})") from error
     state = read_state_dict(path, keep=lambda name: name.startswith(_PREFIX))
     own = {name.removeprefix(_PREFIX): tensor.float() for name, tensor in state.items()}
+    # float() also converted the batch norms' counters, which must be integers.
     counters = {k: torch.zeros((), dtype=torch.long) for k in own if k.endswith("_tracked")}
     try:
         heads.load_state_dict({**own, **counters}, assign=True)

@@ -1,4 +1,4 @@
-"""The contract of models that see clips: several frames at once, and a time axis in what they give.
+"""The contract of video models: clips of several frames in, features with a time axis out.
 
 An image is a clip of one frame.
 """
@@ -17,10 +17,10 @@ from f3rm.backbones.taps import Tap, parse_taps
 
 
 class VideoBackbone(Backbone):
-    """A frozen model of clips with one layer, ``latent``.
+    """A frozen video model with one layer, ``latent``.
 
     Attributes:
-        temporal_stride: Frames per step in time; a clip has 1 + a multiple of them.
+        temporal_stride: Frames per time step; a clip has 1 + a multiple of them.
     """
 
     default_tap = "latent"
@@ -56,16 +56,16 @@ class VideoBackbone(Backbone):
     ) -> dict[Tap, Tensor]:
         """Computes taps of clips in one pass.
 
-        Operations see time as further rows: ``mean`` and ``amax`` reduce time and space, and
-        ``flatten`` gives channels, then steps, rows and columns.
+        Operations treat time steps as further rows: ``mean`` and ``amax`` reduce time and space,
+        and ``flatten`` gives channels, then steps, rows and columns.
 
         Args:
             clips: As for :meth:`encode_video`.
-            taps: What to read.
+            taps: Which taps.
 
         Returns:
-            Per tap (batch, steps, rows, cols, channels), or vectors (batch, channels) where an
-            operation made them.
+            Per tap (batch, steps, rows, cols, channels), or (batch, channels) after an operation
+            that gives vectors.
 
         Raises:
             TapError: If a tap does not fit the model, or pools windows, which mix steps.
@@ -82,10 +82,10 @@ class VideoBackbone(Backbone):
         }
 
     def video_shape(self, tap: Tap | str, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns the shape that a tap gives for one clip, without computing.
+        """Returns the shape of a tap of one clip, without computing.
 
         Args:
-            tap: What would be read.
+            tap: The tap.
             frames: Frames of the clip.
             height: Of the network input in pixels.
             width: Likewise.
@@ -104,7 +104,7 @@ class VideoBackbone(Backbone):
         return (steps, rows, *shape[1:]) if wanted.form("map") == "map" else shape
 
     def steps_of(self, frames: int) -> int:
-        """Returns the steps in time that a clip gives.
+        """Returns the time steps of a clip's features.
 
         Raises:
             ValueError: If the number of frames is not 1 + a multiple of the stride.
@@ -112,8 +112,8 @@ class VideoBackbone(Backbone):
         if frames < 1 or (frames - 1) % self.temporal_stride:
             below = 1 + max(0, frames - 1) // self.temporal_stride * self.temporal_stride
             msg = (
-                f"encode_video: frames must be 1 + a multiple of {self.temporal_stride}, got "
-                f"{frames}. Take {below} or {below + self.temporal_stride}."
+                f"A clip must have 1 + a multiple of {self.temporal_stride} frames, got {frames}. "
+                f"Take {below} or {below + self.temporal_stride}."
             )
             raise ValueError(msg)
         return 1 + (frames - 1) // self.temporal_stride

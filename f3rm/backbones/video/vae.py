@@ -1,13 +1,13 @@
 """Causal video autoencoders of the Wan and Cosmos kind through diffusers: clips to latents.
 
-The latents are the posterior's mean, normalised per channel with the statistics that come with the
-weights, so that the same clip always gives the same numbers.
+The latents are the posterior's mean, so that the same clip always gives the same numbers. They are
+normalised per channel with the statistics that come with the weights.
 
 *Source:* ``AutoencoderKLWan`` of https://github.com/huggingface/diffusers (Apache-2.0).
 """
 
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.backbones.base import Tower
-from f3rm.backbones.hub import cache_only, reason_of, require_hub
+from f3rm.backbones.hub import READ_ERRORS, cache_first, reason_of
 from f3rm.backbones.optional import require
 from f3rm.backbones.video.backbone import VideoBackbone
 from f3rm.backbones.weights import hub_name, local_weights, provenance_of, unavailable
 from f3rm.errors import BackboneRef
-
-_READ_ERRORS = (OSError, ValueError, RuntimeError, TypeError)
 
 
 class VideoVae(VideoBackbone):
@@ -69,10 +67,17 @@ class VideoVae(VideoBackbone):
         """
         if "text" in towers:
             raise unavailable(ref, "video models have no text tower; ask a CLIP model instead")
-        diffusers = require("diffusers", extra="vae", purpose=f"load_backbone: {ref.adapter!r}")
+        diffusers = require("diffusers", extra="vae", purpose=f"The backbone {ref.adapter!r}")
         path = local_weights(ref)
-        read = diffusers.AutoencoderKLWan.from_pretrained
-        network = _read_local(ref, path, read) if path is not None else _read_hub(ref, read)
+        read = partial(diffusers.AutoencoderKLWan.from_pretrained, torch_dtype=torch.float32)
+        try:
+            if path is not None:
+                network = read(str(path), local_files_only=True)
+            else:
+                network = cache_first(lambda: read(hub_name(ref), subfolder=ref.model))
+        except READ_ERRORS as error:
+            reason = f"it is no readable Wan autoencoder ({error})"
+            raise unavailable(ref, reason_of(error) if path is None else reason) from error
         del network.decoder
         return cls(ref, network.eval().requires_grad_(requires_grad=False).to(device))
 
@@ -92,61 +97,9 @@ class VideoVae(VideoBackbone):
 
     def provenance(self) -> dict[str, str]:
         """Returns diffusers' and torch's versions and the weights' identity."""
-        diffusers = require("diffusers", extra="vae", purpose="provenance: a video autoencoder")
-        return provenance_of(self.ref, diffusers)
+        return provenance_of(self.ref, require("diffusers", extra="vae", purpose="A video model"))
 
     @property
     def device(self) -> torch.device:
         """The device that the parameters are on."""
         return self.network.device
-
-
-def _read_local(ref: BackboneRef, path: Path, read: Callable[..., Any]) -> Any:
-    try:
-        return read(str(path), torch_dtype=torch.float32, local_files_only=True)
-    except _READ_ERRORS as error:
-        raise unavailable(ref, f"it is no readable Wan autoencoder ({error})") from error
-
-
-def _read_hub(ref: BackboneRef, read: Callable[..., Any]) -> Any:
-    """Reads cached weights without the network, and others after asking whether there is one."""
-    options = {"subfolder": ref.model, "torch_dtype": torch.float32}
-    try:
-        with cache_only():
-            return read(hub_name(ref), **options)
-    except _READ_ERRORS:
-        pass  # Not cached, or not usable: the attempt below says why.
-    try:
-        require_hub()
-        return read(hub_name(ref), **options)
-    except _READ_ERRORS as error:
-        raise unavailable(ref, reason_of(error)) from error
-
-
-def write_random_autoencoder(folder: Path, *, channels: int = 4, seed: int = 0) -> Path:
-    """Writes a small Wan autoencoder with random weights, for smoke tests and offline demos.
-
-    Args:
-        folder: Where to write; made if need be.
-        channels: Latent channels.
-        seed: The same seed gives the same weights. The global random state is left alone.
-
-    Returns:
-        The folder, in the layout that :meth:`VideoVae.load` reads.
-
-    Raises:
-        MissingExtraError: If diffusers is missing.
-    """
-    diffusers = require("diffusers", extra="vae", purpose="write_random_autoencoder: it")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = diffusers.AutoencoderKLWan(
-            base_dim=8,
-            z_dim=channels,
-            dim_mult=[1, 2, 2, 2],
-            num_res_blocks=1,
-            latents_mean=[0.1 * index for index in range(channels)],
-            latents_std=[1.0 + 0.5 * index for index in range(channels)],
-        )
-    network.save_pretrained(folder)
-    return folder

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from f3rm.backbones.clip import backbone as clip
-from f3rm.backbones.dino import backbone as dino
+from tests.backbones import random_clip as clip, random_dino as dino
 
 PATCH = 14
 

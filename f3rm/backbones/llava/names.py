@@ -1,6 +1,7 @@
-"""Which tensors of a LLaVA-style checkpoint are its vision half; knows names only.
+"""Names of the vision half's tensors in a LLaVA-style checkpoint.
 
 LLaVA's own checkpoints and those that transformers writes name them differently; both are known.
+Nothing is imported here, so that a cache can be identified without transformers.
 """
 
 import re
@@ -9,7 +10,7 @@ TOWER = re.compile(
     r"(?:^|(?:^|\.)vision_model\.)"
     r"(?P<name>(?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)$"
 )
-"""Tensors of the image tower; ``name`` is what transformers' ``CLIPVisionModel`` calls it."""
+"""Tensors of the image tower; ``name`` is the name in transformers' ``CLIPVisionModel``."""
 
 PROJECTOR = re.compile(
     r"(?:^|\.)(?:mm_projector\.(?P<number>\d+)|multi_modal_projector\.linear_(?P<linear>\d))"
@@ -17,10 +18,7 @@ PROJECTOR = re.compile(
 )
 """Tensors of the multimodal projector's linear layers."""
 
-INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""Files that say which shard holds which tensor."""
-
 
 def is_vision(name: str) -> bool:
-    """Tells whether a tensor is part of the vision half."""
+    """Returns whether a tensor belongs to the image tower or the projector."""
     return bool(TOWER.search(name) or PROJECTOR.search(name))
