@@ -1,10 +1,10 @@
-"""What Nerfstudio 1.1.5 needs so that it runs on today's torch, offline, without being edited.
+"""Lets Nerfstudio 1.1.5 run on today's torch, and offline, without patching its files.
 
 - Its exponential decay puts NumPy floats into checkpoints, which ``torch.load`` refuses since 2.6
   (nerfstudio#3683). :class:`FloatExponentialDecaySchedulerConfig` writes Python floats;
   :func:`allow_nerfstudio_checkpoints` lets older checkpoints load.
 - Its Adam does not offer torch's fused implementation; :class:`FusedAdamOptimizerConfig` does.
-- Nerfacto fetches LPIPS weights when it is built. :func:`lazy_lpips` defers that to the first use.
+- Nerfacto fetches LPIPS weights at construction. :func:`lazy_lpips` defers that to the first use.
 """
 
 import contextlib
@@ -12,8 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
-from unittest import mock
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -22,19 +21,20 @@ from nerfstudio.engine.schedulers import (
     ExponentialDecayScheduler,
     ExponentialDecaySchedulerConfig,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 logger = logging.getLogger(__name__)
 
-_LPIPS = "torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity"
+_LPIPS_MODULE = "torchmetrics.image.lpip"
+_LPIPS = "LearnedPerceptualImagePatchSimilarity"
 
 
 class FloatExponentialDecayScheduler(ExponentialDecayScheduler):
     """Nerfstudio's exponential decay with Python floats as its values."""
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> lr_scheduler.LRScheduler:
-        """Returns the parent's schedule; only the type of its numbers differs."""
+        """Returns the parent's schedule with Python floats."""
         scheduler = super().get_scheduler(optimizer, lr_init)
         if not isinstance(scheduler, lr_scheduler.LambdaLR):
             return scheduler
@@ -58,10 +58,10 @@ class FusedAdamOptimizerConfig(AdamOptimizerConfig):
     """
 
     fused: bool = True
-    """Whether torch's fused implementation is used; it runs on CPU and CUDA."""
+    """Whether to use torch's fused implementation; it runs on CPU and CUDA."""
 
 
-def _as_float(decay: Callable[[int], Any]) -> Callable[[int], float]:
+def _as_float(decay: Callable[[int], SupportsFloat]) -> Callable[[int], float]:
     return lambda step: float(decay(step))
 
 
@@ -72,7 +72,7 @@ def allow_nerfstudio_checkpoints() -> None:
     can run code from the file.
     """
     try:
-        multiarray = importlib.import_module("numpy._core.multiarray")
+        multiarray = importlib.import_module("numpy._core.multiarray")  # since NumPy 2
     except ImportError:
         multiarray = importlib.import_module("numpy.core.multiarray")
     torch.serialization.add_safe_globals(
@@ -86,14 +86,14 @@ def allow_nerfstudio_checkpoints() -> None:
 
 
 class LazyLpips:
-    """LPIPS that fetches its weights when first asked, and NaN where they cannot be had.
+    """LPIPS that fetches its weights on first use, and returns NaN where they are not available.
 
     Not a module on purpose: the weights stay out of the run's checkpoint.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         self._arguments = (args, kwargs)
-        self._metric: Any = None
+        self._metric: nn.Module | None = None
         self._tried = False
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
@@ -105,11 +105,10 @@ class LazyLpips:
             return torch.full((), float("nan"))
         return self._metric.to(predicted.device)(predicted, target)
 
-    def _build(self) -> Any:
+    def _build(self) -> nn.Module | None:
         args, kwargs = self._arguments
-        module, _, name = _LPIPS.rpartition(".")
         try:
-            return getattr(importlib.import_module(module), name)(*args, **kwargs)
+            return getattr(importlib.import_module(_LPIPS_MODULE), _LPIPS)(*args, **kwargs)
         except OSError as error:  # URLError is one
             logger.warning("LPIPS weights cannot be fetched (%s); lpips is left out.", error)
             return None
@@ -118,5 +117,11 @@ class LazyLpips:
 @contextlib.contextmanager
 def lazy_lpips() -> Iterator[None]:
     """Makes Nerfacto build :class:`LazyLpips` in place of LPIPS, for the duration of the block."""
-    with mock.patch(_LPIPS, LazyLpips):
+    module = importlib.import_module(_LPIPS_MODULE)
+    original = getattr(module, _LPIPS)
+    # Nerfacto imports the class inside populate_modules, so that replacing it here is enough.
+    setattr(module, _LPIPS, LazyLpips)
+    try:
         yield
+    finally:
+        setattr(module, _LPIPS, original)

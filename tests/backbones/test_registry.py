@@ -162,7 +162,7 @@ def test_classes_of_families_are_found_in_the_room_on_first_use():
         timeout=300,
     )
     assert result.stdout.splitlines() == ["False", "ModuleBackbone VideoBackbone", "[]"]
-    with pytest.raises(AttributeError, match="'f3rm.backbones' has no attribute 'ModelBackbone'"):
+    with pytest.raises(AttributeError, match=r"'f3rm\.backbones' has no attribute 'ModelBackbone'"):
         f3rm.backbones.ModelBackbone  # noqa: B018
 
 
