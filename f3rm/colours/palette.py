@@ -1,4 +1,4 @@
-"""Which query a place belongs to, and the colours that queries are told apart by."""
+"""Colours of queries, and the assignment of positions to queries by score."""
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ PALETTE = (
     (230, 159, 0),
     (160, 160, 160),
 )
-"""Colours of queries that are shown apart (Okabe and Ito's, which colour-blind people can tell)."""
+"""Colours of queries shown side by side (Okabe and Ito's, which colour-blind people can tell)."""
 
 _DIMMED = 0.45
 _OPACITY = 0.65
@@ -28,15 +28,14 @@ def palette(count: int) -> Float[Tensor, "queries 3"]:
     return torch.cat([first * _DARKER**number for number in range(rounds)] or [first])[:count]
 
 
-def belongs(
+def best_query_index(
     scores: Float[Tensor, "*batch queries"], thresholds: tuple[float, ...]
 ) -> Int[Tensor, "*batch"]:
-    """Returns the query that each place belongs to, -1 for none.
+    """Returns the index of the query that each position's scores exceed most, -1 for none.
 
     Args:
-        scores: One score per place and query.
-        thresholds: From which score on a place belongs to a query; where several claim it, the one
-            whose threshold it exceeds most gets it.
+        scores: One score per position and query.
+        thresholds: Lowest score that counts, per query; infinity leaves a query out.
     """
     best, query = (scores - scores.new_tensor(thresholds)).max(dim=-1)
     return torch.where(best >= 0, query, -1)
@@ -52,9 +51,9 @@ def composite(
     Args:
         rgb: The picture, values in [0, 1].
         scores: One score per pixel and query.
-        thresholds: See :func:`belongs`.
+        thresholds: See :func:`best_query_index`.
     """
-    query = belongs(scores, thresholds)
+    query = best_query_index(scores, thresholds)
     colours = palette(len(thresholds)).to(rgb)  # (queries, 3)
     found = (1 - _OPACITY) * rgb + _OPACITY * colours[query.clamp_min(0)]
     grey = rgb.mean(dim=-1, keepdim=True).expand_as(rgb) * _DIMMED

@@ -34,26 +34,27 @@ def fit_pca(
 ) -> PcaBasis:
     """Fits three principal components and the range that becomes [0, 1].
 
-    Deterministic: the randomised solver draws from a generator of its own, so no other random state
+    Deterministic: the randomised solver has a generator of its own, so that no other random state
     is read or changed, on any device; each component's largest entry is positive.
 
     Args:
         features: A sample of feature vectors; at least three.
-        quantiles: The share of the sample below 0 and below 1 of each colour, which keeps outliers
-            from washing out the rest.
+        quantiles: Quantiles of the sample that become 0 and 1 in each colour, so that outliers do
+            not wash out the rest.
 
     Raises:
         ValueError: If there are fewer than three samples or channels.
     """
     if min(features.shape) < 3:
         got = tuple(features.shape)
-        msg = f"fit_pca: features must have at least 3 rows and channels, got {got}."
+        msg = f"A PCA needs features of at least 3 rows and channels, got {got}."
         raise ValueError(msg)
     features = features.float()
     mean = features.mean(0)
     directions = _principal_directions(features - mean, min(3 + _OVERSAMPLING, *features.shape))
     components = directions[:, :3]  # (channels, 3)
     largest = components.abs().argmax(0)
+    # A component's sign is arbitrary; fixed, so that colours do not flip between fits.
     components = components * components[largest, torch.arange(3)].sign()
     projected = (features - mean) @ components  # (samples, 3)
     bounds = torch.quantile(projected, projected.new_tensor(quantiles), dim=0)

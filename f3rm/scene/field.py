@@ -12,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from f3rm.colours.palette import belongs
+from f3rm.colours.palette import best_query_index
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.language.expressions import things_of
@@ -236,7 +236,7 @@ class SceneField:
         positions = self._positions(points, frame, who="identify")
         ask_all = partial(all_scores, asked)
         scores = self._at(positions, ask_all, len(asked), outside=-torch.inf)
-        indices = belongs(scores, (none_threshold,) * len(asked))
+        indices = best_query_index(scores, (none_threshold,) * len(asked))
         best = scores.topk(min(2, len(asked)), dim=1).values
         rival = best[:, 1:].amax(dim=1) if len(asked) > 1 else torch.zeros(len(best))
         margins = (best[:, 0] - rival.clamp_min(none_threshold)).clamp_min(0)

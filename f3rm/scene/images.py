@@ -15,7 +15,7 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
-from f3rm.colours.palette import belongs, composite
+from f3rm.colours.palette import best_query_index, composite
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
@@ -174,6 +174,6 @@ def _answers(
     return {
         "similarity": scores,
         "mask": there >= there.new_tensor(thresholds),
-        "labels": belongs(there, thresholds),
+        "labels": best_query_index(there, thresholds),
         "composite": composite(rgb, there, thresholds),
     }

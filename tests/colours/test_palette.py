@@ -1,7 +1,7 @@
 import torch
 from hypothesis import given, strategies as st
 
-from f3rm.colours.palette import PALETTE, belongs, composite, palette
+from f3rm.colours.palette import PALETTE, best_query_index, composite, palette
 
 
 @given(st.integers(0, 30))
@@ -15,9 +15,9 @@ def test_every_query_has_a_colour_of_its_own(count):
 
 def test_a_place_belongs_to_the_query_it_exceeds_most_or_to_none():
     scores = torch.tensor([[0.9, 0.6], [0.6, 0.8], [0.4, 0.4], [0.9, 0.9]])
-    assert belongs(scores, (0.5, 0.5)).tolist() == [0, 1, -1, 0]
-    assert belongs(scores, (float("inf"), 0.5)).tolist() == [1, 1, -1, 1]
-    assert belongs(scores, (float("inf"), float("inf"))).tolist() == [-1] * 4
+    assert best_query_index(scores, (0.5, 0.5)).tolist() == [0, 1, -1, 0]
+    assert best_query_index(scores, (float("inf"), 0.5)).tolist() == [1, 1, -1, 1]
+    assert best_query_index(scores, (float("inf"), float("inf"))).tolist() == [-1] * 4
 
 
 def test_more_queries_than_colours_can_be_laid_over_a_picture():
