@@ -25,7 +25,7 @@ from torch import nn
 
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.networks import fast
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 
 _CHANNELS = [128]
 
@@ -64,7 +64,7 @@ def measure(num_rays: int, points: int, repeats: int) -> dict[str, object]:
     seconds = medians({"torch": _slow(render), "numba": render}, repeats, device)
     result["render_speedup"] = round(seconds["torch"] / seconds["numba"], 2)
     encoding = HashEncoding(max_res=2048, log2_hashmap_size=19, implementation="torch")
-    quicken(nn.ModuleList([encoding]))
+    use_fast_encodings(nn.ModuleList([encoding]))
     positions = torch.rand(points, 3)
 
     def train() -> None:

@@ -29,7 +29,7 @@ from quality import make_config
 from f3rm.compat import lazy_lpips
 from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.evaluation.query_scores import mean_of
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.synthetic.layouts import SceneKind
 from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
 
@@ -145,7 +145,7 @@ def train(job: Job, data: Path, folder: Path, *, features: bool) -> Path:
     with lazy_lpips():
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup()
-        quicken(trainer.pipeline.model)  # plain Nerfacto too: the same results, sooner
+        use_fast_encodings(trainer.pipeline.model)  # plain Nerfacto too: the same results, sooner
         trainer.train()
     return path
 

@@ -37,7 +37,7 @@ from f3rm.compat import lazy_lpips
 from f3rm.errors import BackboneRef, HeadSpec
 from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer, render_per_sample
 
 HEADS = ("384", "768", "768+384", "5120")
@@ -101,7 +101,7 @@ def training_step(
     config = NerfactoModelConfig if is_plain else FeatureFieldModelConfig
     model = build_model(config(implementation=implementation), channels, device)
     if kind == "nerfacto_fast":
-        quicken(model)
+        use_fast_encodings(model)
     step = whole_step(model, f3rm_method.config.optimizers, channels, num_rays)
     if kind != "per_sample":
         return step

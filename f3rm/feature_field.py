@@ -1,8 +1,8 @@
 """The feature field: a trunk over contracted positions and one linear head per feature type.
 
-It knows nothing of density or colour, and no feature type by name: a :class:`HeadSpec` says all.
-Heads that were trained at another time have a trunk of their own: the hidden vectors of all trunks
-stand side by side, and a head reads those of its trunk.
+It knows neither density nor colour, and no feature type by name: a :class:`HeadSpec` describes each
+head. Heads trained at another time have a trunk of their own: the hidden vectors of all trunks are
+concatenated, and a head reads its own trunk's channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from f3rm.networks.base import Implementation, NetworkConfig, build_network
 
 
 class FeatureFieldHeadNames(Enum):
-    """What :meth:`FeatureField.forward` returns per sample."""
+    """Keys of the outputs of :meth:`FeatureField.forward`."""
 
     HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """What a head keeps of the features that it learns from.
+    """Statistics of a head's target features.
 
     Attributes:
         variance: Mean over channels of the target's variance; a head's loss is divided by it where
@@ -53,10 +53,10 @@ class FeatureHead(nn.Module):
     """A bias-free linear map from hidden vector to feature, and the statistics of its target.
 
     Args:
-        spec: What it distils.
+        spec: Its name, channels and backbone.
         hidden_dim: Width of a trunk's hidden vector.
-        trunk: Which of the field's trunks it reads.
-        num_trunks: How many there are.
+        trunk: Index of its trunk.
+        num_trunks: Trunks of the field.
     """
 
     variance: Tensor
@@ -80,7 +80,7 @@ class FeatureHead(nn.Module):
 
     @property
     def columns(self) -> slice:
-        """Which channels of the field's hidden vector the head reads; its weight is 0 elsewhere."""
+        """The head's channels of the field's hidden vector; its weight is 0 elsewhere."""
         width = self.linear.in_features
         return slice(self.trunk * width, (self.trunk + 1) * width)
 
@@ -99,8 +99,8 @@ class FeatureHead(nn.Module):
         return PcaBasis(self.pca_mean, self.pca_components, self.pca_low, self.pca_high)
 
     def set_stats(self, stats: FeatureStats) -> None:
-        """Takes over statistics measured on the target features."""
-        self.variance.fill_(max(stats.variance, 1e-12))
+        """Copies statistics of the target features into the head's buffers."""
+        self.variance.fill_(max(stats.variance, 1e-12))  # the loss is divided by it
         self.pca_mean.copy_(stats.pca.mean)
         self.pca_components.copy_(stats.pca.components)
         self.pca_low.copy_(stats.pca.low)
@@ -113,12 +113,12 @@ class FeatureHead(nn.Module):
 
 @dataclass
 class FeatureFieldConfig:
-    """Sizes of the trunk and how it is computed."""
+    """Sizes and implementation of the trunk."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Encoding and layers of the trunk."""
     implementation: Implementation = "torch"
-    """Which library computes the trunk."""
+    """The library that computes the trunk."""
 
 
 class FeatureField(nn.Module):
@@ -126,7 +126,7 @@ class FeatureField(nn.Module):
 
     Args:
         config: Sizes and implementation.
-        heads: The heads to build; a checkpoint brings its own, which replace them.
+        heads: The heads to build; those of a checkpoint replace them.
         scene_box: Normalises positions where there is no contraction.
         spatial_distortion: Nerfacto's scene contraction, to [-2, 2]^3, or None.
     """
@@ -165,7 +165,7 @@ class FeatureField(nn.Module):
             F3rmError: If there is no such head.
         """
         if name not in self.heads:
-            msg = f"head: this field has the heads {list(self.heads)}, got {name!r}."
+            msg = f"This field has the heads {list(self.heads)}, got {name!r}."
             raise F3rmError(msg)
         module = self.heads[name]
         assert isinstance(module, FeatureHead)  # noqa: S101 - narrows ModuleDict's item type
@@ -178,15 +178,15 @@ class FeatureField(nn.Module):
         return (self.spatial_distortion(positions) + 2.0) / 4.0
 
     def hidden(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch hidden"]:
-        """Evaluates the trunks at world positions (Nerfstudio's scene frame), side by side.
+        """Evaluates all trunks at world positions (Nerfstudio's scene frame).
 
         Args:
-            positions: Any number of them, none too.
+            positions: Any number of them, also none.
 
         Returns:
-            Hidden vectors in the precision of the field's parameters, float32, whatever the
-            implementation computes in and under autocast too: they are composited in float32 in
-            any case, and a gradient that is cast to half before it is scaled is lost.
+            Concatenated hidden vectors in the precision of the field's parameters, float32, in any
+            implementation and under autocast too: they are composited in float32 anyway, and a
+            gradient that is cast to half before it is scaled is lost.
         """
         flat = self.normalise(positions).reshape(-1, 3)
         hidden = self.trunk(flat)
@@ -196,22 +196,22 @@ class FeatureField(nn.Module):
         return hidden.to(precision).view(*positions.shape[:-1], self.hidden_dim)
 
     def adopt(self, other: "FeatureField") -> None:
-        """Takes over the trunks and heads of another field of the same sizes, beside its own.
+        """Adds the trunks and heads of another field of the same sizes to its own.
 
-        The features of the heads that are here do not change.
+        The features of its present heads do not change.
 
         Raises:
             F3rmError: If sizes or implementation differ, or a head's name is taken.
         """
         if other.config != self.config:
             msg = (
-                f"adopt: both fields must have the same sizes, got {self.config} and "
-                f"{other.config}. Train the other one with the sizes of this."
+                f"Both fields must have the same sizes, got {self.config} and {other.config}. "
+                "Train the second with the sizes of the first."
             )
             raise F3rmError(msg)
         taken = sorted(set(self.heads) & set(other.heads))
         if taken:
-            msg = f"adopt: heads must have names of their own, got {taken} twice. Leave one out."
+            msg = f"Heads must have different names, got {taken} twice. Leave one out."
             raise F3rmError(msg)
         first = 1 + len(self.more_trunks)
         self.more_trunks.extend([other.trunk, *other.more_trunks])
@@ -223,7 +223,7 @@ class FeatureField(nn.Module):
             self.head(name).num_trunks = 1 + len(self.more_trunks)
 
     def forward(self, ray_samples: RaySamples) -> dict[FeatureFieldHeadNames, Tensor]:
-        """Evaluates the trunk at ray samples, without gradient into where they lie.
+        """Evaluates the trunks at ray samples, without gradient into their positions.
 
         Returns:
             Hidden vectors of shape (rays, samples, hidden).
@@ -231,7 +231,7 @@ class FeatureField(nn.Module):
         return {FeatureFieldHeadNames.HIDDEN: self.hidden(ray_samples.frustums.get_positions())}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint must know to be opened without its feature cache."""
+        """Returns the heads and the implementation, so that a run opens without its cache."""
         return {
             "implementation": self.config.implementation,
             "heads": [spec.to_dict() for spec in self.specs],
@@ -239,18 +239,18 @@ class FeatureField(nn.Module):
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Rebuilds the heads that a checkpoint holds; torch calls it before their weights load.
+        """Rebuilds a checkpoint's heads; torch calls it before their weights load.
 
         Raises:
             ImplementationError: If the checkpoint's parameters belong to another implementation.
-            F3rmError: If training goes on with other heads than the checkpoint's.
+            F3rmError: If training resumes with other heads than the checkpoint's.
         """
         saved = state["implementation"]
         if saved != self.config.implementation:
             msg = (
-                f"FeatureField: the checkpoint was trained with implementation {saved!r}, this "
-                f"model runs {self.config.implementation!r}; their parameters do not fit. Set "
-                f"pipeline.model.implementation to {saved!r} (needs a CUDA device and tiny-cuda-nn "
+                f"The checkpoint was trained with implementation {saved!r}, this model runs "
+                f"{self.config.implementation!r}; their parameters do not fit. Pass "
+                f"--pipeline.model.implementation {saved} (needs a CUDA device and tiny-cuda-nn "
                 "for 'tcnn')."
             )
             raise ImplementationError(msg)
@@ -267,13 +267,13 @@ class FeatureField(nn.Module):
         if self.training and len(self.heads):
             if any(trunks):
                 msg = (
-                    f"FeatureField: {sizes[trunks.index(max(trunks))][0]!r} was added to this run "
-                    "later, and ns-train cannot go on with it. Add it again, with more steps, to "
-                    "the run it was added to: f3rm attach --help."
+                    f"The head {sizes[trunks.index(max(trunks))][0]!r} was added to this run "
+                    "later, and ns-train cannot continue it. Add it again, with more steps, to the "
+                    "original run: f3rm attach --help."
                 )
                 raise F3rmError(msg)
             msg = (
-                f"FeatureField: the checkpoint has the heads {sizes}, the data has {here}. Resume "
+                f"The checkpoint has the heads {sizes}, the data has {here}. Resume "
                 "with the feature type and weights of the first run."
             )
             raise F3rmError(msg)
@@ -283,14 +283,14 @@ class FeatureField(nn.Module):
         for before, now in zip(saved, self.specs, strict=True):
             if not before.is_same_model(now):
                 msg = (
-                    f"FeatureField: the head {now.name!r} of the checkpoint distils "
+                    f"The head {now.name!r} of the checkpoint distils "
                     f"{_model_text(before)}, the data has features of {_model_text(now)}. Resume "
                     "with the weights of the first run, from any place, or start a new run."
                 )
                 raise F3rmError(msg)
 
     def _build_heads(self, heads: Sequence[tuple[HeadSpec, int]]) -> None:
-        """Builds heads, each with the number of its trunk, and the trunks that they need."""
+        """Builds heads, each with the index of its trunk, and their trunks."""
         network = self.config.network
         device = next((p.device for p in self.trunk.parameters()), torch.device("cpu"))
         num_trunks = 1 + max((trunk for _, trunk in heads), default=0)

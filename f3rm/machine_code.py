@@ -1,8 +1,8 @@
-"""What numba has no words for: fetching memory ahead, and rows of numbers in one register.
+"""Instructions that numba does not offer: memory prefetch, and rows of numbers in one register.
 
-numba unrolls a loop over a row of eight into scalars, because it cannot know that the array that is
-written to is not the one read from. Rows are added and multiplied lane by lane with the rounding
-that scalars have. Imported only where the extra ``fast`` is installed.
+numba unrolls a loop over a row of eight into scalars, because the array that it writes to might be
+the one that it reads from. Rows here are added and multiplied lane by lane, with the rounding of
+scalars. Imported only where the extra ``fast`` is installed.
 """
 
 import operator
@@ -32,16 +32,16 @@ def _emit_prefetch(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
 
 
 def _type_prefetch(_: Any, address: Any) -> tuple[Any, Callable[..., Any]]:
-    """Asks for the cache line at an address; never fails, whatever the address."""
+    """Types the prefetch of the cache line at an address, valid or not."""
     return types.void(address), _emit_prefetch
 
 
 prefetch = cast("Callable[[int], None]", intrinsic(_type_prefetch))
-"""Asks for the cache line at an address, in a compiled function; never fails."""
+"""Prefetches the cache line at an address, in a compiled function; never fails."""
 
 
 class _Row(types.Type):
-    """So many float32 in one register, or in a few."""
+    """A number of float32 in one register, or in a few."""
 
     def __init__(self, lanes: int) -> None:
         super().__init__(name=f"Row({lanes})")
@@ -68,9 +68,9 @@ class Rows(NamedTuple):
 
 @lru_cache
 def rows_of(lanes: int) -> Rows:
-    """Returns the functions for rows of so many float32; beyond the array they must not reach.
+    """Returns the functions for rows of ``lanes`` float32; a row must lie inside its array.
 
-    A row times a number, and a sum of two rows, are written with ``*`` and ``+``.
+    In compiled functions, ``*`` multiplies a row by a number and ``+`` adds two rows.
     """
     row = _Row(lanes)
 

@@ -46,7 +46,7 @@ from f3rm.feature_field import (
 )
 from f3rm.language.text_encoder import QueryText
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer
 from f3rm.viewer.controls import FeatureControls
 
@@ -112,7 +112,7 @@ class FeatureFieldModel(NerfactoModel):
         self.config.implementation = implementation
         with lazy_lpips():
             super().populate_modules()
-        quicken(self)
+        use_fast_encodings(self)
         self._samples = SampleTap()
         self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}

@@ -2,8 +2,8 @@
 
 A head without bias is linear, so it commutes with compositing: ``sum_i w_i (W h_i) = W (sum_i w_i
 h_i)``. :class:`FeatureRenderer` therefore composites the trunk's hidden vectors and the head
-projects once per ray; :func:`render_per_sample` is the formulation of earlier systems, which
-projects every sample, kept as the reference.
+projects once per ray. :func:`render_per_sample` projects every sample, as the original f3rm does;
+it is the reference of the parity test.
 """
 
 import torch
@@ -23,7 +23,7 @@ class FeatureRenderer(nn.Module):
         """Sums ``weights * features`` over the samples of each ray.
 
         Runs in the weights' precision, outside of autocast: half-precision sums over a ray would
-        lose what the trunk gained.
+        lose the small weights.
 
         Args:
             features: One vector per sample, hidden or feature channels.

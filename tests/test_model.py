@@ -6,7 +6,7 @@ from torch.nn import functional
 from f3rm.camera_render import RGB_ONLY, CameraOutputs, RenderRequest
 from f3rm.colours.pca import pca_colours
 from f3rm.compat import LazyLpips, lazy_lpips
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import render_per_sample
 from tests.nerf_fixtures import NERFACTO_SIZES, camera, feature_model, head, rays, scene_box
 
@@ -48,7 +48,7 @@ def test_nerfacto_trains_bit_for_bit_as_without_features():
         plain = NerfactoModelConfig(**NERFACTO_SIZES).setup(
             scene_box=scene_box(), num_train_data=3, metadata={}, device="cpu"
         )
-    quicken(plain)  # its gradients are the same up to the order of sums
+    use_fast_encodings(plain)  # its gradients are the same up to the order of sums
     ours = feature_model(head("dino", 6, has_text=False), head("clip", 12))
     batch = _batch(ours)
     expected, actual = _train(plain, batch), _train(ours, batch)

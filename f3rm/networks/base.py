@@ -1,4 +1,4 @@
-"""The contract of a trunk network, and the choice between its implementations.
+"""The contract of a trunk, the choice of its implementation, and its positional encoding.
 
 The trunk is encoding -> hidden -> hidden with a ReLU after every layer and no bias, so that its
 output composites along a ray before a linear head projects it.
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 Implementation = Literal["tcnn", "torch"]
 ImplementationChoice = Literal["auto", "tcnn", "torch"]
 
-# What the import of tinycudann raises where it is installed but broken: ImportError of an extension
-# that was built for another torch, OSError without one for this GPU (NameError in older versions),
-# RuntimeError of CUDA, AttributeError of a half-built extension.
+# Errors of importing a broken tinycudann: ImportError of an extension built for another torch,
+# OSError without one for this GPU (NameError in older versions), RuntimeError of CUDA,
+# AttributeError of a half-built extension.
 _IMPORT_ERRORS = (ImportError, OSError, NameError, RuntimeError, AttributeError)
 
 _NETWORKS = {
@@ -49,7 +49,7 @@ class NetworkConfig:
     max_res: int = 128
     """Cells per axis of the finest level."""
     use_pe: bool = True
-    """Whether sines and cosines of the position stand beside the hash grid."""
+    """Whether sines and cosines of the position join the hash grid's features."""
     pe_num_frequencies: int = 6
     """Octaves of the positional encoding: ``sin`` and ``cos`` of ``2^k pi x``."""
     hidden_dim: int = 64
@@ -71,6 +71,25 @@ class NetworkConfig:
         return (self.max_res / self.start_res) ** (1 / (self.num_levels - 1))
 
 
+def frequency_encoding(
+    positions: Float[Tensor, "points 3"], num_frequencies: int
+) -> Float[Tensor, "points encoding"]:
+    """Computes ``sin`` and ``cos`` of ``2^k pi x`` for k = 0 ... num_frequencies - 1.
+
+    Both implementations of the trunk share it.
+
+    *Source:* tiny-cuda-nn's Frequency encoding; only the order of the channels differs.
+    """
+    exponents = torch.arange(num_frequencies, device=positions.device, dtype=positions.dtype)
+    angles = (positions[..., None] * (torch.pi * 2.0**exponents)).flatten(1)
+    if angles.requires_grad:  # out= below has no gradient
+        return torch.cat((angles.sin(), angles.cos()), -1)
+    encoded = angles.new_empty(len(angles), 2 * angles.shape[1])  # without the copies of cat
+    torch.sin(angles, out=encoded[:, : angles.shape[1]])
+    torch.cos(angles, out=encoded[:, angles.shape[1] :])
+    return encoded
+
+
 class HiddenNetwork(nn.Module):
     """A trunk: positions in the unit cube to hidden vectors."""
 
@@ -81,12 +100,12 @@ class HiddenNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Choice:
-    """Which implementation runs, and why.
+    """The implementation that runs, and why.
 
     Attributes:
-        implementation: What runs.
+        implementation: Its name.
         reason: Why, as a clause.
-        is_fallback: Whether tiny-cuda-nn would run if what the reason says were mended.
+        is_fallback: Whether tiny-cuda-nn would run if the problem in ``reason`` were fixed.
     """
 
     implementation: Implementation
@@ -95,12 +114,12 @@ class Choice:
 
 
 def tcnn_installed() -> bool:
-    """Whether tiny-cuda-nn's Python package is there; does not import it."""
+    """Returns whether tiny-cuda-nn's Python package is installed; does not import it."""
     return importlib.util.find_spec("tinycudann") is not None
 
 
 def tcnn_runs_on(device: torch.device | str) -> bool:
-    """Whether tiny-cuda-nn computes on such a device; tests replace it."""
+    """Returns whether tiny-cuda-nn computes on a device; tests replace it."""
     return torch.device(device).type == "cuda"
 
 
@@ -109,17 +128,17 @@ def choose_implementation(
     device: torch.device | str,
     network: NetworkConfig | None = None,
 ) -> Choice:
-    """Decides which implementation runs, and says why.
+    """Decides which implementation runs.
 
     Args:
         choice: ``auto`` takes tiny-cuda-nn on a CUDA device where its package can be imported and
-            has such sizes, else torch.
+            supports the sizes, else torch.
         device: Where the model will run.
         network: Sizes of the trunk; None for f3rm's own.
 
     Raises:
         ImplementationError: If ``tcnn`` is asked for and cannot run here, with the error of its
-            import as the cause; or if no implementation has such sizes.
+            import as the cause; or if no implementation supports the sizes.
     """
     network = network or NetworkConfig()
     _check_sizes(network)
@@ -130,14 +149,13 @@ def choose_implementation(
     elif not tcnn_installed():
         problem = _Problem("tiny-cuda-nn is not installed")
     else:
-        problem = _tcnn_lacks(network) or _import_tcnn()
+        problem = _unsupported_size(network) or _import_tcnn()
     if problem is None:
         return Choice("tcnn", "tiny-cuda-nn is installed and the device is CUDA")
     if choice == "auto":
         return Choice("torch", problem.reason, is_fallback=problem.is_surprising)
     msg = (
-        f"resolve_implementation: implementation 'tcnn' was asked for, but {problem.reason}. "
-        f"{problem.advice}"
+        f"--pipeline.model.implementation tcnn cannot run here: {problem.reason}. {problem.advice}"
     )
     raise ImplementationError(msg) from problem.cause
 
@@ -147,7 +165,7 @@ def resolve_implementation(
     device: torch.device | str,
     network: NetworkConfig | None = None,
 ) -> Implementation:
-    """Decides which implementation runs, and logs it: once as a warning where tcnn is broken.
+    """Decides which implementation runs, and logs it; warns once where tiny-cuda-nn is broken.
 
     Args:
         choice: See :func:`choose_implementation`.
@@ -160,12 +178,9 @@ def resolve_implementation(
     chosen = choose_implementation(choice, device, network)
     if chosen.is_fallback:
         _warn_once(chosen.reason)
-    logger.info("implementation=%s: %s on %s, %s.", choice, *_said(chosen, device))
+    reason = chosen.reason
+    logger.info("implementation=%s: %s on %s, %s.", choice, chosen.implementation, device, reason)
     return chosen.implementation
-
-
-def _said(chosen: Choice, device: torch.device | str) -> tuple[str, str, str]:
-    return chosen.implementation, str(device), chosen.reason
 
 
 @lru_cache
@@ -189,7 +204,7 @@ class _Problem:
 
 
 def _import_tcnn() -> _Problem | None:
-    """Imports tiny-cuda-nn; its package looks for a compiled half that fits the GPU."""
+    """Imports tiny-cuda-nn; only that shows whether its compiled half fits torch and the GPU."""
     try:
         importlib.import_module("tinycudann")
     except _IMPORT_ERRORS as error:
@@ -198,8 +213,8 @@ def _import_tcnn() -> _Problem | None:
     return None
 
 
-def _tcnn_lacks(network: NetworkConfig) -> _Problem | None:
-    """Finds the first size that tiny-cuda-nn does not have; it would end the process with it."""
+def _unsupported_size(network: NetworkConfig) -> _Problem | None:
+    """Finds the first size that tiny-cuda-nn does not support; it would abort the process."""
     for option, value, has, fits in (
         ("feat-num-layers", network.num_layers, "at least 2 layers", network.num_layers >= 2),
         (
@@ -217,14 +232,14 @@ def _tcnn_lacks(network: NetworkConfig) -> _Problem | None:
     ):
         if not fits:
             name = f"--pipeline.model.{option}"
-            reason = f"tiny-cuda-nn has {has} and {name} is {value}"
+            reason = f"tiny-cuda-nn has {has}, but {name} is {value}"
             advice = f"Change {name}, or use --pipeline.model.implementation torch."
             return _Problem(reason, advice, is_surprising=True)
     return None
 
 
 def _check_sizes(network: NetworkConfig) -> None:
-    """Refuses sizes of which there is no network in any implementation."""
+    """Refuses sizes that no implementation supports."""
     for option, value in (
         ("feat-num-layers", network.num_layers),
         ("feat-num-levels", network.num_levels),

@@ -1,4 +1,4 @@
-"""Where hash grids are interpolated in machine code: on a CPU, in single precision, with numba."""
+"""Interpolates hash grids in machine code: on a CPU, in single precision, with numba."""
 
 import importlib
 import importlib.util
@@ -21,12 +21,12 @@ _KERNEL = "f3rm.networks.hash_kernel"
 
 @dataclass(frozen=True)
 class Levels:
-    """Where the levels of a hash grid lie in one table.
+    """The layout of a hash grid's levels in one table.
 
     Attributes:
         scales: Cells per axis.
         tops: Largest lower corner; a point beyond it is interpolated in the last cell.
-        strides: What the three numbers of a corner are multiplied with.
+        strides: Factors of a corner's three integer coordinates.
         masks: Size of the level's table less one if the products are hashed; -1 if they are summed.
         offsets: The level's first row.
     """
@@ -39,7 +39,7 @@ class Levels:
 
 
 def is_fast(positions: Tensor, table: Tensor) -> bool:
-    """Whether :func:`interpolate` can be used."""
+    """Returns whether :func:`interpolate` takes these tensors on this machine."""
     plain = all(
         tensor.device.type == "cpu" and tensor.dtype == torch.float32
         for tensor in (positions, table)
@@ -55,7 +55,7 @@ def interpolate(
     Args:
         positions: Positions in [0, 1]^3, float32 on the CPU.
         table: Rows of all levels, float32 on the CPU.
-        levels: Where they lie.
+        levels: Their layout.
     """
     kernel: Any = importlib.import_module(_KERNEL)
     return kernel.interpolate(positions, table, levels)

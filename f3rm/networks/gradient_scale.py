@@ -1,10 +1,10 @@
 """Carries gradients through a network that computes them in half precision.
 
 Half precision ends at 6e-8 and 65,504. The gradient of a mean over 4,096 rays and 768 channels is
-near 1e-10 per sample: cast to half it is zero, and a weight's gradient sums as many samples. So the
-gradient is multiplied by a power of two before it is cast, and what comes out is divided by it, in
-float32. The factor is of each call's own gradient, so it is the same whether or not a gradient
-scaler has multiplied the loss; a gradient that is not finite stays so, which scalers look for.
+near 1e-10 per sample: cast to half it is zero, and a weight's gradient sums as many samples.
+Therefore the gradient is multiplied by a power of two before the cast, and the result is divided by
+it in float32. The factor follows from each call's own gradient, so that a gradient scaler on the
+loss changes nothing; a gradient that is not finite stays so, which scalers look for.
 """
 
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 _LARGEST_SUM = 256.0
-"""A channel's sum of |gradient| over all points, after scaling: it bounds what a weight's gradient
-sums, and leaves a factor of 256 to half's largest number for activations and weights above 1."""
+"""A channel's sum of |gradient| over all points, after scaling. It bounds the sums of the weights'
+gradients, and leaves a factor of 256 to half's largest number for activations and weights above
+1."""
 _SMALLEST_SUM = 2.0**-100
 """A smaller sum counts as zero; without it the factor would be infinite."""
 
@@ -22,7 +23,7 @@ _SMALLEST_SUM = 2.0**-100
 class GradientScale:
     """The factor of one call of a network, known once its gradient arrives.
 
-    Pass what the gradient is wanted of (parameters, positions) through :meth:`restored` and the
+    Pass the inputs that need a gradient (parameters, positions) through :meth:`restored` and the
     network's output through :meth:`enlarged`.
     """
 
@@ -39,7 +40,7 @@ class GradientScale:
         return scaled
 
     def fit(self, gradient: Tensor) -> None:
-        """Sets the factor by the gradient (points, channels) of the output; waits for nothing."""
+        """Sets the factor from the gradient (points, channels) of the output, without a sync."""
         total = torch.linalg.vector_norm(gradient, 1, dim=0).amax()
         self.factor = (_LARGEST_SUM / total.clamp_min(_SMALLEST_SUM)).log2().floor().exp2()
 

@@ -1,9 +1,9 @@
 """Interpolation in hash grids in machine code, with numba; imported only where it is installed.
 
-Level by level, because a level's table fits a processor's cache and no two levels write to the
-same rows, so that threads can share them. Products and sums are taken axis by axis in the order of
-Nerfstudio's torch encoding and are rounded one at a time, so that both give the same bits. The
-readable twins are :meth:`f3rm.networks.torch_network.HashGrid.reference` and Nerfstudio's
+The outer loop runs over levels: one level's table fits a processor's cache, and no two levels write
+to the same rows, so that threads can share them. Products and sums follow Nerfstudio's torch
+encoding axis by axis and are rounded one at a time, so that both give the same bits. The readable
+twins are :meth:`f3rm.networks.torch_network.HashGrid.reference` and Nerfstudio's
 ``HashEncoding.pytorch_fwd``.
 """
 
@@ -27,11 +27,11 @@ _Kernel = Callable[..., None]
 _Array = np.ndarray
 _Corners = tuple[tuple[Any, ...], tuple[Any, Any, Any]]
 _BLOCK = 16
-_ONE = np.float32(1)  # a whole 1 would make numba compute in double precision
+_ONE = np.float32(1)  # an integer 1 would make numba compute in double precision
 
 
 class _Level(NamedTuple):
-    """One of :class:`Levels`, as the kernels take it."""
+    """One of :class:`Levels`, as plain numbers for the kernels."""
 
     column: int
     """The first column of its encoding."""
@@ -47,12 +47,12 @@ def interpolate(
 ) -> Float[Tensor, "points encoding"]:
     """Interpolates every level at positions; gradients flow into the table and the positions.
 
-    On the border of two cells the slope is that of the upper one; Nerfstudio has none there.
+    On the border of two cells the slope is the upper cell's; Nerfstudio's is zero there.
 
     Args:
         positions: Positions in [0, 1]^3, float32 on the CPU.
         table: Rows of all levels, float32 on the CPU.
-        levels: Where they lie.
+        levels: Their layout.
     """
     return _Interpolate.apply(positions.contiguous(), table.contiguous(), levels)
 
@@ -113,15 +113,15 @@ def _share(kernel: _Kernel, levels: Levels, *tensors: Tensor, features: int) -> 
 
 @lru_cache
 def _compiled(make: Callable[[int], _Kernel], features: int) -> _Kernel:
-    """Compiles a kernel for tables of so many features, which a compiler must know to be quick."""
-    # unwrap, because the shape checker of the tests wraps functions in what numba cannot compile
+    """Compiles a kernel for one number of features, a constant that lets loops be unrolled."""
+    # The shape checker of the tests wraps functions in closures that numba cannot compile.
     return cast("_Kernel", numba.njit(inspect.unwrap(make(features)), nogil=True))
 
 
 def _corners(level: _Level, point: _Array) -> _Corners:
     """Returns the rows of the eight corners around a point, x fastest, and its place in the cell.
 
-    What is not a number reads the first row, so that no memory is read that is not the table's.
+    A position that is not a number reads the first row, so that only the table's memory is read.
     """
     scale, top, mask, offset = level.scale, level.top, level.mask, level.offset
     scaled_x, scaled_y, scaled_z = point[0] * scale, point[1] * scale, point[2] * scale
@@ -159,9 +159,9 @@ _corners_of = cast(
 def _look_up(
     level: _Level, points: _Array, start: int, table: _Array, rows: _Array, places: _Array
 ) -> int:
-    """Finds the corners of a block of points and asks for their rows; returns how many points.
+    """Computes and prefetches the corner rows of a block of points; returns the block's size.
 
-    While one row of a table comes from memory, those of the whole block are on their way.
+    A row from memory takes longer than its arithmetic: the requests of a whole block overlap.
     """
     count = min(_BLOCK, len(points) - start)
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Nerfacto's hash encoding and contraction, the same bits in less time where torch runs them."""
+"""Nerfacto's torch hash encoding and contraction, made faster with the same bits."""
 
 import math
 from functools import cached_property
@@ -15,14 +15,14 @@ from f3rm.networks.fast import Levels, interpolate, is_fast
 
 _PRIMES = (1, 2654435761, 805459861)
 _POINTS_AT_ONCE = 1 << 16
-"""Points whose corners are there at once where torch interpolates and no gradient wants them."""
+"""Points whose corners torch holds at once where no gradient is recorded."""
 
 
 class FastHashEncoding(HashEncoding):
     """Nerfstudio's torch hash encoding, bit by bit, in a tenth of its time.
 
-    Every level is hashed, the coarse ones too. Slopes along an axis differ where a position is
-    exactly on the border of two cells: Nerfstudio's is zero there.
+    Every level is hashed, the coarse ones too. Slopes differ exactly on the border of two cells,
+    where Nerfstudio's are zero.
     """
 
     @cached_property
@@ -30,7 +30,7 @@ class FastHashEncoding(HashEncoding):
         count = self.num_levels
         return Levels(
             scales=self.scalings.cpu().numpy().astype(np.float32),
-            tops=np.full(count, np.inf, dtype=np.float32),
+            tops=np.full(count, np.inf, dtype=np.float32),  # Nerfstudio hashes corners beyond 1 too
             strides=np.tile(np.array(_PRIMES, dtype=np.int64), (count, 1)),
             masks=np.full(count, self.hash_table_size - 1, dtype=np.int64),
             offsets=self.hash_offset.cpu().numpy().astype(np.int64),
@@ -68,12 +68,13 @@ class FastContraction(SceneContraction):
         return torch.where(size < 1, positions, (2 - (1 / size)) * (positions / size))
 
 
-def quicken(model: nn.Module) -> None:
-    """Makes torch's hash encodings and contractions of a Nerfstudio model the fast ones.
+def use_fast_encodings(model: nn.Module) -> None:
+    """Replaces the torch hash encodings and contractions of a Nerfstudio model by the fast ones.
 
     Parameters, their names and the outputs stay the same.
     """
     for module in model.modules():
+        # Changing the class keeps the module where it is, with its parameters and hooks.
         if type(module) is HashEncoding and module.tcnn_encoding is None:
             module.__class__ = FastHashEncoding
         elif type(module) is SceneContraction and module.order == math.inf:

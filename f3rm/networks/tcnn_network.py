@@ -1,4 +1,4 @@
-"""The trunk in tiny-cuda-nn: the only module that imports tinycudann, loaded when asked for."""
+"""The trunk in tiny-cuda-nn; the only module that imports tinycudann, loaded on demand."""
 
 import tinycudann as tcnn  # pyright: ignore[reportMissingImports]
 import torch
@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from f3rm.networks.base import HiddenNetwork, NetworkConfig
-from f3rm.networks.encoding import frequency_encoding
+from f3rm.networks.base import HiddenNetwork, NetworkConfig, frequency_encoding
 from f3rm.networks.gradient_scale import GradientScale
 
 _FUSED_WIDTHS = (16, 32, 64, 128)
@@ -17,11 +16,11 @@ _FUSED_WIDTHS = (16, 32, 64, 128)
 class TcnnNetwork(HiddenNetwork):
     """tiny-cuda-nn's HashGrid, the positional encoding, and its bias-free MLP with ReLU outputs.
 
-    The two encodings are concatenated in torch: tiny-cuda-nn's Composite splits the input's
-    dimensions between its parts, whereas both of ours read all three.
+    torch concatenates the two encodings: tiny-cuda-nn's Composite splits the input's dimensions
+    between its parts, but both of ours read all three.
 
-    Values and gradients are half inside and float32 outside; :class:`GradientScale` takes the place
-    of tiny-cuda-nn's own factor, which is too small for the loss of a batch of features.
+    Values and gradients are half inside and float32 outside; :class:`GradientScale` replaces
+    tiny-cuda-nn's own factor, which is too small for the loss of a batch of features.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -46,7 +45,7 @@ class TcnnNetwork(HiddenNetwork):
                 "activation": "ReLU",
                 "output_activation": "ReLU",
                 "n_neurons": config.hidden_dim,
-                "n_hidden_layers": config.num_layers - 1,
+                "n_hidden_layers": config.num_layers - 1,  # counted without the output layer
             },
         )
         self.grid.loss_scale = self.mlp.loss_scale = 1.0
@@ -56,7 +55,8 @@ class TcnnNetwork(HiddenNetwork):
         if not len(positions):  # tiny-cuda-nn's matrix products refuse an empty batch
             return self.forward(functional.pad(positions, (0, 0, 0, 1)))[:0]
         scale = GradientScale()
-        with torch.autocast(positions.device.type, enabled=False):  # it joins no half to bfloat16
+        # Under autocast to bfloat16, torch.cat would refuse the grid's half-precision features.
+        with torch.autocast(positions.device.type, enabled=False):
             positions = scale.restored(positions)
             encoded = _call(self.grid, positions, scale)
             if self.config.use_pe:

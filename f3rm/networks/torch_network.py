@@ -1,8 +1,8 @@
-"""The trunk in plain torch: runs on any device, in any precision.
+"""The trunk in plain torch, on any device, in any precision.
 
 The multiresolution hash grid follows Instant-NGP (Müller et al. 2022, section 3): levels whose full
-grid fits the table are dense, finer ones are hashed. What differs from tiny-cuda-nn: corners lie at
-whole multiples of 1 / resolution, without its half-cell offset.
+grid fits the table are dense, finer ones are hashed. Unlike in tiny-cuda-nn, corners are at whole
+multiples of 1 / resolution, without its half-cell offset.
 """
 
 from functools import cached_property
@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from f3rm.networks.base import HiddenNetwork, NetworkConfig
-from f3rm.networks.encoding import frequency_encoding
+from f3rm.networks.base import HiddenNetwork, NetworkConfig, frequency_encoding
 from f3rm.networks.fast import Levels, interpolate, is_fast
 
 _PRIMES = (1, 2654435761, 805459861)
@@ -24,11 +23,11 @@ _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
 _ROWS_AT_ONCE = 1 << 13
 _POINTS_AT_ONCE = 1 << 16
-"""Points whose corners, encodings and layers are there at once where no gradient wants them."""
+"""Points whose corners, encodings and layers are held at once where no gradient is recorded."""
 
 
 class _WeightedRows(torch.autograd.Function):
-    """``embedding_bag`` with a quicker backward into its table.
+    """``embedding_bag`` with a faster backward into its table.
 
     torch's own sorts all indices first; adding the weighted gradients by ``index_add_``, some bags
     at a time, was 1.5 (12 levels of 8) to 6 times (6 levels of 4) as fast on one CPU core.
@@ -58,8 +57,8 @@ class _WeightedRows(torch.autograd.Function):
 class HashGrid(nn.Module):
     """Multiresolution hash grid with trilinear interpolation.
 
-    All levels share one table of rows; a level owns the rows from its offset on. On a CPU with
-    numba, points are interpolated in machine code; elsewhere as :meth:`reference` does.
+    All levels share one table; a level owns the rows from its offset on. On a CPU with numba,
+    machine code interpolates; elsewhere :meth:`reference` does.
     """
 
     resolutions: Int[Tensor, " levels"]
@@ -101,7 +100,7 @@ class HashGrid(nn.Module):
         lower = torch.minimum(scaled.detach().floor(), self.resolutions - 1)
         fraction = scaled - lower
         key = lower.int() * self.strides[:, None]
-        # Two sides per axis; broadcast, the corners stand first: (2, 2, 2, points, levels).
+        # Two sides per axis; broadcast, the corners come first: (2, 2, 2, points, levels).
         keys = torch.stack((key, key + self.strides[:, None]))
         sides = torch.stack((1 - fraction, fraction))
         x, y, z = keys[:, 0, None, None], keys[None, :, 1, None], keys[None, None, :, 2]
@@ -161,15 +160,15 @@ class TorchNetwork(HiddenNetwork):
         """Computes non-negative hidden vectors of positions in [0, 1]^3."""
         if torch.is_grad_enabled():
             return self._layers_of(positions, self.grid(positions))
-        # Part by part, so that only the hidden vectors grow with the number of points, and on a CPU
-        # what a layer writes is in the processor's cache for the next one.
+        # Part by part, so that only the hidden vectors grow with the number of points. On a CPU the
+        # parts are small, so that a layer's output is still in cache for the next layer.
         hidden = self.grid.table.new_empty(len(positions), self.config.hidden_dim)
         at_once = _ROWS_AT_ONCE if positions.device.type == "cpu" else _POINTS_AT_ONCE
         parts = (tensor.split(_POINTS_AT_ONCE) for tensor in (positions, hidden))
-        for places, outs in zip(*parts, strict=True):
-            tensors = (t.split(at_once) for t in (places, self.grid(places), outs))
-            for place, row, out in zip(*tensors, strict=True):
-                out.copy_(self._layers_of(place, row))
+        for points, outs in zip(*parts, strict=True):
+            tensors = (t.split(at_once) for t in (points, self.grid(points), outs))
+            for part, row, out in zip(*tensors, strict=True):
+                out.copy_(self._layers_of(part, row))
         return hidden
 
     def _layers_of(
@@ -177,7 +176,8 @@ class TorchNetwork(HiddenNetwork):
     ) -> Float[Tensor, "points hidden"]:
         first, *rest = self.layers
         weight = first.get_parameter("weight")
-        # The columns of the grid and of the positional encoding apart: joining these costs as much.
+        # Columns of the grid and of the positional encoding are multiplied separately:
+        # concatenating the two would cost as much as the layer.
         hidden = functional.linear(encoded, weight[:, : encoded.shape[1]])
         if self.config.use_pe:
             pe = frequency_encoding(positions, self.config.pe_num_frequencies).to(encoded.dtype)

@@ -30,7 +30,7 @@ from f3rm.errors import StrPath, as_path
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
 from f3rm.model import FeatureFieldModel
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.scene.run_config import RunError, config_file, read_config, refused
 from f3rm.store.items import read_items
 from f3rm.store.reader import FeatureStore
@@ -111,7 +111,7 @@ def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device)
     allow_nerfstudio_checkpoints()
     with lazy_lpips():
         pipeline = config.pipeline.setup(device=str(device), test_mode="test")
-    quicken(pipeline.model)
+    use_fast_encodings(pipeline.model)
     pipeline.eval()
     step = _load_checkpoint(config.load_dir, pipeline)
     manager, model = pipeline.datamanager, pipeline.model

@@ -12,7 +12,7 @@ from nerfstudio.fields.density_fields import HashMLPDensityField
 
 from f3rm.networks import fast
 from f3rm.networks.base import NetworkConfig
-from f3rm.networks.nerfacto_fast import FastContraction, FastHashEncoding, quicken
+from f3rm.networks.nerfacto_fast import FastContraction, FastHashEncoding, use_fast_encodings
 from f3rm.networks.torch_network import HashGrid
 
 SIZES = NetworkConfig(num_levels=4, log2_hashmap_size=10, start_res=4, max_res=40)
@@ -30,7 +30,7 @@ def _nerfstudio(features, levels=5, log2=9):
     torch.nn.init.normal_(slow.hash_table)
     same.load_state_dict(slow.state_dict())
     quick = torch.nn.Sequential(same)
-    quicken(quick)
+    use_fast_encodings(quick)
     assert type(quick[0]) is FastHashEncoding
     return slow, quick[0]
 
@@ -138,7 +138,7 @@ def test_parameters_and_their_names_stay():
     torch.manual_seed(3)
     field = HashMLPDensityField(**arguments)
     before = dict(field.named_parameters())
-    quicken(field)
+    use_fast_encodings(field)
     after = dict(field.named_parameters())
     assert before.keys() == after.keys()
     assert all(after[name] is value for name, value in before.items())
@@ -148,7 +148,7 @@ def test_parameters_and_their_names_stay():
 @given(st.lists(st.tuples(*[st.floats(-9, 9, width=32)] * 3), min_size=1, max_size=6))
 def test_contraction_is_nerfstudios_bit_by_bit(points):
     slow, quick = (SceneContraction(order=float("inf")) for _ in range(2))
-    quicken(torch.nn.ModuleList([quick]))
+    use_fast_encodings(torch.nn.ModuleList([quick]))
     assert type(quick) is FastContraction
     positions = torch.tensor([points])
     assert torch.equal(quick(positions), slow(positions))

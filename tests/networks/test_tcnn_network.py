@@ -17,10 +17,10 @@ from f3rm.networks.base import (
     NetworkConfig,
     build_network,
     choose_implementation,
+    frequency_encoding,
     resolve_implementation,
     tcnn_installed,
 )
-from f3rm.networks.encoding import frequency_encoding
 from f3rm.networks.gradient_scale import GradientScale
 from tests.tcnn_fixtures import tcnn
 

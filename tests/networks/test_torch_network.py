@@ -7,9 +7,13 @@ from nerfstudio.field_components.encodings import HashEncoding
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from f3rm.errors import ImplementationError
-from f3rm.networks.base import NetworkConfig, build_network, resolve_implementation
-from f3rm.networks.encoding import frequency_encoding
-from f3rm.networks.nerfacto_fast import quicken
+from f3rm.networks.base import (
+    NetworkConfig,
+    build_network,
+    frequency_encoding,
+    resolve_implementation,
+)
+from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.networks.torch_network import HashGrid, TorchNetwork
 
 SMALL = NetworkConfig(
@@ -180,7 +184,7 @@ def test_parts_of_points_have_the_same_bits_in_nerfactos_encoding(monkeypatch):
     torch.nn.init.normal_(encoding.hash_table)
     positions = torch.rand(7, 100, 3)
     whole = encoding(positions)
-    quicken(torch.nn.Sequential(encoding))
+    use_fast_encodings(torch.nn.Sequential(encoding))
     monkeypatch.setattr("f3rm.networks.nerfacto_fast.is_fast", lambda *_: False)  # as on a GPU
     monkeypatch.setattr("f3rm.networks.nerfacto_fast._POINTS_AT_ONCE", 99)
     with _Largest(but=whole.nbytes) as seen:
