@@ -12,6 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import SupportsFloat
 
 import numpy as np
@@ -93,17 +94,16 @@ class LazyLpips:
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         self._arguments = (args, kwargs)
-        self._metric: nn.Module | None = None
-        self._tried = False
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Returns the distance of two image batches of shape (batch, 3, height, width)."""
-        if not self._tried:
-            self._tried = True
-            self._metric = self._build()
         if self._metric is None:
             return torch.full((), float("nan"))
         return self._metric.to(predicted.device)(predicted, target)
+
+    @cached_property
+    def _metric(self) -> nn.Module | None:
+        return self._build()
 
     def _build(self) -> nn.Module | None:
         args, kwargs = self._arguments

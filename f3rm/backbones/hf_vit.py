@@ -1,6 +1,6 @@
 """The vision transformers of transformers (ViT, DINOv2, CLIP), taken apart for taps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -16,38 +16,50 @@ from f3rm.errors import BackboneUnavailableError
 
 @dataclass(frozen=True)
 class _Names:
-    """Dotted names of a model class's parts; empty for a part that it lacks."""
+    """Dotted names of a model class's parts.
+
+    Attributes:
+        blocks: The list of blocks.
+        norm: The last norm.
+        attention: In a block, the module with the separate projections.
+        parts: In a block, by field of :class:`~f3rm.backbones.vit.VitBlock`.
+    """
 
     blocks: str
     norm: str
     attention: str
-    out: str
-    norm1: str
-    norm2: str
-    scale1: str = ""
-    scale2: str = ""
+    parts: Mapping[str, str]
 
 
 _DINOV2 = _Names(
     "encoder.layer",
     "layernorm",
     "attention",
-    "o_proj",
-    "norm1",
-    "norm2",
-    "layer_scale1",
-    "layer_scale2",
+    {
+        "norm1": "norm1",
+        "out": "attention.o_proj",
+        "norm2": "norm2",
+        "scale1": "layer_scale1",
+        "scale2": "layer_scale2",
+    },
 )
 _NAMES = {
     "vit": _Names(
-        "layers", "layernorm", "attention", "o_proj", "layernorm_before", "layernorm_after"
+        "layers",
+        "layernorm",
+        "attention",
+        {"norm1": "layernorm_before", "out": "attention.o_proj", "norm2": "layernorm_after"},
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
     "clip_vision_model": _Names(
-        "encoder.layers", "post_layernorm", "self_attn", "out_proj", "layer_norm1", "layer_norm2"
+        "encoder.layers",
+        "post_layernorm",
+        "self_attn",
+        {"norm1": "layer_norm1", "out": "self_attn.out_proj", "norm2": "layer_norm2"},
     ),
 }
+"""By model type; all call a block's MLP ``mlp``."""
 
 
 def hf_vit(
@@ -87,20 +99,10 @@ def hf_vit(
 
 
 def _block(block: nn.Module, names: _Names, num_heads: int) -> VitBlock:
-    def part(name: str) -> Any:
-        return attrgetter(name)(block) if name else nn.Identity()
-
-    attention = part(names.attention)
-    return VitBlock(
-        norm1=part(names.norm1),
-        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
-        out=attrgetter(names.out)(attention),
-        norm2=part(names.norm2),
-        mlp=part("mlp"),
-        num_heads=num_heads,
-        scale1=part(names.scale1),
-        scale2=part(names.scale2),
-    )
+    attention = attrgetter(names.attention)(block)
+    parts = {field: attrgetter(name)(block) for field, name in names.parts.items()}
+    qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+    return VitBlock(qkv=qkv, mlp=attrgetter("mlp")(block), num_heads=num_heads, **parts)
 
 
 def _joined(*projections: Callable[[Tensor], Tensor]) -> TokenFunction:

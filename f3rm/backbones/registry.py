@@ -49,7 +49,7 @@ def load_backbone(
 
     Raises:
         BackboneUnavailableError: If the adapter is unknown, a package is missing, or the weights
-            cannot be had.
+            are not available.
         ValueError: If ``towers`` is empty or names something else.
     """
     known_towers = get_args(Tower)

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -213,44 +214,36 @@ def _import_tcnn() -> _Problem | None:
     return None
 
 
+_TCNN_SIZES: Mapping[str, tuple[str, Callable[[int], bool]]] = {
+    "num_layers": ("at least 2 layers", lambda value: value >= 2),
+    "features_per_level": ("1, 2, 4 or 8 features per level", lambda value: value in (1, 2, 4, 8)),
+    "hidden_dim": ("widths that are multiples of 8", lambda value: value % 8 == 0),
+}
+"""Sizes that tiny-cuda-nn limits: the limit in words, and its check."""
+
+
 def _unsupported_size(network: NetworkConfig) -> _Problem | None:
     """Finds the first size that tiny-cuda-nn does not support; it would abort the process."""
-    for option, value, has, fits in (
-        ("feat-num-layers", network.num_layers, "at least 2 layers", network.num_layers >= 2),
-        (
-            "feat-features-per-level",
-            network.features_per_level,
-            "1, 2, 4 or 8 features per level",
-            network.features_per_level in (1, 2, 4, 8),
-        ),
-        (
-            "feat-hidden-dim",
-            network.hidden_dim,
-            "widths that are multiples of 8",
-            network.hidden_dim % 8 == 0,
-        ),
-    ):
-        if not fits:
-            name = f"--pipeline.model.{option}"
-            reason = f"tiny-cuda-nn has {has}, but {name} is {value}"
-            advice = f"Change {name}, or use --pipeline.model.implementation torch."
+    for size, (limit, fits) in _TCNN_SIZES.items():
+        value = getattr(network, size)
+        if not fits(value):
+            reason = f"tiny-cuda-nn has {limit}, but {_option(size)} is {value}"
+            advice = f"Change {_option(size)}, or use --pipeline.model.implementation torch."
             return _Problem(reason, advice, is_surprising=True)
     return None
 
 
 def _check_sizes(network: NetworkConfig) -> None:
     """Refuses sizes that no implementation supports."""
-    for option, value in (
-        ("feat-num-layers", network.num_layers),
-        ("feat-num-levels", network.num_levels),
-        ("feat-features-per-level", network.features_per_level),
-        ("feat-hidden-dim", network.hidden_dim),
-    ):
+    for size in ("num_layers", "num_levels", "features_per_level", "hidden_dim"):
+        value = getattr(network, size)
         if value < 1:
-            msg = (
-                f"--pipeline.model.{option} must be at least 1, got {value}. Give a larger number."
-            )
+            msg = f"{_option(size)} must be at least 1, got {value}. Give a larger number."
             raise ImplementationError(msg)
+
+
+def _option(size: str) -> str:
+    return f"--pipeline.model.feat-{size.replace('_', '-')}"
 
 
 def build_network(config: NetworkConfig, implementation: Implementation) -> HiddenNetwork:

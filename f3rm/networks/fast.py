@@ -16,7 +16,10 @@ from f3rm.distribution import how_to_install
 
 logger = logging.getLogger(__name__)
 
-_KERNEL = "f3rm.networks.hash_kernel"
+PRIMES = (1, 2654435761, 805459861)
+"""Strides of Instant-NGP's spatial hash, Nerfstudio's too."""
+
+_KERNEL = "f3rm.networks.hash_kernel"  # imports numba
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.utils.math import Gaussians
 from torch import Tensor, nn
 
-from f3rm.networks.fast import Levels, interpolate, is_fast
+from f3rm.networks.fast import PRIMES, Levels, interpolate, is_fast
 
-_PRIMES = (1, 2654435761, 805459861)
 _POINTS_AT_ONCE = 1 << 16
 """Points whose corners torch holds at once where no gradient is recorded."""
 
@@ -31,7 +30,7 @@ class FastHashEncoding(HashEncoding):
         return Levels(
             scales=self.scalings.cpu().numpy().astype(np.float32),
             tops=np.full(count, np.inf, dtype=np.float32),  # Nerfstudio hashes corners beyond 1 too
-            strides=np.tile(np.array(_PRIMES, dtype=np.int64), (count, 1)),
+            strides=np.tile(np.array(PRIMES, dtype=np.int64), (count, 1)),
             masks=np.full(count, self.hash_table_size - 1, dtype=np.int64),
             offsets=self.hash_offset.cpu().numpy().astype(np.int64),
         )

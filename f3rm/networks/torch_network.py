@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from f3rm.networks.base import HiddenNetwork, NetworkConfig, frequency_encoding
-from f3rm.networks.fast import Levels, interpolate, is_fast
+from f3rm.networks.fast import PRIMES, Levels, interpolate, is_fast
 
-_PRIMES = (1, 2654435761, 805459861)
 _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
 _ROWS_AT_ONCE = 1 << 13
@@ -76,7 +75,7 @@ class HashGrid(nn.Module):
         self.num_dense = int(dense.sum())
         sizes = torch.where(dense, side**3, table_size)
         dense_strides = torch.stack((torch.ones_like(side), side, side**2))
-        strides = torch.where(dense, dense_strides, torch.tensor(_PRIMES)[:, None])
+        strides = torch.where(dense, dense_strides, torch.tensor(PRIMES)[:, None])
         # Hashing needs the low bits only, which 32-bit products keep at half the memory traffic.
         self.register_buffer("resolutions", resolutions, persistent=False)
         self.register_buffer("sizes", sizes.int(), persistent=False)

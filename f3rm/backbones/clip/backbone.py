@@ -45,7 +45,7 @@ class ClipBackbone(Backbone):
         """Combines loaded towers; :meth:`load` makes them.
 
         Args:
-            ref: What was loaded.
+            ref: The model and weights.
             source: Its configuration and input statistics.
             visual: The frozen image tower, or None.
             text: The frozen text tower, or None.
@@ -87,7 +87,7 @@ class ClipBackbone(Backbone):
             The frozen model in fp32.
 
         Raises:
-            BackboneUnavailableError: If the weights cannot be had, or the model is of an
+            BackboneUnavailableError: If the weights are not available, or the model is of an
                 unsupported kind.
         """
         source = find_source(ref)

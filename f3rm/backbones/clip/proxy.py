@@ -42,7 +42,7 @@ class ProxyBackbone(Backbone):
         """Combines two loaded backbones; :meth:`load` makes them.
 
         Args:
-            ref: What was loaded.
+            ref: The model and weights.
             clip: Gives values and texts; its image tower is a ViT pooled by its class token.
             proxy: Gives similarities; None if only texts are wanted.
         """
@@ -73,7 +73,7 @@ class ProxyBackbone(Backbone):
             The frozen models in fp32.
 
         Raises:
-            BackboneUnavailableError: If one cannot be had, or the CLIP has no class-token ViT.
+            BackboneUnavailableError: If one is not available, or the CLIP has no class-token ViT.
         """
         clip_ref, proxy_ref = _refs(ref)
         clip = ClipBackbone.load(clip_ref, device=device, towers=towers)

@@ -46,7 +46,7 @@ def find_source(ref: BackboneRef) -> ClipSource:
     """Resolves a reference to files on this machine, downloading a tag or hub name.
 
     Raises:
-        BackboneUnavailableError: If the model, the tag, the path or the hub's files cannot be had.
+        BackboneUnavailableError: If the model, tag, path or hub files are not available.
     """
     path = local_weights(ref)
     if path is not None and path.is_dir():

@@ -101,7 +101,6 @@ def load_image_tower(ref: BackboneRef, source: ClipSource) -> ImageTower:
     Raises:
         BackboneUnavailableError: If the weight file does not fit the architecture.
     """
-    require_supported_image(ref, source.config)
     model = _build(ref, {**source.config, "text_cfg": _SMALLEST_TEXT})
     visual = cast("ImageTower", model.visual)
     state = read_state_dict(source.checkpoint, keep=_is_visual)

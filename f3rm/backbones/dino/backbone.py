@@ -53,7 +53,7 @@ class DinoBackbone(Backbone):
         """Wraps a frozen network; :meth:`load` makes it.
 
         Args:
-            ref: What was loaded.
+            ref: The model and weights.
             network: A ``ViTModel``, ``Dinov2Model`` or ``Dinov2WithRegistersModel`` in evaluation
                 mode.
             mean: RGB mean of the network's input, for values in [0, 1].
@@ -93,8 +93,8 @@ class DinoBackbone(Backbone):
             The frozen network in fp32.
 
         Raises:
-            BackboneUnavailableError: If the weights cannot be had or do not fit, or a text tower is
-                asked for.
+            BackboneUnavailableError: If the weights are not available or do not fit, or a text
+                tower is asked for.
         """
         if "text" in towers:
             raise unavailable(ref, "DINO models have no text tower; ask a CLIP-like model instead")

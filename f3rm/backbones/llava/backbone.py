@@ -36,7 +36,7 @@ class LlavaBackbone(Backbone):
         """Wraps the parts that :func:`~f3rm.backbones.llava.source.read_llava` returns.
 
         Args:
-            ref: What was loaded.
+            ref: The model and weights.
             parts: The tower and the projector, in evaluation mode.
         """
         self.ref = ref
@@ -71,7 +71,7 @@ class LlavaBackbone(Backbone):
             The frozen parts in fp32.
 
         Raises:
-            BackboneUnavailableError: If the weights cannot be had or are no LLaVA's, or a text
+            BackboneUnavailableError: If the weights are not available or are no LLaVA's, or a text
                 tower is asked for.
         """
         if "text" in towers:

@@ -29,7 +29,7 @@ def load_module(ref: BackboneRef) -> nn.Module:
         ref: See :meth:`f3rm.backbones.module.backbone.ModuleBackbone.load`.
 
     Raises:
-        BackboneUnavailableError: If the package, the model or its weights cannot be had.
+        BackboneUnavailableError: If the package, the model or its weights are not available.
     """
     library, _, name = ref.model.partition(":")
     if not name:

@@ -32,7 +32,7 @@ class VideoVae(VideoBackbone):
         """Wraps a frozen autoencoder; :meth:`load` makes it.
 
         Args:
-            ref: What was loaded.
+            ref: The model and weights.
             network: A diffusers ``AutoencoderKLWan`` in evaluation mode.
         """
         self.ref = ref
@@ -62,7 +62,7 @@ class VideoVae(VideoBackbone):
             towers: Must be the image tower alone.
 
         Raises:
-            BackboneUnavailableError: If the weights cannot be had, or a text tower is asked for.
+            BackboneUnavailableError: If the weights are not available, or towers has text.
             MissingExtraError: If diffusers is missing.
         """
         if "text" in towers:
