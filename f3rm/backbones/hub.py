@@ -38,7 +38,7 @@ def require_hub() -> None:
         HubUnreachableError: If it does not answer, or ``HF_HUB_OFFLINE`` forbids asking.
     """
     if constants.HF_HUB_OFFLINE:
-        msg = "the hub cannot be reached, because HF_HUB_OFFLINE is set, and its cache lacks them"
+        msg = "the hub cannot be reached: HF_HUB_OFFLINE is set, and its cache lacks the files"
         raise HubUnreachableError(msg)
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
     # Looking up a name ignores the timeout where the name server is away, hence the thread.
@@ -50,7 +50,7 @@ def require_hub() -> None:
     if trouble:
         msg = (
             f"the hub cannot be reached, this machine seems to be offline ({constants.ENDPOINT}: "
-            f"{trouble}), and the hub's cache lacks them"
+            f"{trouble}), and the hub's cache lacks the files"
         )
         raise HubUnreachableError(msg)
 

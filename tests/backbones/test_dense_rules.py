@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from f3rm.backbones import load_backbone
-from f3rm.backbones.clip.dense_rules import RULES, gaussian_nearness
+from f3rm.backbones.clip.dense_rules import RULES, apply_rule, gaussian_nearness
+from f3rm.backbones.clip.vit import clip_vit, value_path
 from f3rm.errors import BackboneRef
 
 ROWS, COLS, HEADS, WIDTH = 3, 4, 2, 64
@@ -84,6 +85,14 @@ def test_maskclip_is_what_the_backbone_gives(clip_ref, make_images):
     images = make_images(28, 70)
     (found,) = backbone.run(images, [backbone.default_tap]).values()
     torch.testing.assert_close(found, backbone.encode_image(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_value_path_equals_the_rule_that_computes_queries_and_keys_too(clip_ref, make_images):
+    backbone: Any = load_backbone(clip_ref)
+    (tokens,) = backbone.run(make_images(14 * ROWS, 14 * COLS), ["-2@all"]).values()
+    expected = apply_rule("maskclip", clip_vit(backbone.visual).blocks[-1], tokens, (ROWS, COLS))
+    found = value_path(backbone.visual.transformer.resblocks[-1], tokens)[:, 1:]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_nearness_ignores_the_class_token():

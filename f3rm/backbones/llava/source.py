@@ -102,7 +102,7 @@ def read_llava(ref: BackboneRef) -> LlavaParts:
         ref: See :meth:`f3rm.backbones.llava.backbone.LlavaBackbone.load`.
 
     Raises:
-        BackboneUnavailableError: If the files are not available, or lack a CLIP tower or a projector.
+        BackboneUnavailableError: If the files are not available, or lack a CLIP tower or projector.
     """
     files = _open(ref, ref.weights or ref.model)
     config = files.config()
