@@ -7,7 +7,7 @@ from pathlib import Path
 from f3rm.backbones.checkpoint import INDEX_NAMES, read_index
 from f3rm.backbones.hub import cached_file
 from f3rm.backbones.llava.names import is_vision
-from f3rm.backbones.weights import hub_name, joined_parts, local_weights
+from f3rm.backbones.weights import hub_name, joined_refs, local_weights
 from f3rm.errors import BackboneRef
 
 _CLIP_SOURCE = "f3rm.backbones.clip.source"  # imports open_clip, so only when it is needed
@@ -29,14 +29,10 @@ def weights_at_hand(ref: BackboneRef) -> Path | None:
         ImportError: If open_clip, which lists where CLIP's tags are published, cannot be imported.
         ValueError: If the index of a sharded checkpoint is damaged.
     """
-    parts = joined_parts(ref.weights)
-    if len(parts) > 1:
-        models = ref.model.split(",")
-        adapters = ("clip", *("dino" for _ in parts[1:]))
-        found = [
-            weights_at_hand(replace(ref, adapter=adapter, model=model, weights=weights))
-            for adapter, model, weights in zip(adapters, models, parts, strict=True)
-        ]
+    clip, *dinos = joined_refs(ref)
+    if dinos:
+        parts = [replace(clip, adapter="clip"), *(replace(dino, adapter="dino") for dino in dinos)]
+        found = [weights_at_hand(part) for part in parts]
         return found[0] if all(found) else None
     path = local_weights(ref)
     if path is not None:

@@ -76,12 +76,9 @@ def weights_identity(ref: BackboneRef) -> str:
     Raises:
         BackboneUnavailableError: If the path does not exist or the folder holds no weights.
     """
-    parts = joined_parts(ref.weights)
+    parts = joined_refs(ref)
     if len(parts) > 1:
-        models = ref.model.split(",")
-        models += models[-1:] * (len(parts) - len(models))
-        refs = [replace(ref, model=m, weights=w) for m, w in zip(models, parts, strict=False)]
-        return ",".join(weights_identity(part) for part in refs)
+        return ",".join(map(weights_identity, parts))
     path = local_weights(ref)
     if path is None:
         return f"hub:{ref.model}@{ref.weights or ref.model}"
@@ -98,6 +95,15 @@ def weights_identity(ref: BackboneRef) -> str:
 def joined_parts(weights: str) -> list[str]:
     """Splits the weights of several backbones; the name of one file or folder stays whole."""
     return [weights] if Path(weights).expanduser().exists() else weights.split(",")
+
+
+def joined_refs(ref: BackboneRef) -> list[BackboneRef]:
+    """Splits a reference to joined models into one per weights; a single model name is for all."""
+    models, weights = ref.model.split(","), joined_parts(ref.weights)
+    if len(weights) == 1:
+        return [ref]
+    models += models[-1:] * (len(weights) - len(models))
+    return [replace(ref, model=m, weights=w) for m, w in zip(models, weights, strict=False)]
 
 
 def unavailable(ref: BackboneRef, reason: str) -> BackboneUnavailableError:

@@ -22,7 +22,7 @@ from f3rm.backbones.clip.vit import clip_vit, rules_of
 from f3rm.backbones.dino.backbone import DinoBackbone
 from f3rm.backbones.layers import LayerInfo, dense_layer
 from f3rm.backbones.vit import VitBlock, merged
-from f3rm.backbones.weights import joined_parts, unavailable
+from f3rm.backbones.weights import joined_refs, unavailable
 from f3rm.errors import BackboneRef
 
 _SHIFT = 1.2
@@ -172,8 +172,7 @@ def _value_maps(
 
 
 def _refs(ref: BackboneRef) -> tuple[BackboneRef, BackboneRef]:
-    models, weights = ref.model.split(","), joined_parts(ref.weights)
-    if len(models) != _PARTS or len(weights) != _PARTS:
+    parts = joined_refs(ref)
+    if len(parts) != _PARTS or len(ref.model.split(",")) != _PARTS:
         raise unavailable(ref, "model and weights must be CLIP's and DINO's, joined by a comma")
-    clip, proxy = (replace(ref, model=m, weights=w) for m, w in zip(models, weights, strict=True))
-    return replace(clip, adapter="clip"), replace(proxy, adapter="dino")
+    return replace(parts[0], adapter="clip"), replace(parts[1], adapter="dino")
