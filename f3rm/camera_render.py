@@ -187,7 +187,7 @@ class FrameCache:
             self._frames = {}
 
 
-class SampleTap:
+class SampleRecorder:
     """Keeps the samples and weights that Nerfacto last rendered, for each thread."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ from f3rm.camera_render import (
     FeatureTargets,
     FrameCache,
     RenderRequest,
-    SampleTap,
+    SampleRecorder,
     camera_key,
     compare_features,
     current_request,
@@ -113,7 +113,7 @@ class FeatureFieldModel(NerfactoModel):
         with lazy_lpips():
             super().populate_modules()
         quicken(self)
-        self._samples = SampleTap()
+        self._samples = SampleRecorder()
         self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
         heads: Sequence[HeadSpec] = metadata.get("feature_heads", ())
@@ -231,11 +231,11 @@ class FeatureFieldModel(NerfactoModel):
         if request.pca:
             images.update(self._pca_images(hidden))
         means = {name: head.pca_mean for name, head in self.heads.items()}
-        asked = self.controls.asked(means) if request.similarity else None
-        if asked is not None:
-            over = rgb if request.composite else None
-            weight = self.heads[asked.head].weight
-            images.update(self.controls.pictures(hidden, over, asked, weight))
+        query = self.controls.active_query(means) if request.similarity else None
+        if query is not None:
+            under = rgb if request.composite else None
+            weight = self.heads[query.head].weight
+            images.update(self.controls.pictures(hidden, under, query, weight))
         return images
 
     def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:

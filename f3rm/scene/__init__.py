@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from f3rm.language.questions import PROMPT_TEMPLATES as PROMPT_TEMPLATES
     from f3rm.scene.boxes import OrientedBox as OrientedBox
     from f3rm.scene.found import Found as Found, Instance as Instance
     from f3rm.scene.frames import FrameName as FrameName
-    from f3rm.scene.questions import PROMPT_TEMPLATES as PROMPT_TEMPLATES
     from f3rm.scene.scene import Scene as Scene, load as load
     from f3rm.scene.surface import SurfacePoints as SurfacePoints
 
@@ -19,7 +19,7 @@ _LAZY = {
     "FrameName": "f3rm.scene.frames",
     "Instance": "f3rm.scene.found",
     "OrientedBox": "f3rm.scene.boxes",
-    "PROMPT_TEMPLATES": "f3rm.scene.questions",
+    "PROMPT_TEMPLATES": "f3rm.language.questions",
     "Scene": "f3rm.scene.scene",
     "SurfacePoints": "f3rm.scene.surface",
     "load": "f3rm.scene.scene",

@@ -16,18 +16,18 @@ from f3rm.colours.palette import belongs
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.language.expressions import things_of
-from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
-from f3rm.model import FeatureFieldModel
-from f3rm.scene.found import Identified
-from f3rm.scene.frames import FrameName, Frames
-from f3rm.scene.points import SeenSpace, check_points, density_at, hidden_at
-from f3rm.scene.questions import (
+from f3rm.language.questions import (
     Question,
     Questioner,
     QuestionOptions,
     all_scores,
     questions_in,
 )
+from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
+from f3rm.model import FeatureFieldModel
+from f3rm.scene.found import Identified
+from f3rm.scene.frames import FrameName, Frames
+from f3rm.scene.points import SeenSpace, check_points, density_at, hidden_at
 from f3rm.scene.run_loading import LoadedRun, Split, field_model
 from f3rm.scene.surface import SurfacePoints, sample_surface, thinned
 
@@ -61,7 +61,7 @@ class SceneField:
         self._surface_rays, self._show_progress = surface_rays, show_progress
         self.model: FeatureFieldModel = field_model(run)
         self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
-        self._questioner = Questioner(self.model)
+        self._questioner = Questioner(self.model.heads)
         self._sampled = lru_cache(maxsize=2)(self._sample)
 
     @property

@@ -18,11 +18,11 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from f3rm.language.questions import Question
 from f3rm.language.threshold import COSINE_FLOOR, RELEVANCY_FLOOR, found_from
 from f3rm.scene.boxes import fit_box
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import Frame, FrameName
-from f3rm.scene.questions import Question
 from f3rm.scene.surface import SurfacePoints
 
 LEAST_POINTS = 12

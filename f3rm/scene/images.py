@@ -19,8 +19,8 @@ from f3rm.colours.palette import belongs, composite
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
+from f3rm.language.questions import Question, all_scores
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.questions import Question, all_scores
 from f3rm.scene.surface import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
 
 Output = Literal[

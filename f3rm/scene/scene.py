@@ -12,12 +12,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError
+from f3rm.language.questions import Question, QuestionOptions, questions_in
 from f3rm.scene.field import NUM_RAYS, SPACING, SceneField
 from f3rm.scene.find import find_instances, score_surface
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import FrameName
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_bands, render_images
-from f3rm.scene.questions import Question, QuestionOptions, questions_in
 from f3rm.scene.run_loading import load_run
 from f3rm.scene.surface import LEAST_ACCUMULATION
 from f3rm.store.device import resolve_device

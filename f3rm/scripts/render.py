@@ -10,11 +10,11 @@ import tyro
 import f3rm
 from f3rm.errors import F3rmError
 from f3rm.language.expressions import split_questions
+from f3rm.language.questions import QuestionOptions, questions_in
 from f3rm.scene import Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
 from f3rm.scene.paths import Path3D, choose_path
-from f3rm.scene.questions import QuestionOptions, questions_in
 from f3rm.scene.writing import PictureWriter, make_writer
 from f3rm.scripts.command import Command
 from f3rm.store.progress import track

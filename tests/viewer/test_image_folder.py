@@ -84,7 +84,7 @@ def test_the_box_reads_below_the_dataset(folder, seen, monkeypatch):
     wait(lambda: "must be below" in controls.ask_status.content)
     assert not seen
     _look(controls, "images/a.png")
-    wait(lambda: "a.png is looked for" in controls.ask_status.content)
+    wait(lambda: "a.png is a positive" in controls.ask_status.content)
     assert seen == [(folder / "images" / "a.png").resolve()]
 
 
@@ -94,7 +94,7 @@ def test_another_folder_can_be_named(folder, seen, monkeypatch):
     _look(controls, "../../secret.png")
     wait(lambda: "must be below" in controls.ask_status.content)
     _look(controls, "a.png")
-    wait(lambda: "a.png is looked for" in controls.ask_status.content)
+    wait(lambda: "a.png is a positive" in controls.ask_status.content)
     assert seen == [(folder / "images" / "a.png").resolve()]
 
 

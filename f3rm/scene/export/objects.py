@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.errors import StrPath, as_path
+from f3rm.language.questions import questions_in
 from f3rm.scene.export.files import (
     CLOUD_SUFFIXES,
     ExportError,
@@ -22,7 +23,6 @@ from f3rm.scene.export.files import (
 from f3rm.scene.export.points import Look, Sampling, point_colours, scores_of, surface
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import FrameName
-from f3rm.scene.questions import questions_in
 from f3rm.scene.scene import Scene
 from f3rm.scene.surface import SurfacePoints
 from f3rm.store.progress import track

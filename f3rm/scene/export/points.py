@@ -12,9 +12,9 @@ from torch import Tensor
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.errors import StrPath, as_path
 from f3rm.feature_field import FeatureHead
+from f3rm.language.questions import Question
 from f3rm.scene.export.files import CLOUD_SUFFIXES, ExportError, check_file, write_cloud
 from f3rm.scene.frames import FrameName
-from f3rm.scene.questions import Question
 from f3rm.scene.scene import Scene
 from f3rm.scene.surface import SurfacePoints
 
