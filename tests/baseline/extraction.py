@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from f3rm.backbones.registry import load_backbone
-from f3rm.features.spec import PRESETS
+from f3rm.features.spec import PRESETS, FeatureSpec
 from f3rm.features.standalone import extract_features_for_dataset
 from f3rm.features.store import FeatureStore
 from tests.features.toy import PATCH, ToyBackbone, extract, toy_spec, write_dataset
+from tests.viewer.colour_backbone import SPECS
 
 UNRESIZED = ((32, 44), (40, 32), (32, 32))
 """Their shorter side is the network's."""
@@ -67,8 +68,15 @@ def cache_keys() -> dict[str, Any]:
     """Lists what the key of each feature type's cache is made of; another key extracts anew."""
     return {
         name: {**spec.settings("weights"), "key": spec.key("weights")}
-        for name, spec in ((name, preset.settled("float32")[0]) for name, preset in PRESETS.items())
+        for name, spec in (
+            (name, preset.settled("float32")[0]) for name, preset in shipped().items()
+        )
     }
+
+
+def shipped() -> dict[str, FeatureSpec]:
+    """Returns f3rm's own feature types, without those that other tests add for the session."""
+    return {name: preset for name, preset in PRESETS.items() if name not in SPECS}
 
 
 def tinyclip_values(root: Path) -> dict[str, Any]:

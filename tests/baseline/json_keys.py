@@ -27,6 +27,7 @@ from f3rm.toolkit.probe import Probe
 from f3rm.viewer.asked import Example, Look
 from f3rm.viewer.saved_queries import FILE_NAME, NamedQuery, QueryFile
 from f3rm.viewer.text_query import QueryText
+from tests.baseline.extraction import shipped
 from tests.nerf_fixtures import FEATURE_SIZES, NERFACTO_SIZES
 from tests.run_fixtures import small_config, train
 from tests.scene.known_surface import show_known_surface
@@ -129,6 +130,7 @@ def _of_no_data(root: Path) -> dict[str, Keys]:
     sizes = ("--sizes", "32x48", "--batches", 1, "--iterations", 1, "--warmup", 1)
     bench = json.loads(_printed("bench", *RESNET, *sizes, "--device", "cpu", "--as-json"))
     everywhere = {
+        "PRESETS": shipped(),
         "_version": lambda _: "1",
         "_weights": lambda _: "folder",
         "_gpus": lambda: [doctor_findings.Gpu("GPU", 24.0, "9.0")],

@@ -68,8 +68,8 @@ def difference(part: str, now: dict[str, Any]) -> str:
 def test_it_is_as_recorded(part, tmp_path):
     if part == "json_keys":
         need_raycaster()
-    changed = difference(part, PARTS[part](tmp_path))
-    assert not changed, changed
+    if changed := difference(part, PARTS[part](tmp_path)):
+        pytest.fail(changed, pytrace=False)
 
 
 def test_a_run_that_was_trained_before_opens():
