@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from f3rm.backbones.registry import load_backbone
-from f3rm.features.spec import PRESETS, FeatureSpec
-from f3rm.features.standalone import extract_features_for_dataset
-from f3rm.features.store import FeatureStore
-from tests.features.toy import PATCH, ToyBackbone, extract, toy_spec, write_dataset
+from f3rm.extract.standalone import extract_features_for_dataset
+from f3rm.store.reader import FeatureStore
+from f3rm.store.spec import PRESETS, FeatureSpec
+from tests.extract.toy import PATCH, ToyBackbone, extract, toy_spec, write_dataset
 from tests.viewer.colour_backbone import SPECS
 
 UNRESIZED = ((32, 44), (40, 32), (32, 32))

@@ -15,18 +15,18 @@ from safetensors import safe_open
 
 import f3rm
 from f3rm.backbones import registry
-from f3rm.evaluation.truth import SceneTruth
+from f3rm.extract.taps.probe import Probe
 from f3rm.feature_datamanager import FeatureDataManagerConfig
-from f3rm.features import spec
-from f3rm.scene.export_features import export_features
-from f3rm.scene.export_objects import export_boxes
-from f3rm.scene.export_points import Sampling
+from f3rm.language.active_query import DisplaySettings, Example
+from f3rm.language.text_encoder import QueryText
+from f3rm.scene.export.features import export_features
+from f3rm.scene.export.objects import export_boxes
+from f3rm.scene.export.points import Sampling
 from f3rm.scripts import doctor_findings
 from f3rm.scripts.cli import main
-from f3rm.toolkit.probe import Probe
-from f3rm.viewer.asked import Example, Look
+from f3rm.store import spec
+from f3rm.synthetic.truth import SceneTruth
 from f3rm.viewer.saved_queries import FILE_NAME, NamedQuery, QueryFile
-from f3rm.viewer.text_query import QueryText
 from tests.baseline.extraction import shipped
 from tests.nerf_fixtures import FEATURE_SIZES, NERFACTO_SIZES
 from tests.run_fixtures import small_config, train
@@ -142,7 +142,7 @@ def _of_no_data(root: Path) -> dict[str, Keys]:
         doctor = json.loads(_printed("doctor", "--json", code=1))
     Probe("knn", neighbours=1).fit(np.eye(2), np.arange(2)).save(root / "probe")
     example = Example("a point", is_positive=True, features={"clip": torch.ones(2)})
-    query = NamedQuery(QueryText("mug", "table", 0.1), False, "clip", Look(), (example,))
+    query = NamedQuery(QueryText("mug", "table", 0.1), False, "clip", DisplaySettings(), (example,))
     QueryFile(root).save("mug", query)
     return {
         "bench --as-json": keys_of(bench),

@@ -12,15 +12,15 @@ from numpy.typing import DTypeLike
 
 import f3rm
 from f3rm import scene
-from f3rm._types import F3rmError
+from f3rm.errors import F3rmError
 from f3rm.evaluation.report import Evaluation
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.feature_field import FeatureFieldConfig
+from f3rm.language.questions import QuestionOptions
 from f3rm.model import FeatureFieldModelConfig
 from f3rm.networks.base import NetworkConfig
-from f3rm.scene.attach import Attached
+from f3rm.scene.attach.heads import Attached
 from f3rm.scene.found import Identified
-from f3rm.scene.questions import QuestionOptions
 from tests.test_public_paths import IMPORT, MODULES, PAGES
 
 OTHERS = (
