@@ -1,7 +1,7 @@
 """Reads a run's ``config.yml``, also one that another version of f3rm or Nerfstudio wrote.
 
-An option that is missing there takes its default, as it did when there was no such option. An
-option of f3rm that this version does not know is refused: the run may depend on it.
+A missing option takes its default, which is how the run was trained before the option existed. An
+option of f3rm that this version does not have is refused: the run may depend on it.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from f3rm.errors import F3rmError
 CONFIG_FILE = "config.yml"
 
 _UNREADABLE = (OSError, yaml.YAMLError, ImportError, AttributeError, TypeError, ValueError)
-"""What reading a configuration raises that is damaged or names classes of another program."""
+"""Errors of a damaged configuration, or one that names classes of another program."""
 _SHOWN = 3
 
 
@@ -29,12 +29,12 @@ def config_file(run: Path) -> Path:
     """Returns the ``config.yml`` of a run.
 
     Args:
-        run: The file itself, or the folder that it is in.
+        run: The file itself, or its folder.
 
     Raises:
         RunError: If the folder has none.
     """
-    # A link to the file stands for it: what belongs to the run lies beside the file.
+    # Links are resolved: the checkpoint is beside the file, not beside a link to it.
     path = run.expanduser().resolve()
     if not path.is_dir():
         return path
@@ -42,10 +42,10 @@ def config_file(run: Path) -> Path:
         return path / CONFIG_FILE
     deeper = [file for level in range(1, 4) for file in path.glob("*/" * level + CONFIG_FILE)]
     shown = ", ".join(str(file) for file in sorted(deeper)[:_SHOWN])
-    found = f"one without {CONFIG_FILE}, but deeper inside {shown}" if shown else "one without it"
+    hint = f" Deeper inside are {shown}." if shown else ""
     msg = (
-        f"load_run: run must be a {CONFIG_FILE} or its folder, got {str(path)!r}, {found}. Give "
-        "the file that ns-train wrote beside nerfstudio_models."
+        f"There is no {CONFIG_FILE} in {str(path)!r}.{hint} Give the file that ns-train wrote "
+        "beside nerfstudio_models, or its folder."
     )
     raise RunError(msg)
 
@@ -57,42 +57,43 @@ def read_config(path: Path) -> TrainerConfig:
         path: The file.
 
     Raises:
-        RunError: If it cannot be read, is none of a training, or has options of f3rm that this
-            version does not know.
+        RunError: If it cannot be read, is no configuration of a run, or has options of f3rm that
+            this version does not have.
     """
     try:
-        # Nerfstudio's runs name Python classes, which only this loader reads; as with ns-eval,
-        # open runs that you trust.
+        # Nerfstudio's runs name Python classes, which only this loader reads. It can execute code:
+        # as with ns-eval, open only runs that you trust.
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)  # noqa: S506
+    except FileNotFoundError as error:
+        raise RunError(f"No such file: {str(path)!r}.") from error
     except _UNREADABLE as error:
-        raise refused(path, f"what cannot be read: {error}") from error
+        raise not_a_run(path, f"it cannot be read: {error}") from error
     if not isinstance(config, TrainerConfig):
-        raise refused(path, f"a {type(config).__name__}")
+        raise not_a_run(path, f"it holds a {type(config).__name__}")
     unknown = sorted(name for part in _parts(config) for name in _unknown_options(part))
     if unknown:
         msg = (
-            f"load_run: {str(path)!r} must have options that this version of f3rm knows, got "
-            f"{', '.join(unknown)}. Another version wrote it: open it with that one, or take these "
-            "lines out if the run does not depend on them."
+            f"{str(path)!r} has options that this version of f3rm does not have: "
+            f"{', '.join(unknown)}. Another version wrote it: open it with that one, or remove "
+            "these lines if the run does not depend on them."
         )
         raise RunError(msg)
     return config
 
 
-def refused(path: Path, got: str) -> RunError:
-    """Returns the error for a file that is no run's configuration."""
+def not_a_run(path: Path, reason: str) -> RunError:
+    """Returns the error for a file that is no configuration of a run that can be opened."""
     return RunError(
-        f"load_run: {str(path)!r} must be the config.yml of a run of f3rm, or of nerfacto "
-        f"where one is asked for, got {got}. Give the file that ns-train wrote beside "
-        "nerfstudio_models."
+        f"{str(path)!r} is not the {CONFIG_FILE} of a run of f3rm (or nerfacto, where the command "
+        f"takes one): {reason}. Give the file that ns-train wrote beside nerfstudio_models."
     )
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """Yields a configuration and those inside of it, with what is missing filled in.
+    """Yields a configuration and those inside of it, after setting missing options.
 
     Raises:
-        RunError: If what is missing has no default.
+        RunError: If a missing option has no default.
     """
     for option in fields(config):
         if not hasattr(config, option.name):
@@ -109,8 +110,8 @@ def _default(option: Field[Any]) -> Any:
     if option.default is not MISSING:
         return option.default
     msg = (
-        f"load_run: a run must have the option {option.name}, which has no default, got none. "
-        "Open it with the version that wrote it, or train again."
+        f"The run's {CONFIG_FILE} lacks the option {option.name}, which has no default. Open it "
+        "with the version that wrote it, or train again."
     )
     raise RunError(msg)
 
