@@ -16,8 +16,7 @@ from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.attach import AttachSettings, attach
-from f3rm.scene.run_config import RunError
-from f3rm.scene.run_loading import load_run
+from f3rm.scene.run_loading import RunError, load_run
 from f3rm.scripts.cli import main
 from tests.nerf_fixtures import NERFACTO_SIZES
 from tests.run_fixtures import colours, small_config, train

@@ -20,8 +20,7 @@ from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.attach.recipe import AttachSettings, saved_recipe, training_recipe
 from f3rm.scene.attach.training import freeze_scene, held_out_cosines, train_features
-from f3rm.scene.run_config import CONFIG_FILE
-from f3rm.scene.run_loading import LoadedRun, load_run
+from f3rm.scene.run_loading import CONFIG_FILE, LoadedRun, load_run
 from f3rm.store.device import resolve_device
 from f3rm.store.spec import resolve_feature_type
 

@@ -18,8 +18,7 @@ from f3rm.f3rm_config import f3rm_big_method, f3rm_lite_method, f3rm_method
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
 from f3rm.networks.base import Implementation
-from f3rm.scene.run_config import RunError, read_config
-from f3rm.scene.run_loading import LoadedRun
+from f3rm.scene.run_loading import LoadedRun, RunError, read_config
 
 MethodName = Literal["auto", "f3rm", "f3rm-lite", "f3rm-big"]
 
@@ -76,9 +75,9 @@ def training_recipe(run: LoadedRun, settings: AttachSettings) -> TrainerConfig:
         config.max_num_iterations = chosen.max_num_iterations
     source.implementation = _implementation(run.model)
     manager = FeatureDataManagerConfig()
-    _with_values(manager, config.pipeline.datamanager, VanillaDataManagerConfig)
-    if isinstance(config.pipeline.datamanager, FeatureDataManagerConfig):
-        _with_values(manager, config.pipeline.datamanager, FeatureDataManagerConfig)
+    has_features = isinstance(config.pipeline.datamanager, FeatureDataManagerConfig)
+    kind = FeatureDataManagerConfig if has_features else VanillaDataManagerConfig
+    _with_values(manager, config.pipeline.datamanager, kind)
     manager.data = run.data
     manager.feature_type, manager.weights = settings.feature_type, settings.weights
     manager.feature_cache_dir = settings.cache_dir or manager.feature_cache_dir

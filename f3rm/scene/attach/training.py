@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from f3rm.errors import F3rmError
 from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.run_config import RunError
+from f3rm.scene.run_loading import RunError
 from f3rm.store.progress import progress_bar
 
 FIELD = "feature_field."

@@ -278,9 +278,7 @@ def _near(positions: Float[Tensor, "height width 3"], boxes: list[OrientedBox]) 
     if not boxes:
         return torch.ones(positions.shape[:2], dtype=torch.bool)
     flat = positions.reshape(-1, 3).double().numpy()
-    inside = np.zeros(len(flat), dtype=bool)
-    for box in boxes:
-        inside |= box.contains(flat, margin=_REACH * SPACING)
+    inside = np.any([box.contains(flat, margin=_REACH * SPACING) for box in boxes], axis=0)
     return torch.from_numpy(inside).reshape(positions.shape[:2])
 
 
