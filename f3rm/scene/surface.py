@@ -131,7 +131,7 @@ def thinned(points: SurfacePoints, spacing: float) -> SurfacePoints:
 
     Args:
         points: The points.
-        spacing: Edge of a cell, in units of their frame, > 0.
+        spacing: Edge of a cell, in units of the points' frame, > 0.
     """
     if not len(points):
         return points

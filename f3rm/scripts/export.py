@@ -47,7 +47,7 @@ class Export(Command):
     config: tyro.conf.Positional[Path]
     """The run's config.yml, or its folder."""
     kind: tyro.conf.Positional[Kind]
-    """What is written."""
+    """Kind of the file's content."""
     out: Path
     """The file."""
     query: str | None = None

@@ -11,14 +11,33 @@ import trimesh
 from nerfstudio.cameras.cameras import CameraType
 
 from f3rm.colours.pca import pca_colours
-from f3rm.scene.export.features import export_features, read_features
-from f3rm.scene.export.files import CLOUD_SUFFIXES, ExportError, check_file
-from f3rm.scene.export.mesh import Meshing, export_mesh, pinhole
-from f3rm.scene.export.objects import export_boxes, export_object, nearest_instance
-from f3rm.scene.export.points import Look, Sampling, export_points
+from f3rm.scene import attach, export
+from f3rm.scene.export import (
+    ExportError,
+    Look,
+    Meshing,
+    Sampling,
+    export_boxes,
+    export_features,
+    export_mesh,
+    export_object,
+    export_points,
+    read_features,
+)
+from f3rm.scene.export.files import CLOUD_SUFFIXES, check_file
+from f3rm.scene.export.mesh import pinhole
+from f3rm.scene.export.objects import nearest_instance
 from f3rm.scripts.cli import main
 
 FEW = Sampling(rays=3000)
+
+
+@pytest.mark.parametrize("package", [export, attach])
+def test_packages_offer_their_names_and_no_others(package):
+    for name in package._LAZY:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing
 
 
 def _shown(colours):

@@ -113,7 +113,7 @@ def _free_name(config: TrainerConfig, wanted: str) -> str:
     return next(name for name in names if not (folder / name).exists())
 
 
-def _with_values(target: Any, source: Any, kind: type) -> None:
+def _with_values(target: object, source: object, kind: type) -> None:
     """Sets the fields that ``kind`` has from ``source``."""
     for field in fields(kind):
         if field.name != "_target":

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +156,7 @@ def metres_per_unit(scene: Scene, frame: FrameName) -> float | None:
     return scene.frames.get(frame).scene_per_unit / scene.frames.get("metres").scene_per_unit
 
 
-def _to_dict(found: Found) -> dict[str, Any]:
+def _to_dict(found: Found) -> dict[str, object]:
     return {
         "query": found.question,
         "threshold": found.threshold if math.isfinite(found.threshold) else None,  # JSON has no inf
