@@ -34,8 +34,7 @@ from f3rm.evaluation.vocabulary import Language, open_language
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.run_config import RunError
-from f3rm.scene.run_loading import LoadedRun, check_same_views, field_model, load_run
+from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, field_model, load_run
 from f3rm.scene.scene import Scene
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root

@@ -14,8 +14,7 @@ from f3rm.evaluation.multiview import (
 from f3rm.evaluation.surface_scores import SurfaceScore, point_scores, score_points
 from f3rm.evaluation.vocabulary import Language
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.file_camera import FileCamera
-from f3rm.scene.frames import Frame, scene_from_dataset
+from f3rm.scene.frames import FileCamera, Frame, scene_from_dataset
 from f3rm.scene.run_loading import LoadedRun, Split
 from f3rm.store.progress import track
 from f3rm.synthetic.truth import SceneTruth

@@ -1,7 +1,4 @@
-"""A trained run, asked from Python.
-
-Public names are resolved on first use.
-"""
+"""A trained run, opened for queries from Python. Names are resolved on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,7 @@
-"""What a scene answers: instances of what was asked, or why there are none; labels of points."""
+"""Answers of a scene: the instances that match a query, or why there are none; labels of points."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,14 +15,14 @@ NONE_OF_THESE = "none of these"
 
 @dataclass(frozen=True)
 class Instance:
-    """One thing that answers a question.
+    """One found object.
 
     Attributes:
         score: Mean score of its points.
-        confidence: Share of the surface inside its box that answers the question, in [0, 1].
+        confidence: Share of the surface inside its box that matches the query, in [0, 1].
         box: The upright box around it.
-        points: Its points, a grid's cell apart.
-        spacing: Edge of such a cell.
+        points: Its surface points, one per grid cell.
+        spacing: Edge of a grid cell.
         frame: The frame of box, points and spacing.
     """
 
@@ -41,24 +40,24 @@ class Instance:
 
     @property
     def extent(self) -> Float[np.ndarray, "3"]:
-        """Full lengths of its box along its axes."""
+        """Full lengths of its box along the box's axes."""
         return self.box.extent
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float | list[float] | list[list[float]]]:
         """Returns plain values for JSON, without the points."""
         return {"score": self.score, "confidence": self.confidence, **self.box.to_dict()}
 
 
 @dataclass(frozen=True)
 class Found:
-    """The answer to a question; false where there is none.
+    """The answer to a query: a sequence of instances, false where it is empty.
 
     Attributes:
-        question: What was asked, as it was read.
-        instances: What answers it, best score first.
-        reason: Why there is nothing; empty where there is something.
-        best_score: The highest score of any place of the scene; None in a scene without surfaces.
-        threshold: From which score on a place was taken as an answer; infinity for none.
+        question: The query as it was parsed.
+        instances: The instances, best score first.
+        reason: Why there are none; empty where there are some.
+        best_score: The highest score of any surface point; None in a scene without surfaces.
+        threshold: The least score of a matching point; infinity where nothing can match.
         frame: The frame of the instances.
     """
 
@@ -81,12 +80,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Identified:
-    """Which of several labels fits each point.
+    """The best of several labels for each point.
 
     Attributes:
         labels: The labels.
-        indices: The best label of each point; -1 where none of these fits.
-        scores: Its score, or the highest where none fits; 0 outside of the scene.
+        indices: The best label of each point; -1 where none fits.
+        scores: Its score, or the highest score where none fits; 0 outside of the scene.
         margins: How far that is above the second best label or the threshold, whichever is higher;
             0 where none fits.
     """
@@ -99,5 +98,5 @@ class Identified:
     @property
     def names(self) -> list[str]:
         """The label of each point, or ``none of these``."""
-        known = (*self.labels, NONE_OF_THESE)
+        known = (*self.labels, NONE_OF_THESE)  # index -1 is the last
         return [known[index] for index in self.indices.tolist()]

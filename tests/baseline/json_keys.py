@@ -22,7 +22,7 @@ from f3rm.language.text_encoder import QueryText
 from f3rm.scene.export.features import export_features
 from f3rm.scene.export.objects import export_boxes
 from f3rm.scene.export.points import Sampling
-from f3rm.scripts import doctor_findings
+from f3rm.scripts import doctor as doctor_module
 from f3rm.scripts.cli import main
 from f3rm.store import spec
 from f3rm.synthetic.truth import SceneTruth
@@ -133,12 +133,12 @@ def _of_no_data(root: Path) -> dict[str, Keys]:
         "PRESETS": shipped(),
         "_version": lambda _: "1",
         "_weights": lambda _: "folder",
-        "_gpus": lambda: [doctor_findings.Gpu("GPU", 24.0, "9.0")],
+        "_gpus": lambda: [doctor_module.Gpu("GPU", 24.0, "9.0")],
         "_problems": lambda *_: [("a problem", "what to do")],
         "available_ram": lambda: 1 << 30,
         "shutil": mock.Mock(which=lambda name: name),
     }
-    with mock.patch.multiple(doctor_findings, **everywhere):
+    with mock.patch.multiple(doctor_module, **everywhere):
         doctor = json.loads(_printed("doctor", "--json", code=1))
     Probe("knn", neighbours=1).fit(np.eye(2), np.arange(2)).save(root / "probe")
     example = Example("a point", is_positive=True, features={"clip": torch.ones(2)})

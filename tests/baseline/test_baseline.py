@@ -10,7 +10,7 @@ import pytest
 
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
-from f3rm.scene.run_config import read_config
+from f3rm.scene.run_loading import read_config
 from tests.baseline.record import COMMAND, CONFIG, PARTS, as_text, file_of
 from tests.scene_fixtures import need_raycaster
 

@@ -21,7 +21,7 @@ from f3rm.evaluation.surface_scores import point_scores, score_points
 from f3rm.evaluation.surfaces import scene_frame, seen_views
 from f3rm.evaluation.vocabulary import Label, Vocabulary, open_language
 from f3rm.language.relevancy import similarity
-from f3rm.scene.file_camera import FileCamera
+from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import field_model, load_run
 from f3rm.scene.surface import hidden_of
 from f3rm.store.reader import gather_reference
