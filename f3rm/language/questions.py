@@ -219,6 +219,12 @@ def questions_in(query: str | Sequence[str]) -> list[str]:
     return texts
 
 
+def as_part(question: str) -> str:
+    """Returns a question in which ``object; part`` is written ``object > part``."""
+    pieces = questions_in(question)
+    return pieces[0] if len(pieces) == 1 else " > ".join(f"({piece})" for piece in pieces)
+
+
 def all_scores(
     questions: Sequence[Question], hidden: Float[Tensor, "*batch hidden"]
 ) -> Float[Tensor, "*batch questions"]:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from f3rm.colours.palette import belongs
 from f3rm.scene.boxes import OrientedBox
 from f3rm.scene.frames import FrameName
 
@@ -94,6 +96,26 @@ class Identified:
     indices: Int[Tensor, " points"]
     scores: Float[Tensor, " points"]
     margins: Float[Tensor, " points"]
+
+    @classmethod
+    def of(
+        cls,
+        labels: tuple[str, ...],
+        scores: Float[Tensor, "points labels"],
+        none_threshold: float,
+    ) -> "Identified":
+        """Chooses labels from their scores.
+
+        Args:
+            labels: The labels, at least one.
+            scores: The score of each at every point; minus infinity outside of the scene.
+            none_threshold: The score that the best label must reach.
+        """
+        indices = belongs(scores, (none_threshold,) * len(labels))
+        best = scores.topk(min(2, len(labels)), dim=1).values
+        rival = best[:, 1:].amax(dim=1) if len(labels) > 1 else torch.zeros(len(best))
+        margins = (best[:, 0] - rival.clamp_min(none_threshold)).clamp_min(0)
+        return cls(labels, indices, best[:, 0].nan_to_num(neginf=0.0), margins)
 
     @property
     def names(self) -> list[str]:

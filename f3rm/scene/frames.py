@@ -291,3 +291,14 @@ def _distorted(
         ),
         dim=-1,
     )
+
+
+def single(camera: Cameras) -> Cameras:
+    """Returns one camera in shape (1,).
+
+    Raises:
+        F3rmError: If there are several.
+    """
+    if camera.size != 1:
+        raise F3rmError(f"camera must be one camera, got {camera.size}. Take one: cameras[0].")
+    return camera.reshape((1,))

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
@@ -60,6 +62,14 @@ class Wanted:
     questions: tuple[Question, ...]
     thresholds: tuple[float, ...]
     units_per_scene: float
+
+    def __post_init__(self) -> None:
+        if len(self.thresholds) != len(self.questions):
+            msg = (
+                f"thresholds must be one per question, got {len(self.thresholds)} for "
+                f"{len(self.questions)}. Leave them out to choose them by the scene."
+            )
+            raise F3rmError(msg)
 
 
 def check_outputs(outputs: Sequence[str], *, asked: bool) -> tuple[str, ...]:
@@ -163,3 +173,28 @@ def _query_images(
         "labels": belongs(matchable, thresholds),
         "composite": composite(band["rgb"], matchable, thresholds),
     }
+
+
+@torch.no_grad()
+def render_mask(
+    model: FeatureFieldModel,
+    camera: Cameras,
+    points: Float[Tensor, "points 3"],
+    reach: float,
+) -> Bool[Tensor, "height width"]:
+    """Returns the pixels whose surface is near one of some points.
+
+    Args:
+        model: The trained model.
+        camera: One camera of shape (1,), in the scene frame.
+        points: The points, in the scene frame.
+        reach: Largest distance of a pixel's surface to the nearest point.
+    """
+    tree = KDTree(points.numpy())
+    rows: list[Tensor] = []
+    for bundle, band in render_bands(model, camera):
+        positions = (bundle.origins + bundle.directions * band["depth"]).cpu().double()
+        distances, _ = tree.query(positions.numpy(), distance_upper_bound=reach)
+        on_surface = band["accumulation"][..., 0].cpu() >= LEAST_ACCUMULATION
+        rows.append(torch.from_numpy(np.isfinite(distances)) & on_surface)
+    return torch.cat(rows)

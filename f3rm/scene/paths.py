@@ -10,7 +10,7 @@ from nerfstudio.cameras.camera_utils import get_interpolated_poses_many
 from nerfstudio.cameras.cameras import Cameras
 
 from f3rm.errors import F3rmError
-from f3rm.scene.field import SceneField
+from f3rm.scene.scene import Scene
 from f3rm.store.names import safe_part, safe_paths
 
 INTERPOLATED = "interpolate"
@@ -34,7 +34,7 @@ class CameraPath:
 
 
 def choose_path(
-    scene: SceneField, views: str, *, between: int = 10, downscale: float = 1.0
+    scene: Scene, views: str, *, between: int = 10, downscale: float = 1.0
 ) -> CameraPath:
     """Returns the cameras to render from.
 
@@ -73,7 +73,7 @@ def file_names(views: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name}_{number}" for number, name in enumerate(joined))
 
 
-def interpolated(scene: SceneField, between: int) -> Cameras:
+def interpolated(scene: Scene, between: int) -> Cameras:
     """Returns a path through the held-out cameras, each followed by the nearest remaining one.
 
     The lens is the first camera's, without distortion.

@@ -1,6 +1,6 @@
 """The field at points, and the part of space that the training cameras see."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +51,37 @@ def hidden_at(
     """Yields hidden vectors of positions in the scene frame, in batches on the model's device."""
     for batch in positions.split(_BATCH) if len(positions) else ():  # split yields an empty batch
         yield model.feature_field.hidden(batch.to(model.device))
+
+
+@torch.no_grad()
+def values_at(
+    model: FeatureFieldModel,
+    positions: Float[Tensor, "points 3"],
+    seen: Bool[Tensor, " points"],
+    made: Callable[[Tensor], Tensor],
+    channels: int | None,
+    *,
+    outside: float = 0.0,
+) -> Float[Tensor, "points ..."]:
+    """Returns values made from the hidden vectors at positions, on the CPU.
+
+    Args:
+        model: The trained model.
+        positions: Positions in the scene frame.
+        seen: Which of them a training camera sees; see :class:`SeenSpace`.
+        made: From hidden vectors (batch, hidden) to values.
+        channels: Values per point; None for one, without an axis for it.
+        outside: The value where no training camera looks.
+    """
+    shape = (len(positions),) if channels is None else (len(positions), channels)
+    values = torch.full(shape, outside)
+    rows = seen.nonzero()[:, 0]
+    start = 0
+    for hidden in hidden_at(model, positions[rows]):
+        stop = start + len(hidden)
+        values[rows[start:stop]] = made(hidden).float().cpu()
+        start = stop
+    return values
 
 
 @torch.no_grad()

@@ -24,11 +24,10 @@ from f3rm.scene.export.files import (
     write_mesh,
 )
 from f3rm.scene.export.objects import found_instances, nearest_instance
-from f3rm.scene.field import SPACING
 from f3rm.scene.found import Instance
 from f3rm.scene.frames import FrameName
 from f3rm.scene.open3d_library import require_open3d
-from f3rm.scene.scene import Scene
+from f3rm.scene.scene import SPACING, Scene
 from f3rm.scene.surface import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.store.progress import track
 
