@@ -129,7 +129,7 @@ def test_an_image_and_its_crop_are_the_mean_of_their_patch_features(tmp_path):
     torch.testing.assert_close(crop, part)
     backbone = load_backbone(spec.backbone, towers=("image",))
     assert backbone.channels == 32
-    with pytest.raises(F3rmError, match="crop must lie inside the image of 90 x 60"):
+    with pytest.raises(F3rmError, match="Crop must be inside the image of 90 x 60"):
         encoder.encode(tmp_path / "whole.png", (0, 0, 91, 60))
     with pytest.raises(F3rmError, match="complete image"):
         encoder.encode(tmp_path / "missing.png", None)

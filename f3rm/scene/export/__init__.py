@@ -3,8 +3,9 @@
 Names are resolved on first use.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from f3rm.lazy import getter
 
 if TYPE_CHECKING:
     from f3rm.scene.export.features import (
@@ -24,23 +25,19 @@ if TYPE_CHECKING:
         export_points as export_points,
     )
 
-_LAZY = {
-    "ExportError": "files",
-    "FeaturePoints": "features",
-    "Look": "points",
-    "Meshing": "mesh",
-    "Sampling": "points",
-    "export_boxes": "objects",
-    "export_features": "features",
-    "export_mesh": "mesh",
-    "export_object": "objects",
-    "export_points": "points",
-    "read_features": "features",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = getter(
+    __name__,
+    {
+        "ExportError": "f3rm.scene.export.files",
+        "FeaturePoints": "f3rm.scene.export.features",
+        "Look": "f3rm.scene.export.points",
+        "Meshing": "f3rm.scene.export.mesh",
+        "Sampling": "f3rm.scene.export.points",
+        "export_boxes": "f3rm.scene.export.objects",
+        "export_features": "f3rm.scene.export.features",
+        "export_mesh": "f3rm.scene.export.mesh",
+        "export_object": "f3rm.scene.export.objects",
+        "export_points": "f3rm.scene.export.points",
+        "read_features": "f3rm.scene.export.features",
+    },
+)
