@@ -116,7 +116,9 @@ def test_each_question_has_its_picture_and_the_legend_one_line():
 def test_frames_of_another_size_and_places_that_cannot_be_written_are_refused(tmp_path):
     video = VideoFiles(tmp_path / "v.mp4", 10.0)
     video.add("a", {"rgb": np.zeros((32, 32, 3), np.uint8)})
-    with pytest.raises(F3rmError, match="must all be of 32 x 32 pixels, got 64 x 32 in b"):
+    with pytest.raises(
+        F3rmError, match="All frames of a video must be of 32 x 32 pixels, got 64 x 32 in b"
+    ):
         video.add("b", {"rgb": np.zeros((64, 32, 3), np.uint8)})
     video.abandon()
     assert list(tmp_path.iterdir()) == []
