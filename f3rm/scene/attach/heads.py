@@ -115,7 +115,7 @@ def _check_images(run: LoadedRun, manager: FeatureDataManager) -> None:
         before = getattr(run.config.pipeline.datamanager, "feature_left_out", ())
         names = [name for name in manager.config.feature_left_out if name not in before]
         msg = (
-            f"{len(names)} photographs that the run was trained on have no features, e.g. "
+            f"Photographs that the run was trained on have no features: {len(names)}, e.g. "
             f"{names[0]!r}. f3rm cache verify says why; repair them, or train a run without them."
         )
         raise F3rmError(msg)
