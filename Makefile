@@ -12,7 +12,7 @@ EVERYWHERE := not gpu and not network
 TEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-seeds nightly bench gates clean
+.PHONY: help setup demo test test-seeds coverage nightly bench gates clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,9 +45,16 @@ test-seeds: $(VENV)/.ready  ## run the tests that train with five seeds, with nu
 	    $(TEST) $(PYTEST_ARGS) -m "trains and $(EVERYWHERE) and not nightly" || status=1; \
 	done; done; exit $$status
 
-nightly: $(VENV)/.ready  ## run the heavy checks, then test-seeds; hours
+coverage: $(VENV)/.ready  ## run the tests with coverage; fails under 90 %
+	$(BIN)/coverage erase
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+nightly: $(VENV)/.ready  ## run the heavy checks, then test-seeds and coverage; hours
 	$(TEST) $(PYTEST_ARGS) -m "nightly and $(EVERYWHERE)"
 	$(MAKE) test-seeds
+	$(MAKE) coverage
 
 bench: $(VENV)/.ready  ## measure this machine and write docs/benchmarks.md's tables; 20 minutes
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py $(BENCH_ARGS)

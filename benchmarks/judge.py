@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from f3rm.evaluation.language import open_language
 from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.predictions import psnr, render_view
+from f3rm.evaluation.vocabulary import open_language
 from f3rm.feature_datamanager import FeatureDataManager, match_items
+from f3rm.language.questions import choose_head
+from f3rm.language.relevancy import similarity
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.questions import choose_head
 from f3rm.scene.surface import hidden_of
 from f3rm.synthetic.truth import SceneTruth
 
@@ -24,14 +25,14 @@ class Judge:
     """Scores a model under training on the held-out views."""
 
     def __init__(self, data: Path, manager: FeatureDataManager, model: FeatureFieldModel) -> None:
-        spec = choose_head(model, None)
+        spec = choose_head(model.heads, None)
         truth = SceneTruth.read(data)
         if spec is None:
             raise ValueError("Judge: the field must have language; choose such a feature type.")
-        self.language = open_language(model, spec, truth)
+        self.head = model.feature_field.head(spec.name)
+        self.language = open_language(self.head, truth)
         self.manager, self.model = manager, model
         self.store = manager.stores[spec.name]
-        self.head = model.feature_field.head(spec.name)
         self.names = match_items(manager.eval_dataset.image_filenames, manager.items)
 
     @torch.no_grad()
@@ -71,8 +72,8 @@ class Judge:
     def _ious(self, name: str, features: torch.Tensor) -> dict[str, float]:
         ids = self.language.truth.view(name).ids
         ids = ids[_SHRINK // 2 :: _SHRINK, _SHRINK // 2 :: _SHRINK]
-        # From features: what the scorer knows of the head's weight is older than the training.
-        scores = self.language.scorer.from_features(features).permute(2, 0, 1).cpu().numpy()
+        # From features: the hidden query was made with the weight of an earlier step.
+        scores = similarity(features, self.language.query).permute(2, 0, 1).cpu().numpy()
         found: dict[str, float] = {}
         for number, query in enumerate(self.language.vocabulary.queries):
             mask = np.isin(ids, query.ids)

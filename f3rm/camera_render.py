@@ -1,9 +1,9 @@
-"""What a camera render asks for and returns, and how the model sees Nerfacto's samples."""
+"""Requests and results of camera renders, and the recorder of Nerfacto's samples."""
 
 import threading
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,7 +23,7 @@ class RenderRequest:
     pca: bool = True
     """``feature_pca``: three channels per pixel."""
     similarity: bool = True
-    """``similarity``, while a query stands: one channel per pixel, or colours in a viewer."""
+    """``similarity``, while there is a query: one channel per pixel, or colours in a viewer."""
     composite: bool = True
     """``similarity_composite`` beside it; its automatic threshold takes a whole picture."""
     features: bool = False
@@ -45,11 +45,11 @@ _METRIC_PIXELS = 1 << 14
 _KEPT_FRAMES = 3
 """A coarse and a fine frame of one view, and one more for a second browser."""
 _KEPT_BYTES = 1 << 30
-"""What they may take together; the newest stays in any case. A frame of 1 MP takes 270 MB."""
+"""Their total memory; the newest stays in any case. A frame of 1 MP takes 270 MB."""
 
 
 class CameraOutputs(dict[str, Tensor]):
-    """Images of a camera render, by name; hidden vectors stand apart because they are no picture.
+    """Images of a camera render by name, and beside them its hidden vectors.
 
     Attributes:
         hidden: Composited hidden vectors of shape (height, width, hidden), or None.
@@ -59,7 +59,7 @@ class CameraOutputs(dict[str, Tensor]):
 
     @property
     def num_bytes(self) -> int:
-        """What images and hidden vectors take."""
+        """Memory of images and hidden vectors."""
         hidden = () if self.hidden is None else (self.hidden,)
         return sum(tensor.nbytes for tensor in (*self.values(), *hidden))
 
@@ -118,12 +118,26 @@ def compare_features(
     return FeatureComparison(cosine / pixels, error / pixels, torch.cat(pictures))
 
 
-# What the camera render that this thread is in asks for; None for a batch of rays.
-current_request: ContextVar[RenderRequest | None] = ContextVar("f3rm_request", default=None)
+@dataclass
+class CameraRender:
+    """A camera render under way.
+
+    Attributes:
+        request: What it adds to Nerfacto's outputs.
+        hidden: Composited hidden vectors of the chunks of rays rendered so far; apart from the
+            outputs, in which Nerfstudio expects pictures.
+    """
+
+    request: RenderRequest
+    hidden: list[Float[Tensor, "rays hidden"]] = field(default_factory=list)
+
+
+# The camera render that this thread is in; None for a batch of rays.
+current_render: ContextVar[CameraRender | None] = ContextVar("f3rm_render", default=None)
 
 
 def camera_key(camera: Cameras) -> tuple[bytes | None, ...]:
-    """Returns what decides the rays of a camera, to tell cameras apart."""
+    """Returns the bytes of all that determines a camera's rays, to tell cameras apart."""
     tensors = (
         camera.camera_to_worlds,
         *(camera.fx, camera.fy, camera.cx, camera.cy, camera.height, camera.width),
@@ -178,7 +192,7 @@ class FrameCache:
 
     @property
     def num_bytes(self) -> int:
-        """What the kept frames take."""
+        """Memory of the kept frames."""
         return sum(frame.num_bytes for frame in self._frames.values())
 
     def clear(self) -> None:
@@ -187,7 +201,7 @@ class FrameCache:
             self._frames = {}
 
 
-class SampleTap:
+class SampleRecorder:
     """Keeps the samples and weights that Nerfacto last rendered, for each thread."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ from f3rm.errors import BackboneUnavailableError, HeadSpec
 from f3rm.extract.cache import feature_folder, find_cache
 from f3rm.extract.extraction import extract_features
 from f3rm.extract.job import OnError
-from f3rm.feature_field import FeatureStats
+from f3rm.feature_field import FeatureStats, output_key
 from f3rm.store.gather import MappedRows
 from f3rm.store.items import (
     ImageItem,
@@ -108,8 +108,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
 
     A training or evaluation batch of rays has ``feature`` (rays, channels), or ``feature_<name>``
     with several feature types; an evaluation image has ``feature_targets``. Features are extracted
-    when training starts and no valid cache stands there; a run that is only looked at opens the
-    cache if it is valid and does without it otherwise.
+    when training starts without a valid cache; a run that is only opened uses the cache if it is
+    valid and goes without features otherwise.
     """
 
     config: FeatureDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -168,7 +168,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         data: Path,
         extract: Callable[..., FeatureStore] | None,
     ) -> dict[str, FeatureStore]:
-        """Opens the caches; with ``extract`` makes what is missing, without it does without."""
+        """Opens the caches; ``extract`` makes missing ones, without it there are no features."""
         stores: dict[str, FeatureStore] = {}
         cache_dir = config.feature_cache_dir
         if extract and not config.enable_cache:
@@ -229,7 +229,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Writes the run's config.yml once more where it does not name what is left out.
+        """Writes the run's config.yml once more, with the names of images that were left out.
 
         Opening the run needs as many training cameras as it was trained with.
         """
@@ -257,7 +257,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         }
 
     def _place_features(self) -> None:
-        """Chooses where rows are while training, and starts the prefetch if that is in files."""
+        """Places the rows in GPU memory, RAM or files, and starts the prefetch for files."""
         gigabytes = self.config.feature_budget_gb
         budget = None if gigabytes is None else int(gigabytes * (1 << 30))
         wanted, device = self.config.feature_residence, torch.device(self.device)
@@ -337,15 +337,16 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         return batch
 
     def _look_ups(self, split: str) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Returns what makes each feature entry of a batch from its ray indices."""
+        """Returns a function from ray indices to features for each feature entry of a batch."""
         lookup = self._lookups.get(split)
         if lookup is None:
             return {}
         names = list(lookup.stores)
-        keys = ["feature"] if len(names) == 1 else [f"feature_{name}" for name in names]
         return {
-            key: functools.partial(lookup.features, name, device=self.device)
-            for key, name in zip(keys, names, strict=True)
+            output_key("feature", name, len(names)): functools.partial(
+                lookup.features, name, device=self.device
+            )
+            for name in names
         }
 
     def eval_targets(self, index: int) -> ImageTargets | None:

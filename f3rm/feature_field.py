@@ -121,6 +121,11 @@ class FeatureFieldConfig:
     """The library that computes the trunk."""
 
 
+def output_key(output: str, head: str, num_heads: int) -> str:
+    """Names an entry of a head: ``feature`` of the only head, ``feature_clip`` of several."""
+    return output if num_heads == 1 else f"{output}_{head}"
+
+
 class FeatureField(nn.Module):
     """View-independent field of hidden vectors, with named linear heads.
 

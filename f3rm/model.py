@@ -1,7 +1,7 @@
 """The model: Nerfacto, and beside it a feature field that distils 2D features.
 
 Nerfacto's behaviour is inherited, not copied: a hook on one of its renderers sees the weights and
-samples of every ray, from which the feature field is composited. With ``feat_geometry_grad: none``
+samples of every ray, which the feature field is composited with. With ``feat_geometry_grad: none``
 colours and density train as plain Nerfacto's do, bit by bit on the CPU.
 """
 
@@ -26,13 +26,14 @@ from f3rm.camera_render import (
     EVALUATED_RAY_BATCH,
     RAY_BATCH,
     CameraOutputs,
+    CameraRender,
     FeatureTargets,
     FrameCache,
     RenderRequest,
-    SampleTap,
+    SampleRecorder,
     camera_key,
     compare_features,
-    current_request,
+    current_render,
     single_ray,
 )
 from f3rm.colours.pca import PcaBasis, fit_pca, pca_colours_from_hidden
@@ -43,6 +44,7 @@ from f3rm.feature_field import (
     FeatureFieldConfig,
     FeatureHead,
     FeatureStats,
+    output_key,
 )
 from f3rm.language.text_encoder import QueryText
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
@@ -50,7 +52,6 @@ from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer
 from f3rm.viewer.controls import FeatureControls
 
-_HIDDEN = "feature_hidden"
 _PCA_PIXELS = 1 << 15
 _LEAST_ACCUMULATION = 0.5
 
@@ -67,7 +68,7 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
     feat_geometry_grad: Literal["none", "full"] = "none"
     """Whether the feature loss moves density and cameras; ``none`` leaves Nerfacto as it is."""
     feat_use_pe: bool = True
-    """Whether a positional encoding stands beside the feature hash grid."""
+    """Whether the trunk also reads a positional encoding, beside the feature hash grid."""
     feat_pe_n_freq: int = 6
     """Octaves of that positional encoding."""
     feat_num_levels: int = 12
@@ -87,7 +88,7 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
     positives: str = ""
     """Comma-separated phrases to look for, rendered as ``similarity`` also without a viewer."""
     negatives: str = "object, things, stuff, texture"
-    """Comma-separated phrases that these are told from; empty shows the plain cosine."""
+    """Comma-separated phrases that these must beat; empty shows the plain cosine."""
     softmax_temp: float = 0.1
     """Temperature of the pairwise soft-max between positives and negatives."""
     viewer_image_folder: Path | None = None
@@ -113,7 +114,7 @@ class FeatureFieldModel(NerfactoModel):
         with lazy_lpips():
             super().populate_modules()
         use_fast_encodings(self)
-        self._samples = SampleTap()
+        self._samples = SampleRecorder()
         self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
         heads: Sequence[HeadSpec] = metadata.get("feature_heads", ())
@@ -179,8 +180,8 @@ class FeatureFieldModel(NerfactoModel):
         return groups
 
     def key(self, output: str, head: str) -> str:
-        """Names an output of a head: ``feature`` with one head, ``feature_clip`` with several."""
-        return output if len(self.feature_field.heads) == 1 else f"{output}_{head}"
+        """Names an output of a head; see :func:`~f3rm.feature_field.output_key`."""
+        return output_key(output, head, len(self.feature_field.heads))
 
     @property
     def heads(self) -> dict[str, FeatureHead]:
@@ -199,12 +200,12 @@ class FeatureFieldModel(NerfactoModel):
         samples, weights = self._samples.take()
         if self.training:
             self._frames.clear()
-        request = current_request.get()
-        if not self.heads or (request is not None and not request.anything):
+        render = current_render.get()
+        if not self.heads or (render is not None and not render.request.anything):
             return outputs
         hidden = self._render_hidden(samples, weights)
-        if request is not None:
-            outputs[_HIDDEN] = hidden
+        if render is not None:
+            render.hidden.append(hidden)
         else:
             batch = RAY_BATCH if self.training else EVALUATED_RAY_BATCH
             outputs.update(self._images(hidden, outputs["rgb"], batch))
@@ -231,11 +232,11 @@ class FeatureFieldModel(NerfactoModel):
         if request.pca:
             images.update(self._pca_images(hidden))
         means = {name: head.pca_mean for name, head in self.heads.items()}
-        asked = self.controls.asked(means) if request.similarity else None
-        if asked is not None:
-            over = rgb if request.composite else None
-            weight = self.heads[asked.head].weight
-            images.update(self.controls.pictures(hidden, over, asked, weight))
+        query = self.controls.active_query(means) if request.similarity else None
+        if query is not None:
+            under = rgb if request.composite else None
+            weight = self.heads[query.head].weight
+            images.update(self.controls.pictures(hidden, under, query, weight))
         return images
 
     def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
@@ -284,12 +285,15 @@ class FeatureFieldModel(NerfactoModel):
         return self._with_images(self._render(camera_ray_bundle, request), request)
 
     def _render(self, bundle: RayBundle, request: RenderRequest) -> CameraOutputs:
-        token = current_request.set(request)
+        render = CameraRender(request)
+        token = current_render.set(render)
         try:
             frame = CameraOutputs(super().get_outputs_for_camera_ray_bundle(bundle))
         finally:
-            current_request.reset(token)
-        frame.hidden = frame.pop(_HIDDEN, None)
+            current_render.reset(token)
+        if render.hidden:  # of the chunks of rays that Nerfstudio rendered, in image order
+            hidden = torch.cat(render.hidden).unflatten(0, tuple(bundle.shape))
+            frame.hidden = hidden.to(frame["rgb"].device)
         return frame
 
     def _with_images(self, frame: CameraOutputs, request: RenderRequest) -> CameraOutputs:

@@ -9,7 +9,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 from f3rm.errors import DatasetError
 from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.feature_datamanager import FeatureDataManager, FeatureDataManagerConfig
-from f3rm.scene.run_config import RunError
+from f3rm.scene.run_loading import RunError
 from tests.run_fixtures import colours, small_config, train
 from tests.scene_fixtures import write_dataset
 

@@ -16,7 +16,6 @@ from f3rm import __version__
 from f3rm.errors import DatasetError, StrPath, as_path
 from f3rm.evaluation.finding import FOUND_IOU, score_finding
 from f3rm.evaluation.held_out import HeldOutScores, score_views
-from f3rm.evaluation.language import Language, open_language
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD
 from f3rm.evaluation.multiview import DEPTH_TOLERANCE
 from f3rm.evaluation.pictures import PictureFolder
@@ -31,12 +30,11 @@ from f3rm.evaluation.summary import (
     query_summary,
 )
 from f3rm.evaluation.surfaces import NUM_POINTS, SurfaceScores, score_surfaces
-from f3rm.evaluation.vocabulary import TEMPERATURE
-from f3rm.language.relevancy import CANONICAL_NEGATIVES
+from f3rm.evaluation.vocabulary import Language, open_language
+from f3rm.language.questions import choose_head
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.questions import choose_head
-from f3rm.scene.run_config import RunError
-from f3rm.scene.run_loading import LoadedRun, check_same_views, field_model, load_run
+from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, field_model, load_run
 from f3rm.scene.scene import Scene
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
@@ -146,12 +144,12 @@ def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
 def _open_language(
     model: FeatureFieldModel, truth: SceneTruth | None, head: str | None, notes: list[str]
 ) -> Language | None:
-    spec = choose_head(model, head)
+    spec = choose_head(model.heads, head)
     if spec is None:
         notes.append("The field has no language: train with CLIP to ask it in words.")
     if spec is None or truth is None or not truth.queries:
         return None
-    return open_language(model, spec, truth)
+    return open_language(model.heads[spec.name], truth)
 
 
 def nerfacto_psnr(

@@ -8,7 +8,6 @@ from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
-from f3rm.evaluation.language import Language
 from f3rm.evaluation.predictions import (
     FeatureCosines,
     feature_cosines,
@@ -19,6 +18,7 @@ from f3rm.evaluation.predictions import (
     teacher_scores,
 )
 from f3rm.evaluation.query_scores import Answers, QueryScores
+from f3rm.evaluation.vocabulary import Language
 from f3rm.feature_datamanager import ImageTargets
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.drawing import to_picture
@@ -147,12 +147,12 @@ def _ask(
     store = run.stores.get(language.head)
     teacher = None
     if store is not None:
-        teacher = teacher_scores(store, store.index(name), language.scorer)
+        teacher = teacher_scores(store, store.index(name), language.query)
     return ScoredView(
         name=name,
         photograph=to_picture(image, (height, width)),
         render=to_picture(outputs["rgb"], (height, width)),
         ids=truth.ids,
-        field=field_scores(hidden_of(outputs), language.scorer, (height, width)),
+        field=field_scores(hidden_of(outputs), language.hidden_query, (height, width)),
         teacher=teacher,
     )

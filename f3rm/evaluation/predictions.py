@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from f3rm.camera_render import CameraOutputs, FeatureTargets
-from f3rm.evaluation.vocabulary import Scorer
 from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
+from f3rm.language.relevancy import HiddenQuery, Query, similarity, similarity_from_hidden
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.surface import HIDDEN_ONLY
 from f3rm.store.geometry import Size
@@ -62,7 +62,7 @@ def psnr(model: NerfactoModel, rendered: CameraOutputs | dict[str, Tensor], imag
 @torch.no_grad()
 def field_scores(
     hidden: Float[Tensor, "rendered_height rendered_width hidden"],
-    scorer: Scorer,
+    query: HiddenQuery,
     file_size: Size,
 ) -> Float32[np.ndarray, "texts height width"]:
     """Returns the field's relevancy of every text at the photograph's pixels.
@@ -71,10 +71,14 @@ def field_scores(
 
     Args:
         hidden: The rendered hidden vectors.
-        scorer: The phrases.
+        query: The phrases, in the head's hidden space.
         file_size: Height and width of the photograph's file.
     """
-    rows = [scorer.from_hidden(hidden[start:stop]) for start, stop in _row_chunks(hidden.shape)]
+    hidden = hidden.to(query.gram)
+    rows = [
+        similarity_from_hidden(hidden[start:stop], query)
+        for start, stop in _row_chunks(hidden.shape)
+    ]
     scores = torch.cat(rows).permute(2, 0, 1)  # (texts, height, width)
     if scores.shape[1:] != torch.Size(file_size):
         scores = functional.interpolate(
@@ -85,7 +89,7 @@ def field_scores(
 
 @torch.no_grad()
 def teacher_scores(
-    store: FeatureStore, index: int, scorer: Scorer
+    store: FeatureStore, index: int, query: Query
 ) -> Float32[np.ndarray, "texts height width"]:
     """Returns the 2D teacher's relevancy of every text at the photograph's pixels.
 
@@ -94,7 +98,7 @@ def teacher_scores(
     Args:
         store: The teacher's features.
         index: The photograph's index in the store.
-        scorer: The phrases.
+        query: The phrases.
     """
     height, width = store.image_size(index)
     rows: list[Tensor] = []
@@ -102,7 +106,8 @@ def teacher_scores(
         y, x = torch.meshgrid(torch.arange(start, stop), torch.arange(width), indexing="ij")
         xy = torch.stack((x, y), dim=-1).reshape(-1, 2).float()
         features = store.gather(torch.full((len(xy),), index), xy, mode="bilinear")
-        rows.append(scorer.from_features(features).view(stop - start, width, -1).cpu())
+        scores = similarity(features.to(query.prompts), query)
+        rows.append(scores.view(stop - start, width, -1).cpu())
     return torch.cat(rows).permute(2, 0, 1).contiguous().float().numpy()
 
 

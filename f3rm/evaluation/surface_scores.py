@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from f3rm.evaluation.metrics import fixed_mask, iou, require_finite
 from f3rm.evaluation.multiview import SurfacePoints
-from f3rm.evaluation.vocabulary import Scorer, Vocabulary
+from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.language.relevancy import HiddenQuery, similarity_from_hidden
 from f3rm.model import FeatureFieldModel
 
 
@@ -29,11 +30,14 @@ class SurfaceScore:
 
 @torch.no_grad()
 def point_scores(
-    model: FeatureFieldModel, scorer: Scorer, points: SurfacePoints
+    model: FeatureFieldModel, query: HiddenQuery, points: SurfacePoints
 ) -> Float[np.ndarray, "texts points"]:
     """Returns the relevancy of every text at points."""
     positions = points.positions.to(model.device)
-    parts = [scorer.from_hidden(model.feature_field.hidden(p)) for p in positions.split(1 << 14)]
+    parts = [
+        similarity_from_hidden(model.feature_field.hidden(p).to(query.gram), query)
+        for p in positions.split(1 << 14)
+    ]
     return torch.cat(parts).T.float().cpu().numpy()
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from f3rm.evaluation.language import Language
 from f3rm.evaluation.multiview import (
     MultiviewCosines,
     SeenView,
@@ -13,9 +12,9 @@ from f3rm.evaluation.multiview import (
     surface_points,
 )
 from f3rm.evaluation.surface_scores import SurfaceScore, point_scores, score_points
+from f3rm.evaluation.vocabulary import Language
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.file_camera import FileCamera
-from f3rm.scene.frames import Frame, scene_from_dataset
+from f3rm.scene.frames import FileCamera, Frame, scene_from_dataset
 from f3rm.scene.run_loading import LoadedRun, Split
 from f3rm.store.progress import track
 from f3rm.synthetic.truth import SceneTruth
@@ -76,7 +75,7 @@ def score_surfaces(
         points = surface_points(
             held_out, NUM_POINTS, seed=seed, per_object=True, scene_per_metre=scale
         )
-        answers = point_scores(model, language.scorer, points)
+        answers = point_scores(model, language.hidden_query, points)
         asked = score_points(answers, points, language.vocabulary)
     points = surface_points(
         held_out, NUM_POINTS, seed=seed, per_object=False, scene_per_metre=scale

@@ -1,22 +1,21 @@
-"""The words of an evaluation, and how well features fit them.
+"""The phrases of an evaluation, and their embeddings for one head.
 
-A score is LERF's relevancy: the phrase against the four canonical phrases, as typed, without a
-template. Scores of the field come from hidden vectors, so its C channels are never built.
+A score is LERF's relevancy of a phrase against the four canonical phrases. Scores of the field come
+from hidden vectors, so its C channels are never built.
 """
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional
-
-from f3rm.language.relevancy import make_query, relevancy, to_hidden
+from f3rm.language.questions import Head
+from f3rm.language.relevancy import (
+    CANONICAL_NEGATIVES,
+    HiddenQuery,
+    Query,
+    make_query,
+    to_hidden,
+)
+from f3rm.language.text_encoder import TextEncoder
 from f3rm.synthetic.truth import SceneTruth
-
-TEMPERATURE = 0.1
-
-_EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -78,48 +77,39 @@ class Vocabulary:
         return [index for index, label in enumerate(self.labels) if wanted.isdisjoint(label.ids)]
 
 
-class Scorer:
-    """Scores features and hidden vectors against every phrase of a vocabulary.
+@dataclass(frozen=True)
+class Language:
+    """The vocabulary of a scene, embedded for one head.
 
-    Args:
-        texts: Embeddings of the phrases, any length.
-        canonical: Embeddings of the canonical phrases, any length.
-        head_weight: The head's basis W.
+    Attributes:
+        head: The head's name.
+        truth: The scene's ground truth.
+        vocabulary: Its phrases.
+        query: The phrases as prompts, in the order of :attr:`Vocabulary.texts`, against LERF's
+            negatives, as typed, without a template.
+        hidden_query: The same in the head's hidden space.
     """
 
-    def __init__(
-        self,
-        texts: Float[Tensor, "texts channels"],
-        canonical: Float[Tensor, "canonical channels"],
-        head_weight: Float[Tensor, "channels hidden"],
-    ) -> None:
-        query = make_query(texts[:1], torch.cat((texts, canonical)), temperature=TEMPERATURE)
-        self._phrases = query.negatives.to(head_weight)  # every phrase, of unit length
-        self._num_texts = len(texts)
-        carried = to_hidden(query, head_weight.detach())
-        self._hidden_phrases = carried.embeddings[:, 1:]  # (hidden, texts + canonical)
-        self._gram = carried.gram
+    head: str
+    truth: SceneTruth
+    vocabulary: Vocabulary
+    query: Query
+    hidden_query: HiddenQuery
 
-    def from_features(
-        self, features: Float[Tensor, "*batch channels"]
-    ) -> Float[Tensor, "*batch texts"]:
-        """Returns the relevancy of every phrase for features of any length."""
-        unit = functional.normalize(features.to(self._phrases), dim=-1, eps=_EPSILON)
-        return self._relevancies(unit @ self._phrases.T)
 
-    def from_hidden(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch texts"]:
-        """Returns the relevancy of every phrase for hidden vectors: of the features ``W H``."""
-        hidden = hidden.to(self._gram)
-        squared = (hidden @ self._gram * hidden).sum(-1, keepdim=True)
-        length = squared.clamp_min(_EPSILON**2).sqrt()
-        return self._relevancies(hidden @ self._hidden_phrases / length)
+def open_language(head: Head, truth: SceneTruth) -> Language:
+    """Embeds a scene's phrases with a head's text tower.
 
-    def _relevancies(
-        self, cosines: Float[Tensor, "*batch phrases"]
-    ) -> Float[Tensor, "*batch texts"]:
-        canonical = cosines[..., self._num_texts :]
-        scores = [
-            relevancy(torch.cat((cosines[..., i : i + 1], canonical), -1), temperature=TEMPERATURE)
-            for i in range(self._num_texts)
-        ]
-        return torch.stack(scores, dim=-1)
+    Args:
+        head: A head with a text tower.
+        truth: A scene with at least one query.
+
+    Raises:
+        BackboneUnavailableError: If the text tower cannot be loaded.
+    """
+    vocabulary, weight = Vocabulary.of(truth), head.weight.detach()
+    texts = vocabulary.texts
+    embeddings = TextEncoder(head.spec.backbone).encode([*texts, *CANONICAL_NEGATIVES])
+    prompts, negatives = embeddings.to(weight).split((len(texts), len(CANONICAL_NEGATIVES)))
+    query = make_query(prompts, negatives)
+    return Language(head.spec.name, truth, vocabulary, query, to_hidden(query, weight))

@@ -1,7 +1,7 @@
-"""What can be asked beyond one phrase: ``red mug or (bowl and not blue)``, ``mug > handle``.
+"""Queries of several phrases: ``red mug or (bowl and not blue)``, ``mug > handle``.
 
-``and``, ``or`` and ``not`` are operators, ``>`` leads from a thing to a part of it, ``;`` separates
-questions, and quotation marks keep a phrase as it stands: ``"black and white ball"``. Scores are
+``and``, ``or`` and ``not`` are operators, ``>`` leads from an object to its part, ``;`` separates
+questions, and quotation marks keep a phrase as it is: ``"black and white ball"``. Scores are
 relevancies in [0, 1]: ``and`` is the smallest, ``or`` the largest, ``not`` one minus.
 
 *Source:* fuzzy logic with minimum and maximum (Zadeh, 1965); conditional queries for parts follow
@@ -28,7 +28,7 @@ _SHOWN_LETTERS = 200
 
 
 class ExpressionError(F3rmError):
-    """A question cannot be read."""
+    """A question cannot be parsed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Negation:
-    """What something is not."""
+    """The complement of an expression."""
 
     of: "Expression"
 
@@ -54,7 +54,7 @@ class Negation:
 
 @dataclass(frozen=True)
 class Every:
-    """What is all of these."""
+    """The intersection of several expressions."""
 
     of: tuple["Expression", ...]
 
@@ -64,7 +64,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Either:
-    """What is one of these."""
+    """The union of several expressions."""
 
     of: tuple["Expression", ...]
 
@@ -74,7 +74,7 @@ class Either:
 
 @dataclass(frozen=True)
 class PartOf:
-    """A part, where the thing is."""
+    """A part, where its object is."""
 
     thing: "Expression"
     part: "Expression"
@@ -102,10 +102,10 @@ def split_questions(text: str) -> list[str]:
 
 
 def parse(text: str) -> Expression:
-    """Reads one question.
+    """Parses one question.
 
     Args:
-        text: The question; see the module.
+        text: The question, in the syntax of this module.
 
     Raises:
         ExpressionError: If it is empty, or operators and brackets do not fit.
@@ -117,7 +117,7 @@ def parse(text: str) -> Expression:
 
 
 class _Reader:
-    """Reads the tokens of a question from left to right."""
+    """Parses the tokens of a question from left to right."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -189,7 +189,7 @@ class _Reader:
         long = len(self._text) > _SHOWN_LETTERS
         shown = f"{self._text[:_SHOWN_LETTERS]}..." if long else self._text
         return ExpressionError(
-            f"parse: a question must be phrases joined by and, or, not and >, got {shown!r} "
+            f"A question must be phrases joined by and, or, not and >, got {shown!r} "
             f'with {found}. Put a phrase that has such words in quotation marks: "black and white".'
         )
 
@@ -202,7 +202,7 @@ def phrases_of(expression: Expression) -> tuple[str, ...]:
 
 
 def things_of(expression: Expression) -> tuple[Expression, ...]:
-    """Returns the things whose parts are asked for, innermost first."""
+    """Returns the left sides of all ``object > part``, innermost first."""
     return tuple(node.thing for node in _nodes(expression) if isinstance(node, PartOf))[::-1]
 
 
@@ -231,7 +231,7 @@ def combined(
     Args:
         expression: The question.
         scores: Relevancy of a phrase, tensors of one shape.
-        threshold: From which score on something counts as a thing; parts elsewhere score 0.
+        threshold: Score threshold for the left side of ``object > part``; parts elsewhere score 0.
 
     Returns:
         Scores of the same shape.

@@ -1,4 +1,4 @@
-"""From an image file to a vector in a head's feature space: the mean of its patch features."""
+"""Image files to vectors in a head's feature space: the mean of their patch features."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class ImageEncoder:
             height, width = pixels.shape[:2]
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
                 msg = (
-                    f"encode: crop must lie inside the image of {width} x {height} pixels, got "
+                    f"Crop must be inside the image of {width} x {height} pixels, got "
                     f"{crop}. Give left, top, right and bottom."
                 )
                 raise F3rmError(msg)
@@ -71,10 +71,10 @@ class ImageEncoder:
 
 
 def image_below(folder: Path, typed: str) -> Path:
-    """Finds the image that somebody in a browser named; whoever reaches the page may type here.
+    """Resolves an image path typed in a browser; anybody who reaches the page may type here.
 
     Args:
-        folder: Only what is below it can be read, wherever symbolic links lead.
+        folder: Only files below it can be read, also through symbolic links.
         typed: A path, absolute or relative to the folder.
 
     Raises:
@@ -89,7 +89,7 @@ def image_below(folder: Path, typed: str) -> Path:
         is_below, path = False, folder
     if not is_below:
         msg = (
-            f"Image file: the image must be below {str(folder)!r}, got {typed!r}. Copy it there, "
+            f"Image file: {typed!r} is not below {str(folder)!r}. Copy it there, "
             "or name another folder with --pipeline.model.viewer-image-folder."
         )
         raise F3rmError(msg)
@@ -109,7 +109,7 @@ def parse_crop(text: str) -> tuple[int, int, int, int] | None:
         left, top, right, bottom = (int(word) for word in words)
     except ValueError as error:
         msg = (
-            f"parse_crop: the crop must be four whole numbers, got {text!r}. Type left, top, right "
+            f"Crop must be four whole numbers, got {text!r}. Type left, top, right "
             "and bottom in pixels, or nothing for the whole image."
         )
         raise F3rmError(msg) from error

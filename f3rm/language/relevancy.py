@@ -1,13 +1,13 @@
-"""Similarity of features to a query: cosine, or LERF's pairwise relevancy against negatives.
+"""Scores of features for a query: cosine, or LERF's pairwise relevancy against negatives.
 
-With unit feature f, unit positive t, unit negatives n_j and temperature tau the score is
+With unit feature f, unit prompt t, unit negatives n_j and temperature tau the score is
 ``min_j exp(f.t / tau) / (exp(f.t / tau) + exp(f.n_j / tau))``, and plain cosine without negatives.
+The viewer, a scene and the evaluation all score through this module.
 
 *Source:* LERF (Kerr et al. 2023) section 3.4. The score is the *pairwise* soft-max's minimum; a
 soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,107 +16,125 @@ from torch import Tensor
 from torch.nn import functional
 
 CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
-"""LERF's negatives, which stand for whatever else there may be."""
+"""LERF's negatives: phrases that fit any content."""
+
+TEMPERATURE = 0.1
+"""LERF's soft-max temperature, the default."""
 
 _EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked, as embeddings in a head's feature space.
+    """Prompts and what they are told from, as unit vectors in a head's feature space.
 
     Attributes:
-        positive: Unit vector of what is looked for, shape (channels,).
-        negatives: Unit vectors that the positive must beat, shape (negatives, channels); may be
-            empty, then the score is the cosine.
+        prompts: One embedding per prompt, shape (prompts, channels); each gets a score of its own.
+        negatives: Embeddings that every prompt must beat, shape (negatives, channels); with none,
+            scores are cosines.
         temperature: Soft-max temperature tau, > 0.
     """
 
-    positive: Float[Tensor, " channels"]
+    prompts: Float[Tensor, "prompts channels"]
     negatives: Float[Tensor, "negatives channels"]
-    temperature: float = 0.1
+    temperature: float = TEMPERATURE
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether scores are relevancies in (0, 1), not cosines."""
+        return len(self.negatives) > 0
 
 
 @dataclass(frozen=True)
 class HiddenQuery:
-    """A :class:`Query` carried over to the hidden space of one head.
+    """A :class:`Query` in the hidden space of one head, for scores without the C channels.
 
     Attributes:
-        embeddings: ``W^T [t, n_1, ...]``, shape (hidden, 1 + negatives).
+        prompts: ``W^T t`` of every prompt, shape (hidden, prompts).
+        negatives: ``W^T n`` of every negative, shape (hidden, negatives).
         gram: ``W^T W``, shape (hidden, hidden), so that ``|W H|^2 = H^T G H``.
         temperature: Soft-max temperature tau.
     """
 
-    embeddings: Float[Tensor, "hidden phrases"]
+    prompts: Float[Tensor, "hidden prompts"]
+    negatives: Float[Tensor, "hidden negatives"]
     gram: Float[Tensor, "hidden hidden"]
     temperature: float
 
 
 def make_query(
-    positives: Float[Tensor, "positives channels"],
+    prompts: Float[Tensor, "prompts channels"],
     negatives: Float[Tensor, "negatives channels"] | None = None,
     *,
-    temperature: float = 0.1,
+    temperature: float = TEMPERATURE,
 ) -> Query:
-    """Averages several positives into one query and normalises everything.
+    """Normalises embeddings into a query.
 
     Args:
-        positives: One or more embeddings of what is looked for, any length.
-        negatives: Embeddings of what it must be told from, any length; None for none.
+        prompts: One or more embeddings of any length; see :func:`averaged` to make several one.
+        negatives: Embeddings of any length; None for plain cosines.
         temperature: Soft-max temperature, > 0.
 
     Raises:
-        ValueError: If there is no positive or the temperature is not positive.
+        ValueError: If there is no prompt or the temperature is not positive.
     """
-    if len(positives) == 0:
-        msg = "make_query: positives must hold at least one embedding, got none. Type a text first."
-        raise ValueError(msg)
+    if len(prompts) == 0:
+        raise ValueError("A query must have at least one embedding to look for. Type a text first.")
     if temperature <= 0:
-        msg = (
-            f"make_query: temperature must be positive, got {temperature}. The usual value is 0.1."
-        )
+        msg = f"temperature must be positive, got {temperature}. The usual value is 0.1."
         raise ValueError(msg)
-    mean = functional.normalize(positives, dim=-1).mean(0)
     if negatives is None:
-        negatives = positives.new_zeros((0, positives.shape[-1]))
+        negatives = prompts.new_zeros((0, prompts.shape[-1]))
     return Query(
-        positive=functional.normalize(mean, dim=0),
+        prompts=functional.normalize(prompts, dim=-1),
         negatives=functional.normalize(negatives, dim=-1),
         temperature=temperature,
     )
 
 
+def averaged(prompts: Float[Tensor, "prompts channels"]) -> Float[Tensor, "1 channels"]:
+    """Averages the directions of several embeddings; their lengths do not matter."""
+    return functional.normalize(prompts, dim=-1).mean(0, keepdim=True)
+
+
 def relevancy(
-    cosines: Float[Tensor, "*batch phrases"], *, temperature: float
-) -> Float[Tensor, "*batch"]:
-    """Turns cosines to (positive, negative_1, ...) into one score.
+    prompts: Float[Tensor, "*batch prompts"],
+    negatives: Float[Tensor, "*batch negatives"],
+    *,
+    temperature: float,
+) -> Float[Tensor, "*batch prompts"]:
+    """Turns cosines into scores.
 
     Args:
-        cosines: The positive's cosine first, then one per negative.
+        prompts: Cosine of the feature to each prompt.
+        negatives: Its cosine to each negative.
         temperature: Soft-max temperature.
 
     Returns:
-        The smallest pairwise soft-max, in (0, 1); the positive's cosine if there is no negative.
+        The smallest pairwise soft-max of each prompt, in (0, 1); its cosine without negatives.
     """
-    positive = cosines[..., 0]
-    if cosines.shape[-1] == 1:
-        return positive
-    strongest = cosines[..., 1:].amax(-1)
-    return torch.sigmoid((positive - strongest) / temperature)
+    if negatives.shape[-1] == 0:
+        return prompts
+    # The smallest of the pairwise soft-maxes is the one against the strongest negative.
+    strongest = negatives.amax(-1, keepdim=True)
+    return torch.sigmoid((prompts - strongest) / temperature)
 
 
-def similarity(features: Float[Tensor, "*batch channels"], query: Query) -> Float[Tensor, "*batch"]:
-    """Scores features against a query, from the C channels; features need not be unit vectors."""
-    phrases = torch.cat((query.positive[None], query.negatives))
-    cosines = functional.normalize(features, dim=-1, eps=_EPSILON) @ phrases.T
-    return relevancy(cosines, temperature=query.temperature)
+def similarity(
+    features: Float[Tensor, "*batch channels"], query: Query
+) -> Float[Tensor, "*batch prompts"]:
+    """Scores features of any length against every prompt, from the C channels."""
+    units = functional.normalize(features, dim=-1, eps=_EPSILON)
+    return relevancy(
+        units @ query.prompts.T, units @ query.negatives.T, temperature=query.temperature
+    )
 
 
 def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> HiddenQuery:
-    """Carries a query into the hidden space of the head ``f = W H``."""
-    phrases = torch.cat((query.positive[None], query.negatives)).to(head_weight)
+    """Carries a query into the hidden space of the head ``f = W H``, in the head's dtype."""
     return HiddenQuery(
-        embeddings=head_weight.T @ phrases.T,
+        prompts=head_weight.T @ query.prompts.to(head_weight).T,
+        negatives=head_weight.T @ query.negatives.to(head_weight).T,
         gram=head_weight.T @ head_weight,
         temperature=query.temperature,
     )
@@ -124,26 +142,12 @@ def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> Hi
 
 def similarity_from_hidden(
     hidden: Float[Tensor, "*batch hidden"], query: HiddenQuery
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "*batch prompts"]:
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
-    return similarities_from_hidden(hidden, [query])[..., 0]
-
-
-def similarities_from_hidden(
-    hidden: Float[Tensor, "*batch hidden"], queries: Sequence[HiddenQuery]
-) -> Float[Tensor, "*batch queries"]:
-    """Scores composited hidden vectors against several queries of one head.
-
-    The features' lengths, which are most of the work, are computed once for all.
-
-    Args:
-        hidden: Composited hidden vectors.
-        queries: At least one.
-    """
-    squared = (hidden @ queries[0].gram * hidden).sum(-1, keepdim=True)
+    squared = (hidden @ query.gram * hidden).sum(-1, keepdim=True)
     length = squared.clamp_min(_EPSILON**2).sqrt()
-    scores = [
-        relevancy(hidden @ query.embeddings / length, temperature=query.temperature)
-        for query in queries
-    ]
-    return torch.stack(scores, dim=-1)
+    return relevancy(
+        hidden @ query.prompts / length,
+        hidden @ query.negatives / length,
+        temperature=query.temperature,
+    )

@@ -1,4 +1,4 @@
-"""From typed text to a query: loads the text tower once, remembers what it has encoded."""
+"""Typed text and its embeddings: a text tower that loads once and remembers."""
 
 import threading
 from collections import OrderedDict
@@ -12,7 +12,6 @@ from torch import Tensor
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
-from f3rm.language.relevancy import Query, make_query
 
 _REMEMBERED = 256
 _MOST_PHRASES = 32
@@ -20,11 +19,11 @@ _MOST_PHRASES = 32
 
 @dataclass(frozen=True)
 class QueryText:
-    """What a person asks, as typed.
+    """A query as typed.
 
     Attributes:
         positives: Comma-separated phrases to look for.
-        negatives: Comma-separated phrases that these are told from.
+        negatives: Comma-separated phrases that these must beat.
         temperature: Soft-max temperature, > 0.
     """
 
@@ -34,15 +33,15 @@ class QueryText:
 
     @property
     def phrases(self) -> tuple[list[str], list[str]]:
-        """Positive and negative phrases, without empty ones, the first 32 of each."""
+        """Positive and negative phrases, the first 32 of each, without empty ones."""
         positives, negatives = split_phrases(self.positives), split_phrases(self.negatives)
         return positives[:_MOST_PHRASES], negatives[:_MOST_PHRASES]
 
     @property
     def num_left_out(self) -> int:
-        """How many phrases are too many to be asked at once."""
-        asked = sum(len(phrases) for phrases in self.phrases)
-        return len(split_phrases(self.positives)) + len(split_phrases(self.negatives)) - asked
+        """Number of phrases beyond the first 32 of each kind."""
+        kept = sum(len(phrases) for phrases in self.phrases)
+        return len(split_phrases(self.positives)) + len(split_phrases(self.negatives)) - kept
 
 
 def split_phrases(text: str) -> list[str]:
@@ -85,19 +84,3 @@ class TextEncoder:
             while len(self._embeddings) > _REMEMBERED:
                 self._embeddings.popitem(last=False)
         return embeddings
-
-    def query(self, text: QueryText) -> Query | None:
-        """Turns typed text into a query; None where nothing is asked.
-
-        Raises:
-            BackboneUnavailableError: If the tower cannot be loaded.
-        """
-        positives, negatives = text.phrases
-        if not positives:
-            return None
-        embeddings = self.encode([*positives, *negatives])
-        return make_query(
-            embeddings[: len(positives)],
-            embeddings[len(positives) :],
-            temperature=text.temperature,
-        )

@@ -1,8 +1,8 @@
-"""Where a picture of scores is cut into found and not found, in the scores' own units.
+"""Thresholds that cut a score map into found and not found.
 
 *Source:* N. Otsu, "A threshold selection method from gray-level histograms", 1979. Otsu's threshold
-always cuts a picture in two, also one that shows nothing of what is asked;
-:func:`automatic_threshold` adds what it takes to find nothing there.
+cuts every map in two, also of a picture that does not show the object;
+:func:`automatic_threshold` adds a rule for finding nothing.
 """
 
 import torch
@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 RELEVANCY_FLOOR = 0.5
-"""A relevancy below it is nearer to a negative than to what is asked."""
+"""A relevancy below it is nearer to a negative than to the prompt."""
 
 LEAST_CONTRAST = 0.04
-"""How far above the floor the best score of something present is, at least."""
+"""How far above the floor the best score must be for the object to count as present."""
 
 COSINE_FLOOR = 0.2
 """The same for plain cosines of CLIP."""
@@ -50,13 +50,13 @@ def automatic_threshold(
     floor: float = RELEVANCY_FLOOR,
     least_contrast: float = LEAST_CONTRAST,
 ) -> float:
-    """Chooses the threshold of a picture, in which what is asked may be absent.
+    """Chooses the threshold of a picture in which the object may be absent.
 
     Args:
         scores: Absolute scores of a picture.
         floor: No lower score is ever found: 0.5 for relevancy; for cosines what is known of them.
-        least_contrast: How far above the floor the best score must be; 0 for what is known to be
-            there.
+        least_contrast: How far above the floor the best score must be; 0 for an object that is
+            known to be there.
 
     Returns:
         Otsu's threshold or the floor, whichever is higher; infinity where nothing is found.
@@ -73,8 +73,8 @@ def found_from(
 
     Args:
         scores: Its scores.
-        compares: Whether they are relevancies, which compare with negatives, or plain cosines.
-        is_present: Whether what is asked is known to be there.
+        compares: Whether they are relevancies, not plain cosines.
+        is_present: Whether the object is known to be there.
     """
     return automatic_threshold(
         scores,

@@ -1,4 +1,4 @@
-"""Pictures for people: colours that mean the same in every frame, and the legend that says what."""
+"""Draws rendered outputs as pictures with a legend; one colour scale for all frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,25 +14,24 @@ from f3rm.colours.palette import palette
 from f3rm.store.geometry import Size
 from f3rm.viewer.pictures import coloured
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""RGB; a legend makes it higher than the rendered picture."""
 
-_LINE = 14
-_SWATCH = 10
-_MARGIN = 3
+_LINE, _SWATCH, _MARGIN = 14, 10, 3  # the legend, in pixels
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the pictures of a whole video have in common.
+    """Colour scale and legend texts that all frames of a video share.
 
     Attributes:
-        labels: The questions, in the order of their scores.
-        thresholds: From which score on each counts as answered, infinity where it is not here;
-            empty where no picture shows that.
+        labels: The queries, in the order of their scores.
+        thresholds: Each query's least score of a matching pixel, infinity where it is not here;
+            empty where no picture shows matches.
         low: The score that gets the first colour.
-        high: The score that gets the last one.
+        high: The score that gets the last colour.
         farthest: The depth that gets the last colour.
-        unit: What depths are in.
+        unit: Name of the unit of depths.
     """
 
     labels: tuple[str, ...]
@@ -43,40 +42,36 @@ class Scale:
     unit: str
 
     def named(self, question: int) -> str:
-        """Returns a question, and from which score on it is answered."""
+        """Returns a query with its threshold, as the legend shows it."""
         threshold = self.thresholds[question]
         found = f"from {threshold:.2f}" if threshold < float("inf") else "not here"
         return f"{self.labels[question]}: {found}"
 
 
-def to_picture(
-    image: Float[Tensor, "rows cols channels"], size: Size
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Turns colours in [0, 1] into bytes, at another size if need be; alpha is dropped."""
+def to_picture(image: Float[Tensor, "rows cols channels"], size: Size) -> Picture:
+    """Converts colours in [0, 1] to bytes, resized to (height, width); alpha is dropped."""
     colours = image[..., :3].float().cpu().permute(2, 0, 1)[None]
     if colours.shape[2:] != torch.Size(size):
         colours = functional.interpolate(colours, size=size, mode="bilinear", align_corners=False)
     return (colours[0].permute(1, 2, 0).clamp(0, 1) * 255 + 0.5).byte().numpy()
 
 
-def draw_images(
-    images: Mapping[str, Tensor], scale: Scale, *, legend: bool
-) -> dict[str, UInt8[np.ndarray, "_ width 3"]]:
-    """Draws what :meth:`Scene.render` returned.
+def draw_images(images: Mapping[str, Tensor], scale: Scale, *, legend: bool) -> dict[str, Picture]:
+    """Draws the outputs of :meth:`Scene.render`.
 
     Args:
         images: Pictures by output name, of ``rgb``, ``depth``, ``accumulation``, ``pca``,
             ``similarity``, ``composite``, ``mask`` and ``labels``.
-        scale: What all frames have in common.
-        legend: Whether a legend stands below each picture that needs one.
+        scale: The scale of all frames.
+        legend: Whether to add a legend below each picture that needs one.
 
     Returns:
-        One picture per output; of ``similarity`` and ``mask`` one per question where there are
-        several, as ``similarity_1`` and so on. With a legend they are higher.
+        One picture per output; of ``similarity`` and ``mask`` one per query where there are
+        several, as ``similarity_1`` and so on. A legend makes them higher.
     """
-    drawn: dict[str, np.ndarray] = {}
+    drawn: dict[str, Picture] = {}
     for name, image in images.items():
-        for key, question, single in _apart(name, image):
+        for key, question, single in _by_question(name, image):
             colours = _colours(name, single, scale)
             picture = to_picture(colours, (colours.shape[0], colours.shape[1]))
             below = _legend(name, question, scale, picture.shape[1]) if legend else None
@@ -84,8 +79,8 @@ def draw_images(
     return drawn
 
 
-def _apart(name: str, image: Tensor) -> list[tuple[str, int, Tensor]]:
-    """Returns key, question and picture of each question's picture."""
+def _by_question(name: str, image: Tensor) -> list[tuple[str, int, Tensor]]:
+    """Splits a picture by query: key, index of the query, picture."""
     if name not in ("similarity", "mask"):
         return [(name, 0, image)]
     if image.shape[-1] == 1:
@@ -99,14 +94,14 @@ def _colours(name: str, image: Tensor, scale: Scale) -> Float[Tensor, "height wi
     if name == "depth":
         return coloured(image, 0.0, scale.farthest)
     if name == "labels":
-        colours = torch.cat((torch.zeros(1, 3), palette(len(scale.labels))))
+        colours = torch.cat((torch.zeros(1, 3), palette(len(scale.labels))))  # -1 is black
         return colours[image + 1]
     if name in ("mask", "accumulation"):
         return image.float()[..., None].expand(-1, -1, 3)
     return image
 
 
-def _legend(name: str, question: int, scale: Scale, width: int) -> np.ndarray | None:
+def _legend(name: str, question: int, scale: Scale, width: int) -> Picture | None:
     if name == "similarity":
         return _bar(f"{scale.labels[question]}: ", scale.low, scale.high, width)
     if name == "depth":
@@ -121,14 +116,14 @@ def _legend(name: str, question: int, scale: Scale, width: int) -> np.ndarray | 
 
 
 def _bar(text: str, low: float, high: float, width: int) -> Picture:
-    """Returns a scale of colours with its ends in words above."""
+    """Returns a colour bar with its range in words above."""
     colours = coloured(torch.linspace(0, 1, width)[None], 0.0, 1.0).expand(_SWATCH, -1, -1)
     words = _canvas([f"{text}{low:.2f} to {high:.2f}"], width, left=_MARGIN)
     return np.concatenate((np.asarray(words), to_picture(colours, (_SWATCH, width))))
 
 
 def _lines(texts: Sequence[str], colours: Sequence[tuple[int, ...]], width: int) -> Picture:
-    """Returns lines of text, each after a square of its colour."""
+    """Returns lines of text, each behind a square of its colour."""
     canvas = _canvas(texts, width, left=2 * _MARGIN + _SWATCH)
     draw = ImageDraw.Draw(canvas)
     for number, colour in enumerate(colours):

@@ -1,13 +1,14 @@
-"""What a scene answers: instances of what was asked, or why there are none; labels of points."""
+"""Answers of a scene: the instances that match a query, or why there are none; labels of points."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from f3rm.colours.palette import best_query_index
 from f3rm.scene.boxes import OrientedBox
 from f3rm.scene.frames import FrameName
 
@@ -16,14 +17,14 @@ NONE_OF_THESE = "none of these"
 
 @dataclass(frozen=True)
 class Instance:
-    """One thing that answers a question.
+    """One found object.
 
     Attributes:
         score: Mean score of its points.
-        confidence: Share of the surface inside its box that answers the question, in [0, 1].
+        confidence: Share of the surface inside its box that matches the query, in [0, 1].
         box: The upright box around it.
-        points: Its points, a grid's cell apart.
-        spacing: Edge of such a cell.
+        points: Its surface points, one per grid cell.
+        spacing: Edge of a grid cell.
         frame: The frame of box, points and spacing.
     """
 
@@ -41,24 +42,24 @@ class Instance:
 
     @property
     def extent(self) -> Float[np.ndarray, "3"]:
-        """Full lengths of its box along its axes."""
+        """Full lengths of its box along the box's axes."""
         return self.box.extent
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float | list[float] | list[list[float]]]:
         """Returns plain values for JSON, without the points."""
         return {"score": self.score, "confidence": self.confidence, **self.box.to_dict()}
 
 
 @dataclass(frozen=True)
 class Found:
-    """The answer to a question; false where there is none.
+    """The answer to a query: a sequence of instances, false where it is empty.
 
     Attributes:
-        question: What was asked, as it was read.
-        instances: What answers it, best score first.
-        reason: Why there is nothing; empty where there is something.
-        best_score: The highest score of any place of the scene; None in a scene without surfaces.
-        threshold: From which score on a place was taken as an answer; infinity for none.
+        question: The query as it was parsed.
+        instances: The instances, best score first.
+        reason: Why there are none; empty where there are some.
+        best_score: The highest score of any surface point; None in a scene without surfaces.
+        threshold: The least score of a matching point; infinity where nothing can match.
         frame: The frame of the instances.
     """
 
@@ -81,12 +82,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Identified:
-    """Which of several labels fits each point.
+    """The best of several labels for each point.
 
     Attributes:
         labels: The labels.
-        indices: The best label of each point; -1 where none of these fits.
-        scores: Its score, or the highest where none fits; 0 outside of the scene.
+        indices: The best label of each point; -1 where none fits.
+        scores: Its score, or the highest score where none fits; 0 outside of the scene.
         margins: How far that is above the second best label or the threshold, whichever is higher;
             0 where none fits.
     """
@@ -96,8 +97,28 @@ class Identified:
     scores: Float[Tensor, " points"]
     margins: Float[Tensor, " points"]
 
+    @classmethod
+    def of(
+        cls,
+        labels: tuple[str, ...],
+        scores: Float[Tensor, "points labels"],
+        none_threshold: float,
+    ) -> "Identified":
+        """Chooses labels from their scores.
+
+        Args:
+            labels: The labels, at least one.
+            scores: The score of each at every point; minus infinity outside of the scene.
+            none_threshold: The score that the best label must reach.
+        """
+        indices = best_query_index(scores, (none_threshold,) * len(labels))
+        best = scores.topk(min(2, len(labels)), dim=1).values
+        rival = best[:, 1:].amax(dim=1) if len(labels) > 1 else torch.zeros(len(best))
+        margins = (best[:, 0] - rival.clamp_min(none_threshold)).clamp_min(0)
+        return cls(labels, indices, best[:, 0].nan_to_num(neginf=0.0), margins)
+
     @property
     def names(self) -> list[str]:
         """The label of each point, or ``none of these``."""
-        known = (*self.labels, NONE_OF_THESE)
+        known = (*self.labels, NONE_OF_THESE)  # index -1 is the last
         return [known[index] for index in self.indices.tolist()]

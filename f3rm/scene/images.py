@@ -1,17 +1,19 @@
-"""Pictures of a scene, made a few rows at a time: memory beyond them does not grow with their size.
+"""Pictures of a scene, rendered a few rows at a time: only the results grow with picture size.
 
 Each picture is made from the composited hidden vectors of its rows; only ``features`` and
 ``hidden`` have more than a few channels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
@@ -19,8 +21,8 @@ from f3rm.colours.palette import best_query_index, composite
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
+from f3rm.language.questions import Question, all_scores
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.questions import Question, all_scores
 from f3rm.scene.surface import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
 
 Output = Literal[
@@ -35,23 +37,23 @@ Output = Literal[
     "features",
     "hidden",
 ]
-"""What can be rendered; ``docs/rendering.md`` explains each."""
+"""Names of the pictures; ``docs/rendering.md`` explains each."""
 
 ANSWERING: frozenset[str] = frozenset(("composite", "mask", "labels"))
-"""Outputs that say where a query is answered."""
+"""Outputs that compare scores with thresholds."""
 ASKING: frozenset[str] = ANSWERING | {"similarity"}
 """Outputs that need a query."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is rendered of every row.
+    """What to render of a camera.
 
     Attributes:
         outputs: Names of the pictures.
         head: The head of ``pca`` and ``features``.
-        questions: What is asked.
-        thresholds: From which score on each question counts as answered.
+        questions: The queries.
+        thresholds: Each query's least score of a matching pixel.
         units_per_scene: Length of the scene frame's unit in that of ``depth``.
     """
 
@@ -61,9 +63,17 @@ class Wanted:
     thresholds: tuple[float, ...]
     units_per_scene: float
 
+    def __post_init__(self) -> None:
+        if len(self.thresholds) != len(self.questions):
+            msg = (
+                f"thresholds must be one per question, got {len(self.thresholds)} for "
+                f"{len(self.questions)}. Leave them out to choose them by the scene."
+            )
+            raise F3rmError(msg)
+
 
 def check_outputs(outputs: Sequence[str], *, asked: bool) -> tuple[str, ...]:
-    """Checks names of outputs.
+    """Checks names of outputs and drops repeated ones.
 
     Args:
         outputs: The names.
@@ -75,16 +85,11 @@ def check_outputs(outputs: Sequence[str], *, asked: bool) -> tuple[str, ...]:
     known = get_args(Output)
     for name in outputs:
         if name not in known:
-            msg = f"render: outputs must be among {', '.join(known)}, got {name!r}. Choose of them."
-            raise F3rmError(msg)
+            raise F3rmError(f"There is no output {name!r}. Choose from {', '.join(known)}.")
         if name in ASKING and not asked:
-            msg = (
-                f"render: query must be given for the output {name!r}, got none. Say what to seek."
-            )
-            raise F3rmError(msg)
+            raise F3rmError(f"The output {name!r} needs a query, got none. Give one with --query.")
     if not outputs:
-        msg = f"render: outputs must name at least one of {', '.join(known)}, got none. Add one."
-        raise F3rmError(msg)
+        raise F3rmError(f"No output was named. Choose at least one of {', '.join(known)}.")
     return tuple(dict.fromkeys(outputs))
 
 
@@ -105,8 +110,7 @@ def render_bands(
     step = max(1, model.config.eval_num_rays_per_chunk // width)
     columns = torch.arange(width, device=model.device) + 0.5
     for start in range(0, height, step):
-        stop = min(start + step, height)
-        rows = torch.arange(start, stop, device=model.device) + 0.5
+        rows = torch.arange(start, min(start + step, height), device=model.device) + 0.5
         coords = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
         bundle = camera.generate_rays(camera_indices=0, coords=coords)
         yield bundle, model.get_outputs_for_camera_ray_bundle(bundle, request=HIDDEN_ONLY)
@@ -119,7 +123,7 @@ def render_images(model: FeatureFieldModel, camera: Cameras, wanted: Wanted) -> 
     Args:
         model: The trained model.
         camera: One camera of shape (1,), in the scene frame.
-        wanted: Which pictures.
+        wanted: Outputs, head, queries and units.
 
     Returns:
         Pictures by name on the CPU, of shape (height, width) or (height, width, channels).
@@ -129,51 +133,68 @@ def render_images(model: FeatureFieldModel, camera: Cameras, wanted: Wanted) -> 
     start = 0
     for bundle, band in render_bands(model, camera):
         stop = start + len(bundle.origins)
-        for name, rows in _made(band, wanted).items():
+        for name, rows in _band_images(band, wanted).items():
             if name not in images:
                 images[name] = torch.empty((*size, *rows.shape[2:]), dtype=rows.dtype)
+            # Into one array: a list of bands would be held twice when they are joined.
             images[name][start:stop] = rows.cpu()
         start = stop
     return images
 
 
-def _made(band: CameraOutputs, wanted: Wanted) -> Mapping[str, Tensor]:
-    hidden, rgb, names = hidden_of(band), band["rgb"], wanted.outputs
-    made = {
-        "rgb": rgb,
+def _band_images(band: CameraOutputs, wanted: Wanted) -> dict[str, Tensor]:
+    hidden, names = hidden_of(band), wanted.outputs
+    images = {
+        "rgb": band["rgb"],
         "depth": band["depth"][..., 0] * wanted.units_per_scene,
         "accumulation": band["accumulation"][..., 0],
         "hidden": hidden,
     }
     if "pca" in names:
-        made["pca"] = pca_colours_from_hidden(hidden, wanted.head.weight, wanted.head.pca)
+        images["pca"] = pca_colours_from_hidden(hidden, wanted.head.weight, wanted.head.pca)
     if "features" in names:
-        made["features"] = wanted.head(hidden)
+        images["features"] = wanted.head(hidden)
     if ASKING & set(names):
-        scores = all_scores(wanted.questions, hidden)  # (rows, width, questions)
-        on_surface = band["accumulation"] >= LEAST_ACCUMULATION
-        made |= _answers(scores, rgb, on_surface, wanted.thresholds)
-    return {name: made[name] for name in names}
+        images |= _query_images(band, all_scores(wanted.questions, hidden), wanted.thresholds)
+    return {name: images[name] for name in names}
 
 
-def _answers(
+def _query_images(
+    band: CameraOutputs,
     scores: Float[Tensor, "rows width questions"],
-    rgb: Float[Tensor, "rows width 3"],
-    on_surface: Tensor,
     thresholds: tuple[float, ...],
 ) -> dict[str, Tensor]:
-    """Draws scores; where a ray meets no surface, nothing is found.
-
-    Args:
-        scores: One score per pixel and question.
-        rgb: The picture under the composite.
-        on_surface: Where a ray meets a surface, shape (rows, width, 1).
-        thresholds: From which score on each question counts as answered.
-    """
-    there = torch.where(on_surface, scores, -torch.inf)
+    on_surface: Bool[Tensor, "rows width 1"] = band["accumulation"] >= LEAST_ACCUMULATION
+    # A ray without a surface still has a score, of next to nothing; it must not match.
+    matchable = torch.where(on_surface, scores, -torch.inf)
     return {
         "similarity": scores,
-        "mask": there >= there.new_tensor(thresholds),
-        "labels": best_query_index(there, thresholds),
-        "composite": composite(rgb, there, thresholds),
+        "mask": matchable >= matchable.new_tensor(thresholds),
+        "labels": best_query_index(matchable, thresholds),
+        "composite": composite(band["rgb"], matchable, thresholds),
     }
+
+
+@torch.no_grad()
+def render_mask(
+    model: FeatureFieldModel,
+    camera: Cameras,
+    points: Float[Tensor, "points 3"],
+    reach: float,
+) -> Bool[Tensor, "height width"]:
+    """Returns the pixels whose surface is near one of some points.
+
+    Args:
+        model: The trained model.
+        camera: One camera of shape (1,), in the scene frame.
+        points: The points, in the scene frame.
+        reach: Largest distance of a pixel's surface to the nearest point.
+    """
+    tree = KDTree(points.numpy())
+    rows: list[Tensor] = []
+    for bundle, band in render_bands(model, camera):
+        positions = (bundle.origins + bundle.directions * band["depth"]).cpu().double()
+        distances, _ = tree.query(positions.numpy(), distance_upper_bound=reach)
+        on_surface = band["accumulation"][..., 0].cpu() >= LEAST_ACCUMULATION
+        rows.append(torch.from_numpy(np.isfinite(distances)) & on_surface)
+    return torch.cat(rows)

@@ -1,6 +1,6 @@
-"""What a dataset says of metres: ``metres_from_dataset`` in its ``scene.json``.
+"""The scale of a dataset in metres: ``metres_from_dataset`` in its ``scene.json``.
 
-It needs no Nerfstudio.
+Apart from :mod:`f3rm.scene.frames`, because generated scenes need it without Nerfstudio.
 """
 
 import json
@@ -26,20 +26,20 @@ def read_metres(folder: Path) -> Float64[np.ndarray, "4 4"] | None:
         folder: The dataset's folder.
 
     Raises:
-        DatasetError: If ``scene.json`` is there and cannot be read.
+        DatasetError: If ``scene.json`` exists and cannot be read.
     """
     path = folder / SCENE_FILE
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if METRES_KEY not in content:
-            return None
-        return affine_map(content[METRES_KEY])
+        return affine_map(content[METRES_KEY]) if METRES_KEY in content else None
+    # The file may be anybody's: deep nesting is a RecursionError, a number for an object a
+    # TypeError.
     except (OSError, TypeError, ValueError, RecursionError) as error:
         msg = (
-            f"read_metres: {str(path)!r} must be readable JSON whose {METRES_KEY} is an affine "
-            f"map, got: {error}. Repair the file, or move it away to go on without metres."
+            f"{str(path)!r} must be JSON whose {METRES_KEY} is an affine map, got: {error}. Repair "
+            "the file, or move it away to go on without metres."
         )
         raise DatasetError(msg) from error
 
@@ -51,22 +51,24 @@ def affine_map(rows: Any) -> Float64[np.ndarray, "4 4"]:
         rows: Four rows of four numbers, as JSON has them.
 
     Raises:
-        ValueError: If they are anything else.
+        ValueError: If the numbers are no such map.
+        TypeError: If ``rows`` cannot be iterated.
     """
     matrix = np.array([[finite_number(value) for value in row] for row in rows], dtype=np.float64)
-    good = matrix.shape == (4, 4) and tuple(matrix[3].tolist()) == _AFFINE_ROW
-    if not good or abs(np.linalg.det(matrix)) < 1e-12:
+    is_affine = matrix.shape == (4, 4) and tuple(matrix[3].tolist()) == _AFFINE_ROW
+    if not is_affine or abs(np.linalg.det(matrix)) < 1e-12:
         msg = f"{METRES_KEY} is no invertible affine map: {matrix.tolist()}"
         raise ValueError(msg)
     return matrix
 
 
-def finite_number(value: Any) -> float:
+def finite_number(value: object) -> float:
     """Checks one number of a JSON file.
 
     Raises:
         ValueError: If it is none, or not finite.
     """
+    # To Python true is a number, in JSON it is not.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         msg = f"{value!r} is no finite number"
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Cameras to render from: those of photographs, a path between them, or one that was drawn."""
+"""Cameras to render from: those of photographs, a path between them, or one from a file."""
 
 import json
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ from nerfstudio.cameras.camera_utils import get_interpolated_poses_many
 from nerfstudio.cameras.cameras import Cameras
 
 from f3rm.errors import F3rmError
-from f3rm.scene.field import SceneField
+from f3rm.scene.scene import Scene
 from f3rm.store.names import safe_part, safe_paths
 
-PHOTOGRAPHS = ("train", "eval")
 INTERPOLATED = "interpolate"
 
 
@@ -22,12 +21,12 @@ class CameraPathError(F3rmError):
 
 
 @dataclass(frozen=True)
-class Path3D:
-    """Cameras in their order.
+class CameraPath:
+    """Cameras in the order in which they are rendered.
 
     Attributes:
         names: A file name for each, without its ending.
-        cameras: The cameras, in the run's own frame.
+        cameras: The cameras, in the scene frame.
     """
 
     names: tuple[str, ...]
@@ -35,8 +34,8 @@ class Path3D:
 
 
 def choose_path(
-    scene: SceneField, views: str, *, between: int = 10, downscale: float = 1.0
-) -> Path3D:
+    scene: Scene, views: str, *, between: int = 10, downscale: float = 1.0
+) -> CameraPath:
     """Returns the cameras to render from.
 
     Args:
@@ -45,10 +44,10 @@ def choose_path(
             path through those of the held-out ones, or a camera path file (.json) of Nerfstudio's
             viewer.
         between: Frames from one camera to the next on an interpolated path.
-        downscale: How many times smaller the pictures are made.
+        downscale: Factor by which the pictures are smaller than the photographs.
 
     Raises:
-        CameraPathError: If it is none of these, or the file cannot be read.
+        CameraPathError: If ``views`` is none of these, or the file cannot be read.
     """
     if views == "train" or views == "eval":
         cameras = scene.cameras(views, frame="nerfstudio")
@@ -58,11 +57,11 @@ def choose_path(
         names = tuple(f"frame_{number:05d}" for number in range(len(cameras)))
     if downscale != 1:
         cameras.rescale_output_resolution(1 / downscale)
-    return Path3D(names, cameras)
+    return CameraPath(names, cameras)
 
 
 def file_names(views: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns a file name, without its ending, for each view: its own, or its whole path."""
+    """Returns a file name without ending for each view: its own, or its path where names repeat."""
     stems = tuple(safe_part(Path(view).stem) for view in views)
     if len(set(stems)) == len(stems):
         return stems
@@ -70,11 +69,12 @@ def file_names(views: tuple[str, ...]) -> tuple[str, ...]:
     joined = tuple("_".join(paths[view].with_suffix("").parts) for view in views)
     if len(set(joined)) == len(joined):
         return joined
+    # a/b.png and a_b.png are joined alike.
     return tuple(f"{name}_{number}" for number, name in enumerate(joined))
 
 
-def interpolated(scene: SceneField, between: int) -> Cameras:
-    """Returns a path through the held-out cameras, each followed by the nearest that is left.
+def interpolated(scene: Scene, between: int) -> Cameras:
+    """Returns a path through the held-out cameras, each followed by the nearest remaining one.
 
     The lens is the first camera's, without distortion.
 
@@ -88,8 +88,8 @@ def interpolated(scene: SceneField, between: int) -> Cameras:
     cameras = scene.cameras("eval", frame="nerfstudio")
     if len(cameras) < 2:
         msg = (
-            f"interpolated: the run must hold out two views to go between, got {len(cameras)}. "
-            "Give a camera path file instead."
+            f"--views {INTERPOLATED} needs at least two held-out views, got {len(cameras)}. Give a "
+            "camera path file instead."
         )
         raise CameraPathError(msg)
     poses, _ = get_interpolated_poses_many(
@@ -112,19 +112,19 @@ def interpolated(scene: SceneField, between: int) -> Cameras:
 
 
 def read_path(file: Path) -> Cameras:
-    """Reads a camera path of Nerfstudio's viewer; it is in the run's own frame.
+    """Reads a camera path of Nerfstudio's viewer, in the scene frame.
 
     Raises:
         CameraPathError: If it cannot be read or has no camera.
     """
     try:
         content = json.loads(file.expanduser().read_text(encoding="utf-8"))
-        cameras = get_path_from_json(content)
+        return get_path_from_json(content)
+    # Nerfstudio checks nothing: a wrong file ends in any of these.
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         msg = (
-            f"read_path: views must be train, eval, {INTERPOLATED} or a camera path (.json) that "
+            f"--views must be train, eval, {INTERPOLATED} or a camera path (.json) that "
             f"Nerfstudio's viewer saved, got {str(file)!r}: {type(error).__name__}: {error}. Save "
             "one in the viewer's Render tab."
         )
         raise CameraPathError(msg) from error
-    return cameras

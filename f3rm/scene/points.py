@@ -1,6 +1,6 @@
-"""The field at points, and which points lie in the scene: those that a training camera looks at."""
+"""The field at points, and the part of space that the training cameras see."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,14 +13,15 @@ from f3rm.model import FeatureFieldModel
 
 _BATCH = 1 << 15
 _CONE_SLACK = 1e-4
+"""Rounding of a float32 cosine: a corner pixel's own ray must count as seen."""
 
 
 def check_points(positions: Tensor, *, who: str) -> Tensor:
-    """Returns positions in single precision, or refuses them.
+    """Returns positions in single or double precision.
 
     Args:
-        positions: What was given.
-        who: The function that was called, for the message.
+        positions: The caller's points.
+        who: The public method that was called, for the message.
 
     Raises:
         F3rmError: If they are not finite rows of three numbers.
@@ -39,6 +40,7 @@ def check_points(positions: Tensor, *, who: str) -> Tensor:
             f"({int(bad.sum())} such rows of {len(positions)}). Leave them out."
         )
         raise F3rmError(msg)
+    # Double precision stays until the points are mapped to the scene frame.
     return positions if positions.dtype == torch.float64 else positions.float()
 
 
@@ -47,8 +49,39 @@ def hidden_at(
     model: FeatureFieldModel, positions: Float[Tensor, "points 3"]
 ) -> Iterator[Float[Tensor, "batch hidden"]]:
     """Yields hidden vectors of positions in the scene frame, in batches on the model's device."""
-    for batch in positions.split(_BATCH) if len(positions) else ():
+    for batch in positions.split(_BATCH) if len(positions) else ():  # split yields an empty batch
         yield model.feature_field.hidden(batch.to(model.device))
+
+
+@torch.no_grad()
+def values_at(
+    model: FeatureFieldModel,
+    positions: Float[Tensor, "points 3"],
+    seen: Bool[Tensor, " points"],
+    made: Callable[[Tensor], Tensor],
+    channels: int | None,
+    *,
+    outside: float = 0.0,
+) -> Float[Tensor, "points ..."]:
+    """Returns values made from the hidden vectors at positions, on the CPU.
+
+    Args:
+        model: The trained model.
+        positions: Positions in the scene frame.
+        seen: Which of them a training camera sees; see :class:`SeenSpace`.
+        made: From hidden vectors (batch, hidden) to values.
+        channels: Values per point; None for one, without an axis for it.
+        outside: The value where no training camera looks.
+    """
+    shape = (len(positions),) if channels is None else (len(positions), channels)
+    values = torch.full(shape, outside)
+    rows = seen.nonzero()[:, 0]
+    start = 0
+    for hidden in hidden_at(model, positions[rows]):
+        stop = start + len(hidden)
+        values[rows[start:stop]] = made(hidden).float().cpu()
+        start = stop
+    return values
 
 
 @torch.no_grad()
@@ -63,9 +96,10 @@ def density_at(
 
 
 class SeenSpace:
-    """What training cameras look at: the union of the cones around their pictures.
+    """The space that training cameras see: the union of the cones around their pictures.
 
-    A cone is a little wider than its picture; it is the same test for every lens.
+    A cone contains its picture's corners, so it is a little wider than the picture; the test is the
+    same for every lens.
 
     Args:
         cameras: The training cameras, in the scene frame.
@@ -75,7 +109,7 @@ class SeenSpace:
         cameras = cameras.to("cpu").reshape((-1,))
         poses = cameras.camera_to_worlds
         self._eyes = poses[:, :, 3]
-        self._forward = functional.normalize(-poses[:, :, 2], dim=-1)
+        self._forward = functional.normalize(-poses[:, :, 2], dim=-1)  # OpenGL: z is backwards
         sizes = torch.cat((cameras.height, cameras.width), dim=-1).float()
         ends = torch.tensor([(y, x) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0)])
         coords = sizes[:, None] * ends  # (cameras, 9, 2): corners, middles of edges, middle
@@ -85,9 +119,11 @@ class SeenSpace:
         self._least_cosine = cosines.amin(dim=1) - _CONE_SLACK
 
     def contains(self, positions: Float[Tensor, "points 3"]) -> Bool[Tensor, " points"]:
-        """Returns which positions of the scene frame a training camera looks at."""
+        """Tells which positions of the scene frame a training camera sees."""
         positions = positions.detach().cpu().float()
         seen = torch.zeros(len(positions), dtype=torch.bool)
+        # Camera by camera: all pairs at once would need cameras x points x 3 numbers, and most
+        # points are seen by one of the first.
         for eye, forward, least in zip(self._eyes, self._forward, self._least_cosine, strict=True):
             unseen = (~seen).nonzero()[:, 0]
             if not len(unseen):

@@ -1,16 +1,21 @@
 """Opens a trained run: its configuration, dataset, model and teacher features.
 
-A run's ``config.yml`` stores paths as they were typed. The checkpoint is looked for beside the
-file, so a run may be moved as a whole; where the dataset was moved, its place must be given.
+``config.yml`` may be of another version of f3rm or Nerfstudio. A missing option takes its default,
+which is how the run was trained before the option existed. An option of f3rm that this version does
+not have is refused: the run may depend on it.
+
+A run's ``config.yml`` stores paths as they were typed. The checkpoint is read from beside the file,
+so a run may be moved as a whole; where the dataset was moved, its new path must be given.
 """
 
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManager,
@@ -26,18 +31,26 @@ from torch import Tensor
 from torch.nn import Module
 
 from f3rm.compat import lazy_lpips
-from f3rm.errors import StrPath, as_path
+from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
 from f3rm.model import FeatureFieldModel
 from f3rm.networks.nerfacto_fast import use_fast_encodings
-from f3rm.scene.run_config import RunError, config_file, read_config, refused
 from f3rm.store.items import read_items
 from f3rm.store.reader import FeatureStore
 
+CONFIG_FILE = "config.yml"
+
+_UNREADABLE = (OSError, yaml.YAMLError, ImportError, AttributeError, TypeError, ValueError)
+"""Errors of a damaged configuration, or one that names classes of another program."""
+_SHOWN = 3
 _CHECKPOINTS = "step-*.ckpt"
 _CPU_RAYS = 1 << 10
-"""Rays at once on a CPU: they fit its caches. 4,096 take a quarter longer, 8,192 twice as long."""
+"""Rays at once on a CPU, where they fit its caches: with 4,096 a render takes a quarter longer."""
+
+
+class RunError(F3rmError):
+    """A run's configuration, checkpoint or dataset cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +70,19 @@ class Split:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained run, open for questions.
+    """A trained run.
 
     Attributes:
         config_path: Its ``config.yml``.
-        config: What is in there.
-        data: Where its dataset is.
+        config: The configuration, adapted for reading: no parallel data manager, fewer rays at once
+            on a CPU.
+        data: Folder or file of its dataset.
         step: Training step of the checkpoint.
         manager: Its data manager.
         model: Its model, in evaluation mode.
         stores: The teacher's features by head; empty without a valid cache.
-        train: What it was trained on.
-        held_out: What it is evaluated on.
+        train: The photographs that it was trained on.
+        held_out: The photographs that it is evaluated on.
     """
 
     config_path: Path
@@ -90,9 +104,9 @@ def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device)
     """Opens a run with its newest checkpoint.
 
     Args:
-        run: The run's ``config.yml``, or the folder that this is in.
-        data: The dataset's place, if not the one that the run was trained from.
-        device: Where the model goes.
+        run: The run's ``config.yml``, or its folder.
+        data: The dataset, if it is not where the run was trained from.
+        device: Device of the model.
 
     Raises:
         RunError: If configuration, checkpoint or dataset cannot be used.
@@ -116,7 +130,7 @@ def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device)
     step = _load_checkpoint(config.load_dir, pipeline)
     manager, model = pipeline.datamanager, pipeline.model
     if not (isinstance(model, NerfactoModel) and isinstance(manager, VanillaDataManager)):
-        raise refused(config_path, f"a run of {config.method_name}")
+        raise not_a_run(config_path, f"it is a run of {config.method_name}")
     stores = manager.stores if isinstance(manager, FeatureDataManager) else {}
     return LoadedRun(
         config_path=config_path,
@@ -138,7 +152,8 @@ def field_model(run: LoadedRun) -> FeatureFieldModel:
         RunError: If it has none.
     """
     if not isinstance(run.model, FeatureFieldModel):
-        raise refused(run.config_path, f"a run of {run.config.method_name}, without features")
+        reason = f"it is a run of {run.config.method_name}, without features"
+        raise not_a_run(run.config_path, reason)
     return run.model
 
 
@@ -146,8 +161,8 @@ def _checkpoints(config_path: Path, config: TrainerConfig) -> Path:
     folder = config_path.parent / config.relative_model_dir
     if not any(folder.glob(_CHECKPOINTS)):
         msg = (
-            f"load_run: a run must have a checkpoint, but there is none in {str(folder)!r}. Train "
-            "until the first one is saved (--steps-per-save), or keep it beside config.yml."
+            f"There is no checkpoint in {str(folder)!r}. Train until the first one is saved "
+            "(--steps-per-save), or keep nerfstudio_models beside config.yml."
         )
         raise RunError(msg)
     return folder
@@ -156,15 +171,14 @@ def _checkpoints(config_path: Path, config: TrainerConfig) -> Path:
 def _load_checkpoint(folder: Path, pipeline: VanillaPipeline) -> int:
     """Loads the newest checkpoint of a folder and returns its step.
 
-    As Nerfstudio's ``eval_load_checkpoint`` does, whose module takes ten seconds to import.
+    *Source:* Nerfstudio's ``eval_load_checkpoint``, whose module takes ten seconds to import.
     """
     newest = max(folder.glob(_CHECKPOINTS), key=lambda file: int(file.stem.split("-")[1]))
     missing: list[str] = []
 
-    def note_missing(module: Module, keys: Any) -> None:
-        del module
-        # Nerfstudio loads the model, if need be once more and less strictly, and then the pipeline
-        # around it, of which the model's keys are then missing.
+    def note_missing(_: Module, keys: Any) -> None:
+        # Nerfstudio loads the model, if that fails once more and less strictly, and then the
+        # pipeline around it, which lacks all of the model's keys by design.
         if not any(name.startswith("_model.") for name in keys.missing_keys):
             missing[:] = keys.missing_keys
 
@@ -174,39 +188,38 @@ def _load_checkpoint(folder: Path, pipeline: VanillaPipeline) -> int:
         pipeline.load_pipeline(state["pipeline"], state["step"])
     except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         msg = (
-            f"load_run: the newest checkpoint {str(newest)!r} must fit the run, got: "
-            f"{error}. Remove it if it is incomplete, or train again."
+            f"The newest checkpoint {str(newest)!r} does not fit the run: {error}. Remove it if it "
+            "is incomplete, or train again."
         )
         raise RunError(msg) from error
     if missing:
         msg = (
-            f"load_run: the newest checkpoint {str(newest)!r} must hold the whole "
-            f"model, but {len(missing)} of its tensors are missing, e.g. {missing[0]!r}. If it was "
-            "trained with tiny-cuda-nn, open it on a machine that has it and a GPU."
+            f"The newest checkpoint {str(newest)!r} lacks {len(missing)} of the model's tensors, "
+            f"e.g. {missing[0]!r}. If it was trained with tiny-cuda-nn, open it on a machine that "
+            "has tiny-cuda-nn and a GPU."
         )
         raise RunError(msg)
     return int(state["step"])
 
 
 def _locate_data(config: TrainerConfig, data: Path | None) -> Path:
-    """Points the configuration at the dataset, and returns where it is."""
+    """Points the configuration at the dataset, and returns its path."""
     manager = config.pipeline.datamanager
     if not isinstance(manager, VanillaDataManagerConfig):
         raise RunError(
-            f"load_run: the run's data manager must be one that gives rays, got "
-            f"{type(manager).__name__}. Evaluate runs of f3rm or nerfacto."
+            f"Only runs of f3rm and nerfacto can be opened; this one's data manager is a "
+            f"{type(manager).__name__}."
         )
     trained = Path(manager.data if manager.data is not None else manager.dataparser.data)
-    place = (data or trained).expanduser().absolute()
-    if not place.exists():
+    path = (data or trained).expanduser().absolute()
+    if not path.exists():
         msg = (
-            f"load_run: the run's dataset must be where it was trained from, got "
-            f"{str(place)!r}, which does not exist. Give its new place with --data (data= in "
-            "Python)."
+            f"No such dataset: {str(path)!r}. If it was moved since training, give its new path "
+            "with --data (data= in Python)."
         )
         raise RunError(msg)
-    manager.data = place
-    return place
+    manager.data = path
+    return path
 
 
 def _use_plain_data_manager(config: TrainerConfig) -> None:
@@ -238,14 +251,107 @@ def check_same_views(run: LoadedRun, other: LoadedRun) -> None:
     """Checks that another run holds out the same photographs.
 
     Raises:
-        RunError: If not: its PSNR would be another number.
+        RunError: If it does not: the PSNRs of the two could not be compared.
     """
-    differing = set[str](run.held_out.names) ^ set[str](other.held_out.names)
+    differing = sorted(set(run.held_out.names) ^ set(other.held_out.names))
     if differing:
-        shown: Sequence[str] = sorted(differing)[:3]
+        shown = differing[:3]
         msg = (
-            f"check_same_views: both runs must hold out the same photographs, but "
-            f"{len(differing)} are held out by one only, e.g. {', '.join(shown)}. Train both with "
-            "the same options of the dataparser."
+            f"Both runs must hold out the same photographs, but {len(differing)} are held out by "
+            f"one only, e.g. {', '.join(shown)}. Train both with the same dataparser options."
         )
         raise RunError(msg)
+
+
+def config_file(run: Path) -> Path:
+    """Returns the ``config.yml`` of a run.
+
+    Args:
+        run: The file itself, or its folder.
+
+    Raises:
+        RunError: If the folder has none.
+    """
+    # Links are resolved: the checkpoint is beside the file, not beside a link to it.
+    path = run.expanduser().resolve()
+    if not path.is_dir():
+        return path
+    if (path / CONFIG_FILE).is_file():
+        return path / CONFIG_FILE
+    deeper = [file for level in range(1, 4) for file in path.glob("*/" * level + CONFIG_FILE)]
+    shown = ", ".join(str(file) for file in sorted(deeper)[:_SHOWN])
+    hint = f" Deeper inside are {shown}." if shown else ""
+    msg = (
+        f"There is no {CONFIG_FILE} in {str(path)!r}.{hint} Give the file that ns-train wrote "
+        "beside nerfstudio_models, or its folder."
+    )
+    raise RunError(msg)
+
+
+def read_config(path: Path) -> TrainerConfig:
+    """Reads a run's configuration.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RunError: If it cannot be read, is no configuration of a run, or has options of f3rm that
+            this version does not have.
+    """
+    try:
+        # Nerfstudio's runs name Python classes, which only this loader reads. It can execute code:
+        # as with ns-eval, open only runs that you trust.
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)  # noqa: S506
+    except FileNotFoundError as error:
+        raise RunError(f"No such file: {str(path)!r}.") from error
+    except _UNREADABLE as error:
+        raise not_a_run(path, f"it cannot be read: {error}") from error
+    if not isinstance(config, TrainerConfig):
+        raise not_a_run(path, f"it holds a {type(config).__name__}")
+    unknown = sorted(name for part in _parts(config) for name in _unknown_options(part))
+    if unknown:
+        msg = (
+            f"{str(path)!r} has options that this version of f3rm does not have: "
+            f"{', '.join(unknown)}. Another version wrote it: open it with that one, or remove "
+            "these lines if the run does not depend on them."
+        )
+        raise RunError(msg)
+    return config
+
+
+def not_a_run(path: Path, reason: str) -> RunError:
+    """Returns the error for a file that is no configuration of a run that can be opened."""
+    return RunError(
+        f"{str(path)!r} is not the {CONFIG_FILE} of a run of f3rm (or nerfacto, where the command "
+        f"takes one): {reason}. Give the file that ns-train wrote beside nerfstudio_models."
+    )
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """Yields a configuration and those inside of it, after setting missing options.
+
+    Raises:
+        RunError: If a missing option has no default.
+    """
+    for option in fields(config):
+        # Options with a plain default are attributes of the class, so only factories are missing.
+        if hasattr(config, option.name):
+            continue
+        if option.default_factory is MISSING:
+            msg = (
+                f"The run's {CONFIG_FILE} lacks the option {option.name}, which has no default. "
+                "Open it with the version that wrote it, or train again."
+            )
+            raise RunError(msg)
+        setattr(config, option.name, option.default_factory())
+    yield config
+    for value in vars(config).values():
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _parts(value)
+
+
+def _unknown_options(config: Any) -> list[str]:
+    if not type(config).__module__.startswith("f3rm."):
+        return []
+    known = {option.name for option in fields(config)}
+    return [f"{type(config).__name__}.{name}" for name in vars(config) if name not in known]

@@ -1,29 +1,50 @@
 """A trained run, open for questions: ``scene = f3rm.load(run)``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
-from scipy.spatial import KDTree
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError
-from f3rm.scene.field import NUM_RAYS, SPACING, SceneField
+from f3rm.feature_field import FeatureHead
+from f3rm.language.expressions import things_of
+from f3rm.language.questions import (
+    Question,
+    Questioner,
+    QuestionOptions,
+    all_scores,
+    as_part,
+    questions_in,
+)
+from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
+from f3rm.model import FeatureFieldModel
 from f3rm.scene.find import find_instances, score_surface
-from f3rm.scene.found import Found, Instance
-from f3rm.scene.frames import FrameName
-from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_bands, render_images
-from f3rm.scene.questions import Question, QuestionOptions, questions_in
-from f3rm.scene.run_loading import load_run
-from f3rm.scene.surface import LEAST_ACCUMULATION
+from f3rm.scene.found import Found, Identified, Instance
+from f3rm.scene.frames import FrameName, Frames, single
+from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
+from f3rm.scene.points import SeenSpace, check_points, density_at, values_at
+from f3rm.scene.run_loading import LoadedRun, Split, field_model, load_run
+from f3rm.scene.surface import SurfacePoints, sample_surface, thinned
 from f3rm.store.device import resolve_device
 
+NUM_RAYS = 1 << 16
+"""Rays that give the surface points."""
+SPACING = 0.01
+"""Edge of the cells in which instances are found; a scene's cameras are within [-1, 1]."""
+
 _MASK_REACH = 1.5
-"""A pixel shows an instance if its surface lies so many cells from one of its points."""
+"""A pixel shows an instance if its surface is within so many cells of one of its points."""
+
+Points = Tensor | np.ndarray | Sequence[Sequence[float]]
+SplitName = Literal["train", "eval"]
 
 
 def load(
@@ -37,12 +58,12 @@ def load(
     """Opens a trained run.
 
     Args:
-        run: Its ``config.yml``, or the folder that this is in.
+        run: Its ``config.yml``, or the folder that has it.
         data: The dataset, where it was moved since training.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        surface_rays: Rays that make the surface points in which things are found, when something is
-            first sought; fewer are faster, more show smaller things.
-        show_progress: Whether a bar is drawn while these are made.
+        surface_rays: Rays that give the surface points in which instances are found, cast at the
+            first search; fewer are faster, more find smaller objects.
+        show_progress: Whether a bar is drawn while they are cast.
 
     Raises:
         RunError: If configuration, checkpoint or dataset cannot be used.
@@ -54,14 +75,229 @@ def load(
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
-class Scene(SceneField):
+class Scene:
     """A trained run, open for questions.
 
-    Positions, cameras and lengths are in the frame that is named: ``dataset`` (that of
-    transforms.json, the default), ``nerfstudio`` (the run's own) or ``metres`` (where the dataset
-    says how it lies in metres). Results are on the CPU. What no training camera looks at is outside
-    of the scene: there features, density and scores are zero.
+    Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
+    default), ``nerfstudio`` (the run's own) or ``metres`` (where the dataset gives its scale).
+    Results are on the CPU. Where no training camera looks, features, density and scores are zero.
+    :func:`load` makes one.
     """
+
+    def __init__(
+        self, run: LoadedRun, *, surface_rays: int = NUM_RAYS, show_progress: bool = False
+    ) -> None:
+        self.run = run
+        self._surface_rays = surface_rays
+        self.model: FeatureFieldModel = field_model(run)
+        self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
+        self._questioner = Questioner(self.model.heads)
+        cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
+        self._sampled = lru_cache(maxsize=2)(cast)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the feature heads."""
+        return tuple(self.model.heads)
+
+    def views(self, split: SplitName = "train") -> tuple[str, ...]:
+        """Returns the ``file_path`` of each photograph of a split."""
+        return self._split(split).names
+
+    def cameras(self, split: SplitName = "train", *, frame: FrameName = "dataset") -> Cameras:
+        """Returns the cameras of a split, in the order of :meth:`views`."""
+        return self.frames.get(frame).cameras_from_scene(self._split(split).cameras.to("cpu"))
+
+    def _split(self, split: SplitName) -> Split:
+        return self.run.train if split == "train" else self.run.held_out
+
+    def contains(self, points: Points, *, frame: FrameName = "dataset") -> Bool[Tensor, " points"]:
+        """Returns which points are in the view of a training camera.
+
+        Raises:
+            F3rmError: If the points are not finite, or the frame is not known.
+        """
+        return self._seen_space.contains(self._positions(points, frame, who="contains"))
+
+    @cached_property
+    def _seen_space(self) -> SeenSpace:
+        return SeenSpace(self.run.train.cameras)
+
+    def _positions(
+        self, points: Points, frame: FrameName, *, who: str
+    ) -> Float[Tensor, "points 3"]:
+        positions = check_points(torch.as_tensor(points).detach().cpu(), who=who)
+        return self.frames.get(frame).to_scene(positions).float()
+
+    def hidden(
+        self, points: Points, *, frame: FrameName = "dataset"
+    ) -> Float[Tensor, "points hidden"]:
+        """Returns the field's hidden vectors at points; a head's features are linear in them.
+
+        Args:
+            points: Positions, shape (points, 3).
+            frame: Their frame.
+
+        Raises:
+            F3rmError: If the points are not finite, or the frame is not known.
+        """
+        positions = self._positions(points, frame, who="hidden")
+        return self._at(positions, nn.Identity(), self.model.feature_field.hidden_dim)
+
+    def features(
+        self, points: Points, head: str | None = None, *, frame: FrameName = "dataset"
+    ) -> Float[Tensor, "points channels"]:
+        """Returns the field's features at points.
+
+        Args:
+            points: Positions, shape (points, 3).
+            head: The feature head; None for the first.
+            frame: Their frame.
+
+        Raises:
+            F3rmError: If the points are not finite, or head or frame are not known.
+        """
+        module = self.head(head)
+        positions = self._positions(points, frame, who="features")
+        return self._at(positions, module, module.spec.channels)
+
+    def head(self, name: str | None = None) -> FeatureHead:
+        """Returns a feature head; None for the first.
+
+        Raises:
+            F3rmError: If there is none, or none of that name.
+        """
+        if not self.heads:
+            msg = (
+                "This run has no feature heads: its checkpoint was made without a feature cache. "
+                "Run f3rm extract, then train again."
+            )
+            raise F3rmError(msg)
+        return self.model.feature_field.head(self.heads[0] if name is None else name)
+
+    def _at(
+        self,
+        positions: Float[Tensor, "points 3"],
+        made: Callable[[Tensor], Tensor],
+        channels: int | None,
+        *,
+        outside: float = 0.0,
+    ) -> Tensor:
+        seen = self._seen_space.contains(positions)
+        return values_at(self.model, positions, seen, made, channels, outside=outside)
+
+    def density(self, points: Points, *, frame: FrameName = "dataset") -> Float[Tensor, " points"]:
+        """Returns the volume density at points, per unit of length of their frame.
+
+        Args:
+            points: Positions, shape (points, 3).
+            frame: Their frame.
+
+        Raises:
+            F3rmError: If the points are not finite, or the frame is not known.
+        """
+        positions = self._positions(points, frame, who="density")
+        density = torch.zeros(len(positions))
+        seen = self._seen_space.contains(positions)
+        density[seen] = density_at(self.model, positions[seen]).float()
+        return density * self.frames.get(frame).scene_per_unit
+
+    def similarity(
+        self,
+        points: Points,
+        question: str,
+        *,
+        frame: FrameName = "dataset",
+        **options: Unpack[QuestionOptions],
+    ) -> Float[Tensor, " points"]:
+        """Scores points for a question: LERF's relevancy, or the cosine without negatives.
+
+        Args:
+            points: Positions, shape (points, 3).
+            question: A phrase, or phrases joined by and, or, not and >.
+            frame: Their frame.
+            **options: How words are asked.
+
+        Raises:
+            LanguageError: If the field or the head has no text tower.
+            F3rmError: If points, frame, question or options cannot be used.
+        """
+        asked = self.question(question, **options)
+        positions = self._positions(points, frame, who="similarity")
+        return self._at(positions, asked.scores, None)
+
+    def identify(
+        self,
+        points: Points,
+        labels: str | Sequence[str],
+        *,
+        none_threshold: float = RELEVANCY_FLOOR,
+        frame: FrameName = "dataset",
+        **options: Unpack[QuestionOptions],
+    ) -> Identified:
+        """Chooses the best of several labels for each point, or none of these.
+
+        Args:
+            points: Positions, shape (points, 3).
+            labels: The labels, as a list or with semicolons between them.
+            none_threshold: The score that the best label must reach.
+            frame: The frame of the points.
+            **options: How words are asked.
+
+        Raises:
+            LanguageError: If the field or the head has no text tower.
+            F3rmError: If points, frame, labels or options cannot be used.
+        """
+        asked = [self.question(label, **options) for label in questions_in(labels)]
+        positions = self._positions(points, frame, who="identify")
+        ask_all = partial(all_scores, asked)
+        scores = self._at(positions, ask_all, len(asked), outside=-torch.inf)
+        return Identified.of(tuple(q.label for q in asked), scores, none_threshold)
+
+    def question(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
+        """Parses a question and embeds its phrases.
+
+        Raises:
+            LanguageError: If the field or the head has no text tower.
+            ExpressionError: If the question cannot be parsed.
+            F3rmError: If options cannot be used.
+        """
+        asked = self._questioner.ask(text, **options)
+        if not things_of(asked.expression):
+            return asked
+        hidden = self.cells.hidden.to(self.model.device)
+        return asked.with_thresholds(partial(found_from, compares=True), hidden)
+
+    def surface_points(
+        self,
+        num_rays: int = NUM_RAYS,
+        *,
+        spacing: float | None = None,
+        frame: FrameName = "dataset",
+        seed: int = 0,
+    ) -> SurfacePoints:
+        """Returns points on the surfaces that the training views see, on the CPU.
+
+        Args:
+            num_rays: Pixels of training views to render; those that hit no surface, or an edge,
+                give no point.
+            spacing: Edge of the grid's cells whose points are averaged, in units of the frame; None
+                keeps every point.
+            frame: The frame of the points.
+            seed: Seed of the pixels.
+
+        Raises:
+            F3rmError: If the frame is not known, or the field has no heads.
+        """
+        known = self.frames.get(frame)
+        points = self._sampled(num_rays, seed=seed)
+        points = replace(points, positions=known.from_scene(points.positions))
+        return points if spacing is None else thinned(points, spacing)
+
+    @cached_property
+    def cells(self) -> SurfacePoints:
+        """Surface points of the scene frame, one per cell of the grid in which instances are."""
+        return thinned(self._sampled(self._surface_rays, seed=0), SPACING)
 
     def find(
         self,
@@ -72,15 +308,15 @@ class Scene(SceneField):
         frame: FrameName = "dataset",
         **options: Unpack[QuestionOptions],
     ) -> Found:
-        """Finds the instances of what is asked, or says why there are none.
+        """Finds the instances of a question's answer, or says why there are none.
 
         Args:
-            question: A phrase, or phrases joined by and, or, not and >; ``thing; part`` is the same
-                as ``thing > part``.
-            threshold: From which score on a place answers; None to choose it by the scene, in which
-                what is asked may be absent.
-            up: Which way boxes stand, in the frame; None for the z axis of metres, and elsewhere
-                for the way up that Nerfstudio estimated from the cameras.
+            question: A phrase, or phrases joined by and, or, not and >; ``object; part`` is the
+                same as ``object > part``.
+            threshold: Least score of an instance's points; None chooses it by the scene, in which
+                the object may be absent.
+            up: The vertical axis of boxes, in the frame; None for the z axis of metres, and
+                elsewhere for the up direction that Nerfstudio estimated from the cameras.
             frame: The frame of the answer.
             **options: How words are asked.
 
@@ -89,19 +325,20 @@ class Scene(SceneField):
             F3rmError: If question, frame or options cannot be used.
         """
         known = self.frames.get(frame)
-        asked = self.question(_as_part(question), **options)
+        asked = self.question(as_part(question), **options)
         scored = score_surface(self.cells, SPACING, asked, threshold)
         upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
         return find_instances(scored, frame=known, name=frame, up=upwards)
 
     def threshold(self, question: str, **options: Unpack[QuestionOptions]) -> float:
-        """Returns from which score on a question counts as answered; infinity if it is not here.
+        """Returns the least score of a match in this scene; infinity if there is none.
 
         Raises:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If question or options cannot be used.
         """
-        return self._chosen(self.question(question, **options))
+        asked = self.question(question, **options)
+        return score_surface(self.cells, SPACING, asked, None).threshold
 
     def render(
         self,
@@ -118,9 +355,9 @@ class Scene(SceneField):
         Args:
             camera: One camera.
             outputs: Names of the pictures; see :data:`f3rm.scene.images.Output`.
-            query: What is asked: a list of questions, or one text with semicolons between them.
-            thresholds: From which score on a pixel answers each question; None to choose them by
-                the scene, as :meth:`threshold` does.
+            query: A list of questions, or one text with semicolons between them.
+            thresholds: Least score of a matching pixel for each question; None chooses them by the
+                scene, as :meth:`threshold` does.
             frame: The frame of the camera, and the unit of ``depth``.
             **options: How words are asked; ``head`` is also that of ``pca`` and ``features``.
 
@@ -130,71 +367,39 @@ class Scene(SceneField):
             width, questions); ``features`` and ``hidden`` (height, width, channels).
 
         Raises:
-            LanguageError: If something is asked and the field or the head has no text tower.
+            LanguageError: If there is a query and the field or the head has no text tower.
             F3rmError: If camera, outputs, frame, query or options cannot be used.
         """
         names = check_outputs(outputs, asked=query is not None)
         asked = [] if query is None else [self.question(q, **options) for q in questions_in(query)]
-        known, places = self.frames.get(frame), thresholds
-        if places is None:
-            places = [self._chosen(q) if ANSWERING & set(names) else 0.0 for q in asked]
-        if len(places) != len(asked):
-            msg = (
-                f"render: thresholds must be one per question, got {len(places)} for {len(asked)}. "
-                "Leave them out to choose them by the scene."
-            )
-            raise F3rmError(msg)
+        known, least = self.frames.get(frame), thresholds
+        if least is None:  # chosen by the surfaces, which takes a while; only where it matters
+            needed = ANSWERING & set(names)
+            chosen = (score_surface(self.cells, SPACING, q, None).threshold for q in asked)
+            least = list(chosen) if needed else [0.0] * len(asked)
         wanted = Wanted(
             outputs=names,
             head=self.head(options.get("head")),
             questions=tuple(asked),
-            thresholds=tuple(places),
+            thresholds=tuple(least),
             units_per_scene=1 / known.scene_per_unit,
         )
-        return render_images(self.model, known.cameras_to_scene(_single(camera)), wanted)
+        return render_images(self.model, known.cameras_to_scene(single(camera)), wanted)
 
-    def _chosen(self, question: Question) -> float:
-        return score_surface(self.cells, SPACING, question, None).threshold
-
-    @torch.no_grad()
     def mask(
         self, instance: Instance, camera: Cameras, *, frame: FrameName | None = None
     ) -> Bool[Tensor, "height width"]:
-        """Returns the pixels of a camera that show an instance, what hides it taken into account.
+        """Returns the pixels of a camera that show an instance, without those where it is hidden.
 
         Args:
-            instance: What :meth:`find` returned.
+            instance: From :meth:`find`.
             camera: One camera.
             frame: Its frame; None for the instance's.
 
         Raises:
             F3rmError: If the frame is not known, or it is not one camera.
         """
-        known = self.frames.get(frame or instance.frame)
-        camera = known.cameras_to_scene(_single(camera)).to(self.model.device)
+        camera = self.frames.get(frame or instance.frame).cameras_to_scene(single(camera))
         own = self.frames.get(instance.frame)
-        tree = KDTree(own.to_scene(instance.points.double()).numpy())
         reach = _MASK_REACH * instance.spacing * own.scene_per_unit
-        rows: list[Tensor] = []
-        for bundle, band in render_bands(self.model, camera):
-            positions = (bundle.origins + bundle.directions * band["depth"]).cpu().double()
-            distances, _ = tree.query(positions.numpy(), distance_upper_bound=reach)
-            on_surface = band["accumulation"][..., 0].cpu() >= LEAST_ACCUMULATION
-            rows.append(torch.from_numpy(np.isfinite(distances)) & on_surface)
-        return torch.cat(rows)
-
-
-def _as_part(question: str) -> str:
-    """Returns a question in which ``thing; part`` is written ``thing > part``."""
-    pieces = questions_in(question)
-    return pieces[0] if len(pieces) == 1 else " > ".join(f"({piece})" for piece in pieces)
-
-
-def _single(camera: Cameras) -> Cameras:
-    if camera.size != 1:
-        msg = (
-            f"render: camera must be one camera, got {camera.size}. Take one of several: "
-            "cameras[0]."
-        )
-        raise F3rmError(msg)
-    return camera.reshape((1,))
+        return render_mask(self.model, camera, own.to_scene(instance.points.double()), reach)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
@@ -17,9 +17,10 @@ from f3rm.store.progress import track
 HIDDEN_ONLY = RenderRequest(pca=False, similarity=False, hidden=True)
 
 LEAST_ACCUMULATION = 0.5
-"""A ray that is absorbed less than this meets no surface."""
+"""A ray with less accumulation than this meets no surface."""
 
 DEPTH_AGREEMENT = 0.1
+"""Largest difference of a surface's median and expected depth, relative to the median."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class SurfacePoints:
     """Points on surfaces.
 
     Attributes:
-        positions: Where they are, in the frame that was asked for.
+        positions: Positions, in the frame that was asked for.
         colours: RGB in [0, 1].
-        hidden: Hidden vectors composited along the ray that hit the point; ``head(hidden)`` of a
-            head of the model gives its features.
-        counts: How many rays hit each point.
+        hidden: Hidden vectors composited along the ray that hit the point; a head of the model maps
+            them to its features: ``head(hidden)``.
+        counts: Number of rays that hit each point.
     """
 
     positions: Float[Tensor, "points 3"]
@@ -41,6 +42,11 @@ class SurfacePoints:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def subset(self, kept: Bool[Tensor, " points"]) -> "SurfacePoints":
+        """Returns the points where ``kept`` is true."""
+        columns = (self.positions, self.colours, self.hidden, self.counts)
+        return SurfacePoints(*(column[kept] for column in columns))
 
 
 @torch.no_grad()
@@ -54,33 +60,26 @@ def sample_surface(
 ) -> SurfacePoints:
     """Renders random pixels of cameras, evenly over all pixels, and keeps those that hit a surface.
 
-    Rays over the edge of something, whose median and expected depth differ by more than a tenth,
-    would make points that float before what is behind, and are left out.
+    Rays over an object's edge, whose median and expected depth differ by more than a tenth, are
+    left out: they would give points that float in front of the background.
 
     Args:
         model: The trained model.
         cameras: The cameras, in the scene frame.
-        num_rays: How many pixels.
+        num_rays: Number of pixels.
         seed: Seed of the draw.
         show_progress: Whether a bar counts cameras.
 
     Returns:
-        Points in the scene frame, on the CPU; at most ``num_rays``.
+        At most ``num_rays`` points in the scene frame, on the CPU.
     """
     drawn = list(_drawn_pixels(cameras, num_rays, seed))
-    parts = [
-        _hits(model, cameras[index : index + 1], pixels)
-        for index, pixels in track(drawn, total=len(drawn), label="surfaces", show=show_progress)
-    ]
-    hidden_dim = model.feature_field.hidden_dim
-    empty = SurfacePoints(*_columns(torch.zeros(0, 6 + hidden_dim)))
-    every = [empty, *parts]
-    return SurfacePoints(
-        positions=torch.cat([part.positions for part in every]),
-        colours=torch.cat([part.colours for part in every]),
-        hidden=torch.cat([part.hidden for part in every]),
-        counts=torch.cat([part.counts for part in every]),
-    )
+    rows = [torch.zeros(0, 6 + model.feature_field.hidden_dim)]  # also where no ray hits
+    for index, pixels in track(drawn, total=len(drawn), label="surfaces", show=show_progress):
+        rows.append(_hits(model, cameras[index : index + 1], pixels))
+    points = torch.cat(rows)
+    counts = torch.ones(len(points), dtype=torch.long)
+    return SurfacePoints(points[:, :3], points[:, 3:6], points[:, 6:], counts)
 
 
 def _drawn_pixels(
@@ -98,33 +97,30 @@ def _drawn_pixels(
 
 def _hits(
     model: FeatureFieldModel, camera: Cameras, pixels: Float[Tensor, "pixels 2"]
-) -> SurfacePoints:
+) -> Float[Tensor, "points _"]:
+    """Returns position, colour and hidden vector of each pixel that shows a surface."""
     camera = camera.to(model.device)
+    # One column of pixels: Nerfstudio renders pictures, in chunks of rays.
     bundle = camera.generate_rays(camera_indices=0, coords=pixels[:, None].to(model.device))
     outputs = model.get_outputs_for_camera_ray_bundle(bundle, request=HIDDEN_ONLY)
     positions = bundle.origins + bundle.directions * outputs["depth"]  # (pixels, 1, 3)
     median, expected = outputs["depth"][:, 0, 0], outputs["expected_depth"][:, 0, 0]
     hit = outputs["accumulation"][:, 0, 0] >= LEAST_ACCUMULATION
     hit &= (median - expected).abs() <= DEPTH_AGREEMENT * median
-    seen = torch.cat((positions, outputs["rgb"], hidden_of(outputs)), dim=-1)[:, 0]
-    return SurfacePoints(*_columns(seen[hit].float().cpu()))
-
-
-def _columns(rows: Float[Tensor, "points _"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    counts = torch.ones(len(rows), dtype=torch.long)
-    return rows[:, :3], rows[:, 3:6], rows[:, 6:], counts
+    points = torch.cat((positions, outputs["rgb"], hidden_of(outputs)), dim=-1)[:, 0]
+    return points[hit].float().cpu()
 
 
 def hidden_of(outputs: CameraOutputs) -> Float[Tensor, "height width hidden"]:
-    """Returns the hidden vectors of a render that asked for them, of a model with heads.
+    """Returns the hidden vectors of a render that requested them.
 
     Raises:
         F3rmError: If the model has no heads.
     """
     if outputs.hidden is None:
         msg = (
-            "hidden_of: the field must have feature heads, got none: its checkpoint was made "
-            "without a feature cache. Train again, after f3rm extract."
+            "This run has no feature heads: its checkpoint was made without a feature cache. Run "
+            "f3rm extract, then train again."
         )
         raise F3rmError(msg)
     return outputs.hidden
@@ -135,7 +131,7 @@ def thinned(points: SurfacePoints, spacing: float) -> SurfacePoints:
 
     Args:
         points: The points.
-        spacing: Edge of a cell, in units of their frame, > 0.
+        spacing: Edge of a cell, in units of the points' frame, > 0.
     """
     if not len(points):
         return points

@@ -1,11 +1,10 @@
-"""Writes pictures one by one as PNG files, or as frames of videos."""
+"""Writes pictures one by one: as PNG files, or as frames of videos."""
 
 import contextlib
 import os
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -17,48 +16,11 @@ from PIL import Image
 
 from f3rm.errors import F3rmError
 
-_OTHERS = (".gif", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg")
 VIDEO = ".mp4"
+_OTHER_SUFFIXES = (".gif", ".avi", ".mov", ".mkv", ".webm", ".png", ".jpg", ".jpeg")
 
 _CODEC = "libx264"
 _QUALITY = {"crf": "18"}
-
-
-@runtime_checkable
-class PictureWriter(Protocol):
-    """Takes the pictures of one camera after the other."""
-
-    def add(self, name: str, pictures: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
-        """Writes the pictures of one camera, by output name."""
-        ...
-
-    def close(self) -> list[Path]:
-        """Ends it and returns what was written: files of videos, or folders."""
-        ...
-
-    def abandon(self) -> None:
-        """Ends it where something went wrong; half a video is removed."""
-        ...
-
-
-def make_writer(out: Path, *, fps: float) -> PictureWriter:
-    """Chooses how pictures are written: a video where ``out`` ends in .mp4, else a folder.
-
-    Args:
-        out: File or folder.
-        fps: Frames per second of a video.
-
-    Raises:
-        F3rmError: If it looks like a picture or another kind of video.
-    """
-    out = out.expanduser().absolute()
-    if out.suffix.lower() in _OTHERS:
-        msg = (
-            "render: out must be a folder for PNG files or a file ending in .mp4, got "
-            f"{out.name!r}. Give another --out."
-        )
-        raise F3rmError(msg)
-    return VideoFiles(out, fps) if out.suffix.lower() == VIDEO else PictureFolders(out)
 
 
 class PictureFolders:
@@ -70,10 +32,10 @@ class PictureFolders:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._folders: dict[Path, None] = {}
+        self._folders: dict[Path, None] = {}  # a set that keeps its order
 
     def add(self, name: str, pictures: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
-        """Writes the pictures of one camera.
+        """Writes the pictures of one camera, by output name.
 
         Raises:
             F3rmError: If a file cannot be written.
@@ -84,7 +46,7 @@ class PictureFolders:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(picture).save(folder / f"{name}.png")
             except OSError as error:
-                raise _refused(self._out, error) from error
+                raise _not_writable(self._out, error) from error
             self._folders[folder] = None
 
     def close(self) -> list[Path]:
@@ -92,7 +54,7 @@ class PictureFolders:
         return list(self._folders)
 
     def abandon(self) -> None:
-        """Leaves what is finished."""
+        """Keeps the pictures that were written: each is complete."""
 
 
 class VideoFiles:
@@ -117,7 +79,7 @@ class VideoFiles:
             try:
                 self._add_frame(name, output, picture, several=len(pictures) > 1)
             except (OSError, FFmpegError) as error:
-                raise _refused(self._out, error) from error
+                raise _not_writable(self._out, error) from error
 
     def _add_frame(
         self, name: str, output: str, picture: UInt8[np.ndarray, "_ _ 3"], *, several: bool
@@ -129,8 +91,8 @@ class VideoFiles:
         _, container, stream = self._videos[output]
         if (stream.height, stream.width) != even.shape[:2]:
             msg = (
-                f"VideoFiles: frames must all be of {stream.height} x {stream.width} pixels, got "
-                f"{even.shape[0]} x {even.shape[1]} in {name}. Write PNG files, or choose a path "
+                f"All frames of a video must be of {stream.height} x {stream.width} pixels, got "
+                f"{even.shape[0]} x {even.shape[1]} in {name}. Write PNG files, or choose --views "
                 "whose cameras are alike."
             )
             raise F3rmError(msg)
@@ -141,7 +103,8 @@ class VideoFiles:
     ) -> tuple[Path, OutputContainer, VideoStream]:
         path = self._out.with_stem(f"{self._out.stem}_{output}") if several else self._out
         path.parent.mkdir(parents=True, exist_ok=True)
-        container = av.open(str(_aside(path)), mode="w", format="mp4")
+        container = av.open(str(_partial(path)), mode="w", format="mp4")
+        # MP4 stores the rate as a fraction: 29.97 is 30000/1001.
         rate = Fraction(self._fps).limit_denominator(1001)
         stream = container.add_stream(_CODEC, rate=rate, options=_QUALITY)
         stream.height, stream.width = size[0], size[1]
@@ -156,27 +119,45 @@ class VideoFiles:
         """
         try:
             for path, container, stream in self._videos.values():
-                container.mux(stream.encode())
+                container.mux(stream.encode())  # frames that the encoder still holds
                 container.close()
-                _aside(path).replace(path)
+                _partial(path).replace(path)
         except (OSError, FFmpegError) as error:
-            raise _refused(self._out, error) from error
+            raise _not_writable(self._out, error) from error
         return [path for path, _, _ in self._videos.values()]
 
     def abandon(self) -> None:
-        """Removes what is not finished."""
+        """Removes the unfinished videos."""
         for path, container, _ in self._videos.values():
             with contextlib.suppress(OSError, FFmpegError):
                 container.close()
-            _aside(path).unlink(missing_ok=True)
+            _partial(path).unlink(missing_ok=True)
 
 
-def _aside(path: Path) -> Path:
+PictureWriter = PictureFolders | VideoFiles
+
+
+def make_writer(out: Path, *, fps: float) -> PictureWriter:
+    """Chooses how pictures are written: a video where ``out`` ends in .mp4, else a folder.
+
+    Args:
+        out: File or folder.
+        fps: Frames per second of a video.
+
+    Raises:
+        F3rmError: If ``out`` has the ending of a picture or another kind of video.
+    """
+    out = out.expanduser().absolute()
+    if out.suffix.lower() in _OTHER_SUFFIXES:
+        msg = f"--out must be a folder for PNG files or a file ending in .mp4, got {out.name!r}."
+        raise F3rmError(msg)
+    return VideoFiles(out, fps) if out.suffix.lower() == VIDEO else PictureFolders(out)
+
+
+def _partial(path: Path) -> Path:
+    """Returns where a video is written until it is complete; one file per process."""
     return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
 
-def _refused(out: Path, error: Exception) -> F3rmError:
-    return F3rmError(
-        f"make_writer: out must be a place that can be written to, got {str(out)!r}: {error}. Give "
-        "another --out."
-    )
+def _not_writable(out: Path, error: Exception) -> F3rmError:
+    return F3rmError(f"Cannot write to {str(out)!r}: {error}. Give another --out.")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import tyro
 
-from f3rm.scene.attach.heads import AttachSettings, attach
+from f3rm.scene.attach import AttachSettings, attach
 from f3rm.scripts.command import Command
 
 
@@ -14,9 +14,8 @@ from f3rm.scripts.command import Command
 class Attach(Command):
     """Add features to a trained run of nerfacto or f3rm, without training the scene again.
 
-    Colours, density and the features that the run has already stay exactly as they are. What comes
-    out is a new run, which ns-viewer, ns-eval and f3rm open; the old one is not touched.
-    docs/attach.md shows it.
+    Colours, density and the features of the run stay exactly as they are. The result is a new run,
+    which ns-viewer, ns-eval and f3rm open; the old run is not modified. docs/attach.md shows it.
     """
 
     when_interrupted: ClassVar[str] = "Stopped. Nothing was written; the run is as it was."
@@ -25,14 +24,14 @@ class Attach(Command):
     """The run's config.yml."""
     settings: tyro.conf.OmitArgPrefixes[AttachSettings] = field(default_factory=AttachSettings)
     data: Path | None = None
-    """The dataset, where it was moved since training."""
+    """The dataset, if it was moved since training."""
     out: Path = Path("outputs")
     """Folder of runs, as --output-dir of ns-train."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        """Trains the heads, then prints what they reach and where the new run is.
+        """Trains the heads, then prints their cosines and the path of the new run.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.

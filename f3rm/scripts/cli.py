@@ -1,7 +1,7 @@
 """The ``f3rm`` command: a table of subcommands, each loaded only when it is called.
 
-A subcommand is a dataclass whose fields are its arguments and whose ``run`` does the work; it is
-added by one line in :data:`COMMANDS`.
+A subcommand is a dataclass whose fields are its arguments and whose ``run`` does the work; one
+entry in :data:`COMMANDS` adds it.
 """
 
 import difflib
@@ -24,11 +24,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "render": (
         "f3rm.scripts.render:Render",
-        "Render views of a trained run, and what it answers, as pictures or videos.",
+        "Render views of a trained run, and its answers to queries, as pictures or videos.",
     ),
     "probe": (
         "f3rm.scripts.probe:ProbeCommand",
-        "Fit a classifier to extracted features, and say how good it is.",
+        "Fit a classifier to extracted features, and measure it.",
     ),
     "bench": ("f3rm.scripts.bench:Bench", "Time the extraction of features on this machine."),
     "eval": ("f3rm.scripts.eval:Eval", "Measure a trained run on its held-out views."),
@@ -42,11 +42,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "doctor": (
         "f3rm.scripts.doctor:Doctor",
-        "Say what is installed, what would run, and what this machine lacks.",
+        "Report what is installed, what would run, and what this machine lacks.",
     ),
     "models": ("f3rm.scripts.models:Models", "List the feature types and models."),
-    "layers": ("f3rm.scripts.models:Layers", "List what can be read from a model."),
-    "shape": ("f3rm.scripts.models:Shape", "Say which shape features have for images of a size."),
+    "layers": ("f3rm.scripts.models:Layers", "List the taps of a model."),
+    "shape": ("f3rm.scripts.models:Shape", "Print the shape of features for images of a size."),
     "make-scene": ("f3rm.scripts.make_scene:MakeScene", "Render a generated scene as a dataset."),
 }
 """Name -> (dataclass as ``module:Class``, one line of help)."""
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``f3rm <command> ...`` and returns the exit code.
 
     Args:
-        arguments: The words after ``f3rm``; None takes them from the command line.
+        arguments: The words after ``f3rm``; None takes them from ``sys.argv``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"Did you mean {near[0]}?" if near else "f3rm --help lists the commands."
         print(f"f3rm: there is no command {words[0]!r}. {hint}", file=sys.stderr)
         return 2
-    mixed = namesake_beside()  # before the import, which fails where files are another project's
+    # Before the import, which may fail where another project overwrote files.
+    mixed = namesake_beside()
     if mixed is not None:
         print(mixed, file=sys.stderr)
     module, _, name = COMMANDS[words[0]][0].partition(":")

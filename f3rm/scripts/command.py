@@ -1,4 +1,4 @@
-"""What every command shares: arguments from a dataclass, one way to log, one way to fail."""
+"""Base of all commands: arguments from a dataclass, one way to log, one way to fail."""
 
 import logging
 import sys
@@ -20,7 +20,7 @@ class Command(ABC):
     """A command: a dataclass whose fields are its arguments.
 
     Attributes:
-        when_interrupted: What is said after Ctrl-C.
+        when_interrupted: The message after Ctrl-C.
     """
 
     when_interrupted: ClassVar[str] = "Stopped."
@@ -41,8 +41,8 @@ def run_command(
 
     Args:
         command: The dataclass of the command.
-        arguments: Its words; None takes them from the command line.
-        prog: How the command is called in help texts.
+        arguments: Its command-line words; None takes them from ``sys.argv``.
+        prog: Name of the command in help texts.
 
     Returns:
         0; or 1 after an error of f3rm's own, which is printed without a traceback; or 130 after
@@ -74,7 +74,10 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def _log_to_console() -> None:
-    """Sends messages and progress bars to standard error; other packages only warn."""
+    """Sends messages and progress bars to standard error; other packages only warn.
+
+    Standard output stays clean for results, which may be JSON.
+    """
     rich.reconfigure(stderr=True)
     handler = RichHandler(show_time=False, show_path=False)
     handler.setFormatter(_PrintableFormatter("%(message)s"))

@@ -19,12 +19,11 @@ from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.pictures import heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
-from f3rm.evaluation.vocabulary import Scorer
-from f3rm.language.relevancy import CANONICAL_NEGATIVES
+from f3rm.language.questions import choose_head
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, HiddenQuery, make_query, to_hidden
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.drawing import to_picture
-from f3rm.scene.questions import choose_head
 from f3rm.scene.run_loading import LoadedRun, field_model, load_run
 from f3rm.scene.surface import hidden_of
 from f3rm.store.progress import track
@@ -154,15 +153,14 @@ def _truth(run: LoadedRun) -> SceneTruth | None:
         return None  # photographs of someone's own
 
 
-def _scorer(model: FeatureFieldModel, queries: Sequence[str]) -> Scorer | None:
-    spec = choose_head(model, None)
+def _scorer(model: FeatureFieldModel, queries: Sequence[str]) -> HiddenQuery | None:
+    spec = choose_head(model.heads, None)
     if spec is None or not queries:
         return None
-    embeddings = (
-        TextEncoder(spec.backbone).encode([*queries, *CANONICAL_NEGATIVES]).to(model.device)
-    )
-    weight = model.feature_field.head(spec.name).weight
-    return Scorer(embeddings[: len(queries)], embeddings[len(queries) :], weight)
+    weight = model.feature_field.head(spec.name).weight.detach()
+    encoder = TextEncoder(spec.backbone)
+    prompts, negatives = encoder.encode(queries), encoder.encode(CANONICAL_NEGATIVES)
+    return to_hidden(make_query(prompts.to(weight), negatives.to(weight)), weight)
 
 
 def _view(
@@ -170,7 +168,7 @@ def _view(
     model: FeatureFieldModel,
     index: int,
     truth: SceneTruth | None,
-    scorer: Scorer | None,
+    scorer: HiddenQuery | None,
     queries: Sequence[str],
 ) -> ShownView:
     camera, batch = run.picture(index)

@@ -1,4 +1,4 @@
-"""``f3rm export``: writes a trained scene, or what answers a query, to files."""
+"""``f3rm export``: writes a trained scene, or the instances of a query, to files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,7 @@ from numpy import ndarray
 from f3rm.scene.export.features import FEATURE_SUFFIXES, export_features
 from f3rm.scene.export.files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, check_file
 from f3rm.scene.export.mesh import Meshing, export_mesh
-from f3rm.scene.export.objects import (
-    BOX_SUFFIXES,
-    export_boxes,
-    export_object,
-    metres_per_unit,
-)
+from f3rm.scene.export.objects import BOX_SUFFIXES, export_boxes, export_object, metres_per_unit
 from f3rm.scene.export.points import Colour, Look, Sampling, export_points
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene, load
@@ -36,13 +31,13 @@ _SUFFIXES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass
 class Export(Command):
-    """Write a trained scene, or the part of it that answers a query, to files for other programs.
+    """Write a trained scene, or the part of it that matches a query, to files for other programs.
 
     - points: all surfaces as a coloured point cloud (.ply).
     - features: points with all their feature channels (.safetensors, or plain .npy).
-    - object: the points that answer --query (.ply).
-    - mesh: triangles of the scene, or with --query of what answers it (.ply, .obj, .glb, .stl).
-    - boxes: an oriented box for every thing that answers --query (.json).
+    - object: the points that match --query (.ply).
+    - mesh: triangles of the scene, or of what matches --query (.ply, .obj, .glb, .stl).
+    - boxes: an oriented box for every instance that matches --query (.json).
 
     docs/export.md shows each.
     """
@@ -52,45 +47,44 @@ class Export(Command):
     config: tyro.conf.Positional[Path]
     """The run's config.yml, or its folder."""
     kind: tyro.conf.Positional[Kind]
-    """What is written."""
+    """Kind of the file's content."""
     out: Path
     """The file."""
     query: str | None = None
     """What to look for, e.g. "red mug"; for boxes several with semicolons: "red mug; bowl"."""
     threshold: float | None = None
-    """From which score on a place answers the query; chosen by the scene if not given."""
+    """Least score of a point that matches the query; without it chosen from the scene's scores."""
     head: str | None = None
     """The feature head, where the run has several; without it the first that fits."""
     colour: Colour = "rgb"
     """Of points and object: the photographs' colours, the PCA of the features, or the score."""
     frame: FrameName = "dataset"
-    """Frame of all numbers: dataset (that of transforms.json), metres (where the dataset says how
-    it lies in them), or nerfstudio (the run's own)."""
+    """Frame of all numbers: dataset (that of transforms.json), metres (where the dataset gives its
+    scale), or nerfstudio (the run's own)."""
     rays: int = Sampling.rays
-    """Of points, features and object: pixels that are rendered; most give a point."""
+    """Of points, features and object: pixels to render; most give a point."""
     spacing: float | None = None
     """Of points, features and object: average the points in cells of this size."""
     voxel: float | None = None
-    """Of a mesh: edge of its voxels; by the size of object or scene if not given."""
+    """Of a mesh: edge of its voxels; without it derived from the size of the object or scene."""
     views: int = Meshing.views
-    """Of a mesh: training views whose depth is used, at most."""
+    """Of a mesh: largest number of training views whose depth is used."""
     height: int = Meshing.height
-    """Of a mesh: rows that they are rendered with, at most."""
+    """Of a mesh: largest number of rows that they are rendered with."""
     data: Path | None = None
-    """The dataset, where it was moved since training."""
+    """The dataset, if it was moved since training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        """Writes the file, then prints what is in it.
+        """Writes the file, then prints its size and frame.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
         """
         if self.query is None and self.kind in ("object", "boxes"):
-            msg = f"export: {self.kind} must have a query, got none. Say what to seek with --query."
-            raise ExportError(msg)
-        check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # before the run is opened
+            raise ExportError(f"{self.kind} needs a query, got none. Give one with --query.")
+        check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # opening the run takes long
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
         writers: dict[Kind, Callable[[Scene], str]] = {
             "points": self._points,
@@ -108,9 +102,12 @@ class Export(Command):
     def _sampling(self) -> Sampling:
         return Sampling(self.rays, self.spacing, self.frame)
 
+    @property
+    def _look(self) -> Look:
+        return Look(self.colour, self.head)
+
     def _points(self, scene: Scene) -> str:
-        look = Look(self.colour, self.head)
-        points = export_points(scene, self.out, self._sampling, look, query=self.query)
+        points = export_points(scene, self.out, self._sampling, self._look, query=self.query)
         return f"{len(points)} points, {_extent(points.positions.numpy())}"
 
     def _features(self, scene: Scene) -> str:
@@ -125,7 +122,7 @@ class Export(Command):
             scene,
             self.out,
             self._sampling,
-            Look(self.colour, self.head),
+            self._look,
             query=str(self.query),
             threshold=self.threshold,
         )

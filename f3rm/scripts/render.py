@@ -1,4 +1,4 @@
-"""``f3rm render``: pictures and videos of a trained run and of what it answers."""
+"""``f3rm render``: pictures and videos of a trained run and its answers to queries."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ import tyro
 import f3rm
 from f3rm.errors import F3rmError
 from f3rm.language.expressions import split_questions
+from f3rm.language.questions import QuestionOptions, questions_in
 from f3rm.scene import Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
-from f3rm.scene.paths import Path3D, choose_path
-from f3rm.scene.questions import QuestionOptions, questions_in
+from f3rm.scene.paths import CameraPath, choose_path
 from f3rm.scene.writing import PictureWriter, make_writer
 from f3rm.scripts.command import Command
 from f3rm.store.progress import track
@@ -25,18 +25,18 @@ _DEPTH_SHARE = 0.99
 
 @dataclass
 class Render(Command):
-    """Render views of a trained run: colours, features, and where it finds what you ask.
+    """Render views of a trained run: colours, features, and where a query matches.
 
-    Colours mean the same in every frame; the legend says what. docs/rendering.md explains all.
+    All frames share one colour scale, which the legend explains. docs/rendering.md has examples.
     """
 
     config: tyro.conf.Positional[Path]
     """The run's config.yml, or its folder."""
     query: str = ""
-    """What is asked, with semicolons between several: "red mug; bowl"."""
+    """What to look for, with semicolons between several queries: "red mug; bowl"."""
     output: str = ""
     """With commas: rgb, depth, accumulation, pca, similarity, composite, mask, labels. Without it
-    composite if something is asked, else rgb."""
+    composite if there is a query, else rgb."""
     views: str = "eval"
     """eval or train for the cameras of photographs, interpolate for a path between the held-out
     ones, or a camera path (.json) saved in Nerfstudio's viewer."""
@@ -47,27 +47,26 @@ class Render(Command):
     fps: float = 24.0
     """Frames per second of a video."""
     downscale: float = 1.0
-    """How many times smaller than the photographs the pictures are."""
+    """Factor by which the pictures are smaller than the photographs."""
     threshold: float | None = None
-    """From which score on a pixel answers; without it chosen by the whole scene."""
+    """Least score of a matching pixel; without it chosen from the whole scene's scores."""
     low: float = 0.0
     """The score that gets the first colour."""
     high: float = 1.0
     """The score that gets the last colour."""
     negatives: str | None = None
-    """Phrases with semicolons that queries are told from; without it object, things, stuff,
-    texture."""
+    """Phrases with semicolons that a query must beat; without it object, things, stuff, texture."""
     head: str | None = None
     """The feature head; without it the first that has a text tower."""
     legend: bool = True
-    """Whether a legend stands below the pictures."""
+    """Whether to add a legend below the pictures."""
     data: Path | None = None
-    """The dataset, where it was moved since training."""
+    """The dataset, if it was moved since training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        """Renders and says what was written.
+        """Renders, then prints thresholds and files.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
@@ -78,7 +77,7 @@ class Render(Command):
         scale = self._scale(scene, path, outputs)
         for number in range(len(scale.thresholds)):
             print(scale.named(number))
-        with ExitStack() as if_interrupted:
+        with ExitStack() as if_interrupted:  # by an error or Ctrl-C
             if_interrupted.callback(writer.abandon)
             self._write(scene, path, outputs, scale, writer)
             if_interrupted.pop_all()
@@ -91,14 +90,13 @@ class Render(Command):
         outputs = check_outputs(names or ["composite" if asked else "rgb"], asked=asked)
         for name in outputs:
             if name in _NO_PICTURE:
-                msg = f"render: output must be a picture, got {name!r}. From Python: Scene.render."
+                msg = f"The output {name!r} is no picture. Scene.render returns it in Python."
                 raise F3rmError(msg)
         positive = min(self.between, self.fps, self.downscale)
         if positive <= 0 or self.high <= self.low:
             msg = (
-                "render: between, fps and downscale must be positive and low below high, got "
-                f"{self.between}, {self.fps}, {self.downscale}, {self.low} and {self.high}. "
-                "Correct them."
+                "--between, --fps and --downscale must be positive and --low below --high, got "
+                f"{self.between}, {self.fps}, {self.downscale}, {self.low} and {self.high}."
             )
             raise F3rmError(msg)
         return outputs
@@ -109,7 +107,7 @@ class Render(Command):
             options["negatives"] = split_questions(self.negatives)
         return options
 
-    def _scale(self, scene: Scene, path: Path3D, outputs: tuple[str, ...]) -> Scale:
+    def _scale(self, scene: Scene, path: CameraPath, outputs: tuple[str, ...]) -> Scale:
         asked = questions_in(self.query) if set(outputs) & ASKING else []
         options = self._options()
         chosen: list[float] = []
@@ -124,7 +122,7 @@ class Render(Command):
     def _write(
         self,
         scene: Scene,
-        path: Path3D,
+        path: CameraPath,
         outputs: tuple[str, ...],
         scale: Scale,
         writer: PictureWriter,
@@ -142,13 +140,13 @@ class Render(Command):
             writer.add(path.names[number], draw_images(images, scale, legend=self.legend))
 
 
-def _farthest(scene: Scene, path: Path3D) -> float:
-    """Returns a depth that nearly all surface points lie before, seen from any of the cameras."""
+def _farthest(scene: Scene, path: CameraPath) -> float:
+    """Returns a depth that nearly all surface points are nearer than, seen from any camera."""
     eyes = path.cameras.camera_to_worlds[:, :, 3]
     cells = scene.cells.positions
     if not len(cells):
         return 1.0
-    sample = cells[:: max(1, len(cells) // 2048)]
+    sample = cells[:: max(1, len(cells) // 2048)]  # every pair of point and camera has a distance
     distances = torch.cdist(sample.double(), eyes.double()).flatten()
     per_unit = scene.frames.get("dataset").scene_per_unit
     return float(distances.quantile(_DEPTH_SHARE)) / per_unit

@@ -1,10 +1,10 @@
-"""What a person asks of one model in Nerfstudio's viewer, and what came of it.
+"""The controls of one model in Nerfstudio's viewer: its query, its PCA colours, saved queries.
 
-Three threads meet here. The viewer's calls back at every keystroke: it only leaves a job. The
-worker loads, encodes and writes files, says what it does, and asks for a new frame. The render
-takes a finished value from :meth:`FeatureControls.asked` and never waits; what goes wrong is shown,
-because an exception in a render ends it for good. Without a viewer (``ns-render``, ``ns-eval``) the
-configured query is encoded when it is first asked for.
+Three threads meet here. The viewer's thread calls back at every keystroke and only leaves a job.
+The worker loads, encodes and writes files, reports its status, and asks for a new frame. The render
+takes a finished value from :meth:`FeatureControls.active_query` and never waits; its errors are
+shown as status, because an exception in a render ends that thread for good. Without a viewer
+(``ns-render``, ``ns-eval``) the configured query is encoded at its first use.
 """
 
 import contextlib
@@ -19,20 +19,19 @@ from torch import Tensor, nn
 
 from f3rm.colours.pca import PcaBasis
 from f3rm.errors import HeadSpec
+from f3rm.language.active_query import ActiveQuery
 from f3rm.language.image_encoder import image_below
 from f3rm.language.text_encoder import QueryText, TextEncoder
-from f3rm.viewer.asked import Asked
 from f3rm.viewer.elements import Markdown, ViewerLink, escaped
 from f3rm.viewer.panels import (
-    NO_HEAD,
     NO_QUERY,
-    LookPanel,
+    DisplayPanel,
     PcaPanel,
     PointPanel,
     SavedPanel,
     WordsPanel,
 )
-from f3rm.viewer.pictures import draw, legend, scores_of
+from f3rm.viewer.pictures import draw, legend
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile
 from f3rm.viewer.state import TROUBLE, QueryState
 from f3rm.viewer.worker import Worker
@@ -53,9 +52,9 @@ class FeatureControls(nn.Module):
         pca_override: PCA bases refreshed from a view, by head; the saved ones stay as they are.
 
     Args:
-        default: The query that stands at the start.
+        default: The query at the start.
         probe: Renders the features that a click hits; called under the train lock.
-        image_folder: Images are read below it; None for the dataset's folder.
+        image_folder: Folder of the example images; None for the dataset's.
     """
 
     def __init__(
@@ -68,12 +67,12 @@ class FeatureControls(nn.Module):
         self._worker = Worker()
         self._state = QueryState()
         self._wants_pca = False
-        # Nerfstudio sorts by attribute name and calls a folder like its attribute.
+        # Nerfstudio sorts elements by attribute name and titles a folder with it.
         self.link = ViewerLink(self._on_attach)
         self.ask = WordsPanel(default, self._on_change)
         self.ask_status = Markdown("Status")
         self.legend = Markdown("Legend")
-        self.look = LookPanel(default.temperature, self._on_change)
+        self.look = DisplayPanel(default.temperature, self._on_change)
         self.pca = PcaPanel(on_refresh=self._on_refresh_pca, on_reset=self._on_reset_pca)
         self.point = PointPanel(
             on_point=self._on_point, on_image=self._on_image, on_forget=self._on_forget
@@ -95,60 +94,59 @@ class FeatureControls(nn.Module):
         return self.link.is_rendering
 
     def set_heads(self, specs: Sequence[HeadSpec]) -> None:
-        """Offers the heads; the first that has language is asked at the start."""
-        names = self._state.set_heads(specs, TextEncoder)
-        self.ask.d_head.offer(names or [NO_HEAD])
+        """Offers the heads; the first with a text tower is chosen at the start."""
+        self.ask.offer_heads(self._state.set_heads(specs, TextEncoder))
 
-    def asked(self, background: Mapping[str, Tensor]) -> Asked | None:
-        """Returns what is to be rendered; None where nothing is asked. Never waits in a viewer.
+    def active_query(self, background: Mapping[str, Tensor]) -> ActiveQuery | None:
+        """Returns the query to render; None where there is none. Never waits in a viewer.
 
         Args:
-            background: The mean feature of each head, which examples are told from.
+            background: The mean feature of each head, a negative of every example.
         """
         if not self.attached:
             self._encode_words()
-        head = self.ask.d_head.value
-        mean = background.get(head) if self.ask.c_canonical.value else None
-        return self._state.asked(head, mean, self.look.look(coloured=self.attached))
+        mean = background.get(self.ask.head) if self.ask.canonical else None
+        settings = self.look.settings(coloured=self.attached)
+        return self._state.active_query(self.ask.head, mean, settings)
 
     def pictures(
         self,
         hidden: Float[Tensor, "*batch hidden"],
         rgb: Float[Tensor, "*batch 3"] | None,
-        asked: Asked,
+        query: ActiveQuery,
         head_weight: Float[Tensor, "channels hidden"],
     ) -> dict[str, Tensor]:
-        """Draws what was asked; in a viewer, trouble is shown there and nothing is drawn.
+        """Draws the score maps of a query; in a viewer, an error is shown and nothing is drawn.
 
         Args:
             hidden: Composited hidden vectors.
-            rgb: The picture that a composite is laid over; None for no composite.
-            asked: What :meth:`asked` returned.
-            head_weight: The basis of the head that is asked.
+            rgb: The picture under the composite; None for no composite.
+            query: From :meth:`active_query`.
+            head_weight: The weight of the query's head.
 
         Raises:
             RuntimeError: Without a viewer, whatever torch raises.
         """
-        with self._trouble_shown():
-            drawn = draw(scores_of(hidden, asked, head_weight), asked, rgb)
+        with self._errors_shown():
+            drawn = draw(query.scores(hidden, head_weight), query, rgb)
             if rgb is not None:
-                self.legend.show(legend(asked, drawn.thresholds))
+                self.legend.show(legend(query, drawn.thresholds))
             return drawn.images
         return {}
 
     def fit_wanted_pca(self, fit: Callable[[], Mapping[str, PcaBasis]]) -> None:
-        """Takes over PCA bases of the view that was rendered, where a refresh was asked for.
+        """Fits PCA bases to the rendered view after a click on refresh.
 
         Args:
             fit: Fits a basis for each head.
         """
         if self._wants_pca:
-            with self._trouble_shown():
+            with self._errors_shown():
                 self.pca_override.update(fit())
             self._wants_pca = False  # last: a render that is interrupted is made again
 
     @contextlib.contextmanager
-    def _trouble_shown(self) -> Iterator[None]:
+    def _errors_shown(self) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, ValueError) as error:
@@ -161,7 +159,7 @@ class FeatureControls(nn.Module):
         self.ask_status.show(escaped(status))
 
     def _do(self, name: str, job: Callable[[], str], *, delay: float = 0.0) -> None:
-        """Lets the worker do a job, show the status that it returns, and render anew."""
+        """Queues a job for the worker; its returned status is shown and a frame rendered."""
 
         def work() -> None:
             try:
@@ -184,7 +182,7 @@ class FeatureControls(nn.Module):
 
     def _encode_words(self) -> str:
         text = self.ask.text(self.look.temperature)
-        return self._state.encode(self.ask.d_head.value, text, self._say)
+        return self._state.encode(self.ask.head, text, self._say)
 
     def _on_refresh_pca(self, element: Any) -> None:
         del element
@@ -208,17 +206,16 @@ class FeatureControls(nn.Module):
         with self.link.train_lock:
             features = self._probe(click.origin, click.direction)
         label = self._state.add_point(features, is_positive=is_positive)
-        return f"{label} is {'looked for' if is_positive else 'a negative'}."
+        return f"{label} is {'a positive' if is_positive else 'a negative'}."
 
     def _on_image(self, is_positive: bool) -> None:  # noqa: FBT001
         self._do("image", lambda: self._add_image(is_positive=is_positive))
 
     def _add_image(self, *, is_positive: bool) -> str:
-        self._say("Looking at the image ...")
-        path = image_below(self._image_folder or self.link.data_folder, self.point.c_image.value)
-        head, crop = self.ask.d_head.value, self.point.d_crop.value
-        label = self._state.add_image(head, path, crop, is_positive=is_positive)
-        return f"{label} is {'looked for' if is_positive else 'a negative'}."
+        self._say("Encoding the image ...")
+        path = image_below(self._image_folder or self.link.data_folder, self.point.image)
+        label = self._state.add_image(self.ask.head, path, self.point.crop, is_positive=is_positive)
+        return f"{label} is {'a positive' if is_positive else 'a negative'}."
 
     def _on_forget(self, element: Any) -> None:
         del element
@@ -233,12 +230,12 @@ class FeatureControls(nn.Module):
         return ""
 
     def _save(self) -> str:
-        name = self.saved.a_name.value.strip()
+        name = self.saved.name.strip()
         query = NamedQuery(
             text=self.ask.typed(self.look.temperature),
-            canonical=self.ask.c_canonical.value,
-            head=self.ask.d_head.value,
-            look=self.look.look(coloured=False),
+            canonical=self.ask.canonical,
+            head=self.ask.head,
+            settings=self.look.settings(coloured=False),
             examples=self._state.examples,
         )
         self._file().save(name, query)
@@ -246,17 +243,17 @@ class FeatureControls(nn.Module):
         return f"Saved {name!r}."
 
     def _restore(self) -> str:
-        name = self.saved.c_choice.value
+        name = self.saved.chosen
         query = self._file().read().get(name)
         if query is None:
             return f"There is no saved query {name!r}."
         self.ask.restore(query.text, canonical=query.canonical, head=query.head)
-        self.look.set_look(query.look)
+        self.look.show(query.settings)
         self._state.examples = query.examples
         return self._encode_words()
 
     def _delete(self) -> str:
-        name = self.saved.c_choice.value
+        name = self.saved.chosen
         if name == NO_QUERY:
             return "There is no saved query."
         self._file().delete(name)

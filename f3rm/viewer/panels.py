@@ -1,7 +1,8 @@
 """The viewer elements of f3rm, in groups; each group is a folder in the viewer's Control tab.
 
 A panel shows and reads settings and does nothing else; :mod:`f3rm.viewer.controls` acts on them.
-Nerfstudio sorts elements by attribute name and takes a folder's title from it.
+Nerfstudio sorts elements by attribute name, hence the letters before the names of elements; other
+modules use the properties without them.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +10,9 @@ from typing import Any, get_args
 
 from torch import nn
 
+from f3rm.language.active_query import DisplaySettings, ScoreKind, Several
 from f3rm.language.relevancy import CANONICAL_NEGATIVES
 from f3rm.language.text_encoder import QueryText, split_phrases
-from f3rm.viewer.asked import Look, ScoreKind, Several
 from f3rm.viewer.elements import (
     LiveButton,
     LiveCheckbox,
@@ -30,10 +31,10 @@ _LOWEST_TEMPERATURE = 1e-3
 
 
 class WordsPanel(nn.Module):
-    """What is asked, in words.
+    """The query in words.
 
     Args:
-        default: The query that stands at the start.
+        default: The query at the start.
         on_change: Called at every change.
     """
 
@@ -46,7 +47,7 @@ class WordsPanel(nn.Module):
             "Positives", default.positives, cb_hook=on_change, hint="e.g. red mug, cup"
         )
         self.b_negatives = LiveText(
-            "Negatives", ", ".join(others), cb_hook=on_change, hint="told from these"
+            "Negatives", ", ".join(others), cb_hook=on_change, hint="prompts must beat these"
         )
         self.c_canonical = LiveCheckbox(
             "Canonical negatives",
@@ -56,6 +57,20 @@ class WordsPanel(nn.Module):
         )
         self.d_head = LiveDropdown("Features", NO_HEAD, [NO_HEAD], cb_hook=on_change)
 
+    @property
+    def head(self) -> str:
+        """Name of the chosen head."""
+        return self.d_head.value
+
+    @property
+    def canonical(self) -> bool:
+        """Whether the canonical negatives are added."""
+        return self.c_canonical.value
+
+    def offer_heads(self, names: Sequence[str]) -> None:
+        """Lists the heads."""
+        self.d_head.offer(list(names) or [NO_HEAD])
+
     def typed(self, temperature: float) -> QueryText:
         """Returns the words as typed."""
         return QueryText(self.a_positives.value, self.b_negatives.value, temperature)
@@ -63,13 +78,11 @@ class WordsPanel(nn.Module):
     def text(self, temperature: float) -> QueryText:
         """Returns the words, with the canonical negatives where they are switched on."""
         typed = split_phrases(self.b_negatives.value)
-        added = [
-            word for word in CANONICAL_NEGATIVES if self.c_canonical.value and word not in typed
-        ]
+        added = [word for word in CANONICAL_NEGATIVES if self.canonical and word not in typed]
         return QueryText(self.a_positives.value, ", ".join([*typed, *added]), temperature)
 
     def restore(self, text: QueryText, *, canonical: bool, head: str) -> None:
-        """Shows other words; a head that this model does not have is left alone."""
+        """Shows other words; keeps the head where the model lacks the saved one."""
         self.a_positives.value = text.positives
         self.b_negatives.value = text.negatives
         self.c_canonical.value = canonical
@@ -77,7 +90,7 @@ class WordsPanel(nn.Module):
             self.d_head.value = head
 
 
-class LookPanel(nn.Module):
+class DisplayPanel(nn.Module):
     """How scores are computed and shown.
 
     Args:
@@ -106,14 +119,14 @@ class LookPanel(nn.Module):
         """The soft-max temperature, kept positive."""
         return max(float(self.c_temperature.value), _LOWEST_TEMPERATURE)
 
-    def look(self, *, coloured: bool) -> Look:
-        """Returns what is set.
+    def settings(self, *, coloured: bool) -> DisplaySettings:
+        """Returns the settings.
 
         Args:
             coloured: Whether ``similarity`` is a coloured picture.
         """
         automatic = self.d_automatic.value
-        return Look(
+        return DisplaySettings(
             several=_chosen(self.a_several, Several),
             score=_chosen(self.b_score, ScoreKind),
             temperature=self.temperature,
@@ -123,16 +136,16 @@ class LookPanel(nn.Module):
             coloured=coloured,
         )
 
-    def set_look(self, look: Look) -> None:
+    def show(self, settings: DisplaySettings) -> None:
         """Shows other settings."""
-        self.a_several.value = look.several
-        self.b_score.value = look.score
-        self.c_temperature.value = look.temperature
-        self.d_automatic.value = look.threshold is None
-        if look.threshold is not None:
-            self.e_threshold.value = look.threshold
-        self.f_low.value = look.low
-        self.g_high.value = look.high
+        self.a_several.value = settings.several
+        self.b_score.value = settings.score
+        self.c_temperature.value = settings.temperature
+        self.d_automatic.value = settings.threshold is None
+        if settings.threshold is not None:
+            self.e_threshold.value = settings.threshold
+        self.f_low.value = settings.low
+        self.g_high.value = settings.high
 
 
 def _chosen(element: LiveDropdown, choices: Any) -> Any:
@@ -167,17 +180,37 @@ class PointPanel(nn.Module):
         self.f_negative = LiveButton("Image as negative", cb_hook=lambda _: on_image(False))
         self.g_forget = LiveButton("Forget points and images", cb_hook=on_forget)
 
+    @property
+    def image(self) -> str:
+        """The typed image path."""
+        return self.c_image.value
+
+    @property
+    def crop(self) -> str:
+        """The typed crop."""
+        return self.d_crop.value
+
 
 class SavedPanel(nn.Module):
     """Named queries of the run."""
 
     def __init__(self, *, on_save: Hook, on_restore: Hook, on_delete: Hook) -> None:
         super().__init__()
-        self.a_name = LiveText("Name", "", hint="what to call the present query")
+        self.a_name = LiveText("Name", "", hint="name of this query")
         self.b_save = LiveButton("Save query", cb_hook=on_save)
         self.c_choice = LiveDropdown("Saved queries", NO_QUERY, [NO_QUERY])
         self.d_restore = LiveButton("Restore query", cb_hook=on_restore)
         self.e_delete = LiveButton("Delete query", cb_hook=on_delete)
+
+    @property
+    def name(self) -> str:
+        """The typed name."""
+        return self.a_name.value
+
+    @property
+    def chosen(self) -> str:
+        """Name of the chosen saved query."""
+        return self.c_choice.value
 
     def offer(self, names: Sequence[str], chosen: str | None = None) -> None:
         """Lists the saved queries."""

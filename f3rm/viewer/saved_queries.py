@@ -10,8 +10,8 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from f3rm.errors import F3rmError
+from f3rm.language.active_query import DisplaySettings, Example, ScoreKind, Several
 from f3rm.language.text_encoder import QueryText
-from f3rm.viewer.asked import Example, Look, ScoreKind, Several
 
 FILE_NAME = "f3rm_queries.json"
 
@@ -24,20 +24,20 @@ class QueryFileError(F3rmError):
 
 @dataclass(frozen=True)
 class NamedQuery:
-    """All that a person has set to ask something.
+    """A query with everything that the viewer's panels set.
 
     Attributes:
         text: The typed words, without the canonical negatives.
         canonical: Whether the canonical negatives are added.
-        head: The head that is asked.
-        look: How scores are shown.
+        head: Name of the head.
+        settings: How scores are computed and shown.
         examples: Points and images.
     """
 
     text: QueryText
     canonical: bool
     head: str
-    look: Look
+    settings: DisplaySettings
     examples: tuple[Example, ...]
 
 
@@ -74,7 +74,7 @@ class QueryFile:
             QueryFileError: If the name is empty, or the file cannot be read or written.
         """
         if not name.strip():
-            msg = f"save: name must not be empty, got {name!r}. Type a name first."
+            msg = "A saved query needs a name. Type one first."
             raise QueryFileError(msg)
         self._write({**self.read(), name.strip(): query})
 
@@ -94,13 +94,13 @@ class QueryFile:
             beside.write_text(text, encoding="utf-8")
             beside.replace(self.path)
         except OSError as error:
-            msg = f"save: the run's folder must be writable, got: {error}. The query was not saved."
+            msg = f"The query was not saved: {error}. Make the run's folder writable."
             raise QueryFileError(msg) from error
 
     def _refuse(self, found: str, error: Exception | None = None) -> NoReturn:
         msg = (
-            f"read: {str(self.path)!r} must be as the viewer wrote it, got {found}. Move it away "
-            "to begin anew."
+            f"{str(self.path)!r} is not a file of saved queries (found {found}). Move it away to "
+            "start with an empty one."
         )
         raise QueryFileError(msg) from error
 
@@ -110,7 +110,7 @@ def _plain(query: NamedQuery) -> dict[str, Any]:
         "text": asdict(query.text),
         "canonical": query.canonical,
         "head": query.head,
-        "look": asdict(query.look),
+        "look": asdict(query.settings),
         "examples": [
             {
                 "label": example.label,
@@ -123,28 +123,28 @@ def _plain(query: NamedQuery) -> dict[str, Any]:
 
 
 def _query(plain: Mapping[str, Any]) -> NamedQuery:
-    text, look = plain["text"], plain["look"]
+    text = plain["text"]
     return NamedQuery(
         text=QueryText(str(text["positives"]), str(text["negatives"]), float(text["temperature"])),
         canonical=bool(plain["canonical"]),
         head=str(plain["head"]),
-        look=_look(look),
+        settings=_settings(plain["look"]),
         examples=tuple(_example(example) for example in plain["examples"]),
     )
 
 
-def _look(plain: Mapping[str, Any]) -> Look:
-    known = {field.name for field in fields(Look)}
-    look = Look(**{name: value for name, value in plain.items() if name in known})
-    numbers = [look.temperature, look.low, look.high]
-    numbers += [] if look.threshold is None else [look.threshold]
+def _settings(plain: Mapping[str, Any]) -> DisplaySettings:
+    known = {field.name for field in fields(DisplaySettings)}
+    found = DisplaySettings(**{name: value for name, value in plain.items() if name in known})
+    numbers = [found.temperature, found.low, found.high]
+    numbers += [] if found.threshold is None else [found.threshold]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        msg = f"numbers that are none: {numbers}"
+        msg = f"temperature, scale and threshold {numbers}"
         raise ValueError(msg)
-    if look.several not in get_args(Several) or look.score not in get_args(ScoreKind):
-        msg = f"{look.several!r} and {look.score!r}"
+    if found.several not in get_args(Several) or found.score not in get_args(ScoreKind):
+        msg = f"{found.several!r} and {found.score!r}"
         raise ValueError(msg)
-    return look
+    return found
 
 
 def _example(plain: Mapping[str, Any]) -> Example:

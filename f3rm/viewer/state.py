@@ -1,7 +1,7 @@
-"""What is asked of one model: its encoders, the words they embedded, and the examples.
+"""The query state of one model: text and image encoders, embedded words, examples.
 
-No viewer element is known here. Values are replaced as a whole, so that a render that reads while
-the worker writes sees one or the other.
+Knows no viewer element. Values are replaced as a whole, so that a render that reads while the
+worker writes sees the old value or the new one.
 """
 
 import logging
@@ -12,19 +12,27 @@ from pathlib import Path
 from torch import Tensor
 
 from f3rm.errors import F3rmError, HeadSpec
+from f3rm.language.active_query import (
+    ActiveQuery,
+    DisplaySettings,
+    Example,
+    Words,
+    active_query,
+    shortened,
+    unit,
+)
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.text_encoder import QueryText, TextEncoder
-from f3rm.viewer.asked import Asked, Example, Look, Words, ask, shortened, unit
 
 logger = logging.getLogger(__name__)
 
 TROUBLE = (F3rmError, OSError, RuntimeError, ValueError)
-"""What encoding, rendering and files may raise; torch's lack of memory is a RuntimeError."""
+"""Errors of encoding, rendering and files; torch's lack of memory is a RuntimeError."""
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What became of typed words: their embeddings, or None and why."""
+    """Typed words with their embeddings, or with the reason why there are none."""
 
     head: str
     text: QueryText
@@ -50,7 +58,7 @@ class QueryState:
     def set_heads(
         self, specs: Sequence[HeadSpec], make_encoder: Callable[..., TextEncoder]
     ) -> list[str]:
-        """Takes over the heads; encoders of heads that were there before are kept.
+        """Sets the heads; where they are the same as before, encoders are kept.
 
         Args:
             specs: The heads.
@@ -66,13 +74,15 @@ class QueryState:
             self._answer = None
         return [*self._text_encoders, *(spec.name for spec in specs if not spec.has_text)]
 
-    def asked(self, head: str, background: Tensor | None, look: Look) -> Asked | None:
-        """Returns what is to be rendered of a head; None where nothing is asked.
+    def active_query(
+        self, head: str, background: Tensor | None, settings: DisplaySettings
+    ) -> ActiveQuery | None:
+        """Returns the query of a head; None where nothing is asked.
 
         Args:
             head: The head's name.
-            background: The mean feature, which examples are told from; None for nothing.
-            look: How scores are shown.
+            background: The mean feature, a negative of every example; None for none.
+            settings: How scores are computed and shown.
         """
         spec, answer = self.specs.get(head), self._answer
         if spec is None:
@@ -83,18 +93,19 @@ class QueryState:
             if head in example.features and len(example.features[head]) == spec.channels
         ]
         words = answer.words if answer is not None and answer.head == head else None
-        return ask(head, words, fitting, None if background is None else unit(background), look)
+        mean = None if background is None else unit(background)
+        return active_query(head, words, fitting, mean, settings)
 
     def encode(self, head: str, text: QueryText, say: Callable[[str], None]) -> str:
         """Embeds typed words for a head; never raises.
 
         Args:
             head: The head's name.
-            text: The words; those that were embedded last are not embedded again.
-            say: Told what takes time.
+            text: The words; the last ones are not embedded again.
+            say: Receives a status before slow work.
 
         Returns:
-            What to tell the person who typed.
+            The status to show.
         """
         if self._answer is None or (self._answer.head, self._answer.text) != (head, text):
             try:
@@ -132,11 +143,11 @@ class QueryState:
         return f"Showing: {shortened(labels)}" if labels else ""
 
     def add_point(self, features: Mapping[str, Tensor], *, is_positive: bool) -> str:
-        """Adds a point of the scene as an example; returns what it is called.
+        """Adds a point of the scene as an example; returns its label.
 
         Args:
             features: Its feature by head.
-            is_positive: Whether it is looked for.
+            is_positive: Whether it is searched for; if not, it is a negative.
         """
         number = sum(example.label.startswith("point ") for example in self.examples) + 1
         label = f"point {number}"
@@ -144,19 +155,19 @@ class QueryState:
         return label
 
     def add_image(self, head: str, path: Path, crop: str, *, is_positive: bool) -> str:
-        """Adds an image as an example for one head; returns what it is called.
+        """Adds an image as an example for one head; returns its label.
 
         Args:
             head: The head's name.
             path: The image file.
             crop: Left, top, right and bottom in pixels; empty for the whole image.
-            is_positive: Whether it is looked for.
+            is_positive: Whether it is searched for; if not, it is a negative.
 
         Raises:
             F3rmError: If there is no such head, or image or encoder cannot be used.
         """
         if head not in self._image_encoders:
-            msg = f"add_image: head must be one of {list(self.specs)}, got {head!r}. Train first."
+            msg = f"The field has no features {head!r}; it has {', '.join(self.specs) or 'none'}."
             raise F3rmError(msg)
         feature = self._image_encoders[head].encode(path, parse_crop(crop))
         self._add(path.name, {head: feature}, is_positive=is_positive)

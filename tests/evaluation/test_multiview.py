@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from f3rm.evaluation.language import open_language
 from f3rm.evaluation.multiview import (
     DEPTH_TOLERANCE,
     SeenView,
@@ -20,8 +19,9 @@ from f3rm.evaluation.multiview import (
 from f3rm.evaluation.predictions import render_view
 from f3rm.evaluation.surface_scores import point_scores, score_points
 from f3rm.evaluation.surfaces import scene_frame, seen_views
-from f3rm.evaluation.vocabulary import Label, Vocabulary
-from f3rm.scene.file_camera import FileCamera
+from f3rm.evaluation.vocabulary import Label, Vocabulary, open_language
+from f3rm.language.relevancy import similarity
+from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import field_model, load_run
 from f3rm.scene.surface import hidden_of
 from f3rm.store.reader import gather_reference
@@ -194,10 +194,10 @@ def test_without_points_there_are_no_cosines(run, truth, held_out, scale):
 
 def test_answers_at_points_are_the_similarity_there(run, truth, points):
     model = field_model(run)
-    language = open_language(model, model.feature_field.head("clip").spec, truth)
-    scores = point_scores(model, language.scorer, points)
+    language = open_language(model.feature_field.head("clip"), truth)
+    scores = point_scores(model, language.hidden_query, points)
     features = model.feature_field.head("clip")(model.feature_field.hidden(points.positions))
-    expected = language.scorer.from_features(features).T.detach().numpy()
+    expected = similarity(features, language.query).T.detach().numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 

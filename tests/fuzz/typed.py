@@ -126,7 +126,7 @@ class Queries:
         if rng.random() < 0.2:
             self._file.path.write_bytes(changed_json(self._plain, rng))
             for query in self._file.read().values():
-                assert math.isfinite(query.look.temperature)
+                assert math.isfinite(query.settings.temperature)
             return
         text = "".join(self._pieces(rng))
         for question in split_questions(text):

@@ -52,7 +52,7 @@ def test_operators_bind_as_usual_and_words_that_hold_them_do_not(text, expected)
 
 @pytest.mark.parametrize("text", ["", "and mug", "mug or", "(mug", "mug)", "not", '"mug', "a > "])
 def test_what_cannot_be_read_is_refused_with_the_text(text):
-    with pytest.raises(ExpressionError, match="parse: a question must be phrases") as error:
+    with pytest.raises(ExpressionError, match="A question must be phrases") as error:
         parse(text)
     assert repr(text) in str(error.value)
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm.language.relevancy import (
+    averaged,
     make_query,
     relevancy,
     similarity,
@@ -23,9 +24,11 @@ def test_far_negatives_give_a_score_near_one_however_many(num_negatives):
 
 
 def test_score_is_the_pairwise_softmax_against_the_strongest_negative():
-    cosines = torch.tensor([[0.3, 0.1, 0.25, -0.9]])
+    prompt, negatives = torch.tensor([[0.3]]), torch.tensor([[0.1, 0.25, -0.9]])
     pairs = [math.exp(3.0) / (math.exp(3.0) + math.exp(10 * n)) for n in (0.1, 0.25, -0.9)]
-    assert relevancy(cosines, temperature=0.1).item() == pytest.approx(min(pairs), abs=1e-6)
+    assert relevancy(prompt, negatives, temperature=0.1).item() == pytest.approx(
+        min(pairs), abs=1e-6
+    )
 
 
 def test_a_feature_as_near_to_a_negative_scores_one_half():
@@ -36,12 +39,20 @@ def test_a_feature_as_near_to_a_negative_scores_one_half():
 def test_without_negatives_the_score_is_the_cosine_of_unnormalised_features():
     query = make_query(torch.tensor([[0.0, 2.0]]))
     scores = similarity(torch.tensor([[3.0, 3.0], [0.0, -5.0]]), query)
-    torch.testing.assert_close(scores, torch.tensor([math.sqrt(0.5), -1.0]))
+    torch.testing.assert_close(scores, torch.tensor([[math.sqrt(0.5)], [-1.0]]))
 
 
 def test_positives_are_averaged_as_unit_vectors():
-    query = make_query(torch.tensor([[10.0, 0.0], [0.0, 0.1]]))
-    torch.testing.assert_close(query.positive, torch.full((2,), math.sqrt(0.5)))
+    query = make_query(averaged(torch.tensor([[10.0, 0.0], [0.0, 0.1]])))
+    torch.testing.assert_close(query.prompts, torch.full((1, 2), math.sqrt(0.5)))
+
+
+def test_every_prompt_has_the_score_that_it_has_alone():
+    vectors = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
+    together = similarity(vectors, make_query(vectors[:3], vectors[3:5]))
+    for number in range(3):
+        alone = similarity(vectors, make_query(vectors[number : number + 1], vectors[3:5]))
+        torch.testing.assert_close(together[:, number : number + 1], alone)
 
 
 def test_inputs_are_left_alone():
@@ -74,15 +85,18 @@ def test_impossible_queries_are_refused(positives, temperature, message):
     seed=st.integers(0, 2**16),
     channels=st.sampled_from([3, 64, 768]),
     hidden=st.sampled_from([8, 64]),
+    prompts=st.integers(1, 3),
     negatives=st.integers(0, 5),
     temperature=st.floats(0.05, 2.0),
 )
-def test_hidden_form_equals_the_channel_form(seed, channels, hidden, negatives, temperature):
+def test_hidden_form_equals_the_channel_form(
+    seed, channels, hidden, prompts, negatives, temperature
+):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(channels, hidden, generator=generator, dtype=torch.float64)
     vectors = torch.rand(5, 7, hidden, generator=generator, dtype=torch.float64)
-    phrases = torch.randn(1 + negatives, channels, generator=generator, dtype=torch.float64)
-    query = make_query(phrases[:1], phrases[1:], temperature=temperature)
+    phrases = torch.randn(prompts + negatives, channels, generator=generator, dtype=torch.float64)
+    query = make_query(phrases[:prompts], phrases[prompts:], temperature=temperature)
     expected = similarity(vectors @ weight.T, query)
     actual = similarity_from_hidden(vectors, to_hidden(query, weight))
     torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)

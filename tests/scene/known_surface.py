@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from f3rm.evaluation.finding import true_box
-from f3rm.scene.field import SPACING
 from f3rm.scene.find import LEAST_POINTS
+from f3rm.scene.scene import SPACING
 from f3rm.scene.surface import SurfacePoints
 from tests.viewer.colour_backbone import COLOURS
 

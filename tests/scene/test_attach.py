@@ -15,9 +15,8 @@ from f3rm.errors import F3rmError
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.attach.heads import AttachSettings, attach
-from f3rm.scene.run_config import RunError
-from f3rm.scene.run_loading import load_run
+from f3rm.scene.attach import AttachSettings, attach
+from f3rm.scene.run_loading import RunError, load_run
 from f3rm.scripts.cli import main
 from tests.nerf_fixtures import NERFACTO_SIZES
 from tests.run_fixtures import colours, small_config, train
@@ -137,14 +136,14 @@ def test_what_cannot_be_attached_is_explained(first, tmp_path):
             attach(first.config_path, AttachSettings(**settings), out=out, device="cpu")
         assert not list(out.rglob("config.yml"))
 
-    refused("got 'colours' beside colours", feature_type="COLOURS+MUTE")
-    refused("steps must be at least 1, got 0", feature_type="MUTE", steps=0)
+    refused(r"has a head 'colours' already \(its heads: colours\)", feature_type="COLOURS+MUTE")
+    refused("--steps must be at least 1, got 0", feature_type="MUTE", steps=0)
     refused("NOTHING", feature_type="NOTHING")
 
 
 def test_a_folder_that_cannot_be_written_is_named(first, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(F3rmError, match=r"folder that can be written.*--out"):
+    with pytest.raises(F3rmError, match=r"Cannot write the run to .*--out"):
         attach(
             first.config_path, AttachSettings("MUTE", steps=1), out=tmp_path / "file", device="cpu"
         )
@@ -160,7 +159,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(plain, tmp_path):
     copied.write_bytes(plain.read_bytes())
     (tmp_path / "nerfstudio_models").mkdir()
     torch.save(content, tmp_path / "nerfstudio_models" / source.name)
-    with pytest.raises(RunError, match=rf"{len(lost)} of its tensors are missing.*tiny-cuda-nn"):
+    with pytest.raises(RunError, match=rf"lacks {len(lost)} of the model's tensors.*tiny-cuda-nn"):
         load_run(copied, device=CPU)
 
 

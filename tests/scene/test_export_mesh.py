@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import trimesh
 
-from f3rm.scene.export.files import kept_triangles
-from f3rm.scene.export.mesh import DepthView, fuse
+from f3rm.scene.export.mesh import DepthView, TriangleMesh, fuse, restricted
 from tests.scene_fixtures import need_raycaster
 
 RADIUS = 0.4
@@ -58,13 +57,15 @@ def test_depth_pictures_of_a_sphere_become_a_sphere():
 
 def test_triangles_with_a_dropped_corner_go_and_lone_corners_with_them():
     triangles = np.array([[0, 1, 2], [2, 3, 4], [4, 5, 6]])
+    vertices, colours = np.arange(21.0).reshape(7, 3), np.arange(21, dtype=np.uint8).reshape(7, 3)
+    mesh = TriangleMesh(vertices, triangles, colours)
     kept = np.array([True, True, True, True, True, False, True])
-    left, used = kept_triangles(triangles, kept)
-    assert left.tolist() == [[0, 1, 2], [2, 3, 4]]
-    assert used.tolist() == [0, 1, 2, 3, 4]
-    none, nothing = kept_triangles(triangles, np.zeros(7, dtype=bool))
-    assert none.shape == (0, 3)
-    assert len(nothing) == 0
+    left = restricted(mesh, kept)
+    assert left.triangles.tolist() == [[0, 1, 2], [2, 3, 4]]
+    assert left.vertices.tolist() == vertices[:5].tolist()
+    assert left.colours.tolist() == colours[:5].tolist()
+    none = restricted(mesh, np.zeros(7, dtype=bool))
+    assert none.triangles.shape == none.vertices.shape == none.colours.shape == (0, 3)
 
 
 def test_a_view_that_shows_a_few_pixels_only_is_left_out():

@@ -10,8 +10,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from f3rm.errors import DatasetError, F3rmError
-from f3rm.scene.file_camera import FileCamera
-from f3rm.scene.frames import Frame, Frames, scene_from_dataset
+from f3rm.scene.frames import FileCamera, Frame, Frames, scene_from_dataset
 from f3rm.synthetic.scenes import SceneSettings, make_scene
 from f3rm.synthetic.truth import SceneTruth
 
@@ -193,7 +192,7 @@ def test_what_was_done_to_the_poses_before_is_not_undone(folders, tmp_path):
 
 
 def test_unreadable_poses_are_named(folders, tmp_path):
-    with pytest.raises(DatasetError, match=r"scene_from_dataset: .*--data"):
+    with pytest.raises(DatasetError, match=r"transforms.json' must be readable JSON.*--data"):
         scene_from_dataset(_outputs(folders / "tabletop"), tmp_path)
 
 

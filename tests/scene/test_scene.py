@@ -1,6 +1,7 @@
 """A trained run answers as its dataset's truth says; points and pictures agree with the model."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from torch.nn import functional
 
 from f3rm.camera_render import RenderRequest
 from f3rm.evaluation.finding import score_finding, true_box
+from f3rm.language.questions import Questioner
 from f3rm.language.relevancy import make_query, similarity
 from f3rm.scene import PROMPT_TEMPLATES
 from f3rm.scene.boxes import box_iou
 from f3rm.scene.images import render_bands
-from f3rm.scene.questions import Questioner
 
 OUTPUTS = ["rgb", "depth", "accumulation", "pca", "similarity", "composite", "mask", "labels"]
 
@@ -50,12 +51,12 @@ def test_answers_do_not_depend_on_the_frame_that_points_are_given_in(scene, poin
 
 
 def test_similarity_is_that_of_the_full_features(scene, points):
-    encoder = Questioner(scene.model)
+    encoder = Questioner(scene.model.heads)
     head = scene.head("colours")
     features = scene.features(points, "colours", frame="nerfstudio")
     phrases = ["a red thing", "grey", "blue"]
     text = encoder._embed(head.spec, phrases, ("{}",))
-    expected = similarity(features, make_query(text[:1], text[1:], temperature=0.2))
+    expected = similarity(features, make_query(text[:1], text[1:], temperature=0.2))[:, 0]
     found = scene.similarity(
         points, "a red thing", negatives=phrases[1:], temperature=0.2, frame="nerfstudio"
     )
@@ -132,14 +133,16 @@ def test_what_is_not_there_is_said_to_be_absent(scene, known):
     for asked in (scene, known):
         found = asked.find("yellow")
         assert not found
-        assert found.reason.startswith("not here: the best score of 'yellow' is 0.")
+        assert re.fullmatch(PRESENCE, found.reason)
         assert found.threshold == math.inf
         assert asked.threshold("yellow") == math.inf
-        assert asked.find("orange", threshold=1.5).reason.endswith(", below 1.50")
+        reason = asked.find("orange", threshold=1.5).reason
+        assert reason.endswith(" is below the threshold 1.50")
     assert known.find("yellow").best_score == pytest.approx(LEAST_RELEVANCY, abs=1e-3)
     assert known.find("yellow", threshold=0.01)  # who says so gets it
 
 
+PRESENCE = r"'yellow' not found: best score 0\.\d\d is below the presence threshold 0\.54"
 LEAST_RELEVANCY = 1 / (1 + math.exp(1 / 3 / 0.1))
 """Cosine 0 to what is asked, 1/3 to words that name no colour; temperature 0.1."""
 

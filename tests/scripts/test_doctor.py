@@ -10,7 +10,7 @@ from f3rm.backbones import hub
 from f3rm.backbones.at_hand import weights_at_hand
 from f3rm.errors import BackboneRef
 from f3rm.networks import base
-from f3rm.scripts import doctor_findings
+from f3rm.scripts import doctor
 from f3rm.scripts.cli import main
 from f3rm.store.spec import PRESETS
 
@@ -20,8 +20,8 @@ METHOD = SimpleNamespace(value="f3rm.f3rm_config:f3rm_method", load=lambda: None
 @pytest.fixture(autouse=True)
 def _sound(monkeypatch):
     """Nothing but the GPU differs between the machines of these tests."""
-    monkeypatch.setattr(doctor_findings, "namesake_beside", lambda: None)
-    monkeypatch.setattr(doctor_findings, "entry_points", lambda **_: [METHOD])
+    monkeypatch.setattr(doctor, "namesake_beside", lambda: None)
+    monkeypatch.setattr(doctor, "entry_points", lambda **_: [METHOD])
     monkeypatch.setattr(hub, "require_hub", lambda: pytest.fail("asked the network"))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
 
@@ -106,7 +106,7 @@ def test_json_says_the_same(capsys, request, device):
 @pytest.mark.usefixtures("gpu")
 def test_what_is_missing_says_what_it_is_for(capsys, monkeypatch):
     monkeypatch.setattr(
-        doctor_findings, "_version", lambda name: None if name in ("numba", "viser") else "1"
+        doctor, "_version", lambda name: None if name in ("numba", "viser") else "1"
     )
     assert main(["doctor"]) == 1
     shown = capsys.readouterr()
@@ -132,14 +132,14 @@ def test_what_is_missing_says_what_it_is_for(capsys, monkeypatch):
     ids=["not installed", "another", "broken"],
 )
 def test_a_plugin_that_cannot_be_had_is_a_problem(capsys, monkeypatch, methods, problem):
-    monkeypatch.setattr(doctor_findings, "entry_points", lambda **_: methods)
+    monkeypatch.setattr(doctor, "entry_points", lambda **_: methods)
     assert main(["doctor"]) == 1
     assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_namesake_is_a_problem(capsys, monkeypatch):
-    monkeypatch.setattr(doctor_findings, "namesake_beside", lambda: "Run: pip uninstall")
+    monkeypatch.setattr(doctor, "namesake_beside", lambda: "Run: pip uninstall")
     assert main(["doctor"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert "another project's f3rm is installed too" in last

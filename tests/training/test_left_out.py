@@ -158,7 +158,7 @@ def test_attached_features_lack_no_photograph_that_the_run_has(colours, tmp_path
     extract_features_for_dataset(data, "MUTE", on_error="record", device="cpu")
     image.write_bytes(content)  # it decodes again, and looks like the file that failed
     os.utime(image, ns=(time, time))
-    with pytest.raises(F3rmError, match=r"1 have none, e\.g\. 'images/train_1\.png'"):
+    with pytest.raises(F3rmError, match=r"have no features: 1, e\.g\. 'images/train_1\.png'"):
         attach(run, AttachSettings("MUTE", steps=1), out=tmp_path / "runs", device="cpu")
     os.utime(image)
     made = attach(run, AttachSettings("MUTE", steps=1), out=tmp_path / "runs", device="cpu")

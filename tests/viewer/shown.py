@@ -85,7 +85,7 @@ class Shown:
 
     def asked(self):
         heads = self.model.heads
-        return self.controls.asked({name: head.pca_mean for name, head in heads.items()})
+        return self.controls.active_query({name: head.pca_mean for name, head in heads.items()})
 
     def field(self, label):
         return self.page.locator(f"xpath=//label[normalize-space()='{label}']/following::input[1]")

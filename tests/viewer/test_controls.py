@@ -42,7 +42,7 @@ def viewer(controls, tmp_path):
 
 
 def _asked(controls):
-    asked = controls.asked(MEANS)
+    asked = controls.active_query(MEANS)
     assert asked is not None
     return asked
 
@@ -54,8 +54,8 @@ def _says(controls, words):
 def test_keystrokes_are_encoded_once_in_the_background(controls, viewer, towers):
     for text in ("m", "mu", "mug"):
         controls.ask.a_positives.value = text
-        assert controls.asked(MEANS) is None  # never waits
-    wait(lambda: controls.asked(MEANS) is not None)
+        assert controls.active_query(MEANS) is None  # never waits
+    wait(lambda: controls.active_query(MEANS) is not None)
     _says(controls, "Showing: mug")
     assert [texts[0] for texts in towers[0].texts] == ["mug"]
     assert viewer.machine.actions[-1].action == "rerender"
@@ -64,23 +64,23 @@ def test_keystrokes_are_encoded_once_in_the_background(controls, viewer, towers)
 def test_callbacks_need_no_train_lock(controls, viewer):
     with viewer.train_lock:
         controls.ask.a_positives.value = "mug"
-        wait(lambda: controls.asked(MEANS) is not None)
+        wait(lambda: controls.active_query(MEANS) is not None)
 
 
 def test_a_failure_is_shown_and_the_next_query_works(controls, viewer):
     controls.ask.a_positives.value = "fail"
     _says(controls, "cannot be reached")
-    assert controls.asked(MEANS) is None
+    assert controls.active_query(MEANS) is None
     controls.ask.a_positives.value = "mug"
-    wait(lambda: controls.asked(MEANS) is not None)
+    wait(lambda: controls.active_query(MEANS) is not None)
 
 
 @pytest.mark.parametrize("text", ["", "   ", ",,, ,"])
 def test_nothing_asked_shows_nothing(controls, viewer, towers, text):
     controls.ask.a_positives.value = "mug"
-    wait(lambda: controls.asked(MEANS) is not None)
+    wait(lambda: controls.active_query(MEANS) is not None)
     controls.ask.a_positives.value = text
-    wait(lambda: controls.asked(MEANS) is None)
+    wait(lambda: controls.active_query(MEANS) is None)
     assert towers[0].texts[-1][0] == "mug"
 
 
@@ -88,7 +88,7 @@ def test_odd_texts_break_nothing(controls, viewer, towers):
     for text, shown in (("🦊 {<b>}", "&#123;&#60;b"), ("a" * 5000, "aaaa…"), ("a," * 5000, "more")):
         controls.ask.a_positives.value = text
         _says(controls, shown)
-        assert controls.asked(MEANS) is not None
+        assert controls.active_query(MEANS) is not None
     assert max(map(len, towers[0].texts)) <= 64
 
 
@@ -96,7 +96,7 @@ def test_canonical_negatives_are_one_switch(controls, viewer):
     assert controls.ask.c_canonical.value
     assert controls.ask.b_negatives.value == ""
     controls.ask.a_positives.value = "mug"
-    wait(lambda: controls.asked(MEANS) is not None)
+    wait(lambda: controls.active_query(MEANS) is not None)
     (query,) = _asked(controls).queries
     expected = [embedding(word, 12) for word in ("object", "things", "stuff", "texture")]
     torch.testing.assert_close(query.negatives, torch.stack(expected))
@@ -106,7 +106,7 @@ def test_canonical_negatives_are_one_switch(controls, viewer):
 
 def test_score_and_several_positives_need_no_new_encoding(controls, viewer, towers):
     controls.ask.a_positives.value = "mug, cup"
-    wait(lambda: controls.asked(MEANS) is not None)
+    wait(lambda: controls.active_query(MEANS) is not None)
     assert _asked(controls).labels == ("mug + cup",)
     controls.look.a_several.value = "each alone"
     controls.look.b_score.value = "cosine"
@@ -114,14 +114,14 @@ def test_score_and_several_positives_need_no_new_encoding(controls, viewer, towe
     controls.look.e_threshold.value = 0.3
     asked = _asked(controls)
     assert asked.labels == ("mug", "cup")
-    assert [len(query.negatives) for query in asked.queries] == [0, 0]
-    assert asked.look.threshold == pytest.approx(0.3)
+    assert [len(query.negatives) for query in asked.queries] == [0]
+    assert asked.settings.threshold == pytest.approx(0.3)
     assert len(towers[0].texts) == 1
 
 
 def test_a_new_temperature_counts(controls, viewer):
     controls.ask.a_positives.value = "mug"
-    wait(lambda: controls.asked(MEANS) is not None)
+    wait(lambda: controls.active_query(MEANS) is not None)
     controls.look.c_temperature.value = 0.5
     wait(lambda: _asked(controls).queries[0].temperature == 0.5)
     controls.look.c_temperature.value = -1.0
@@ -132,9 +132,9 @@ def test_without_a_viewer_the_configured_query_is_encoded_once(towers):
     built = FeatureControls(QueryText("mug", "", 0.1), _probe)
     built.set_heads((head("clip"),))
     asked = _asked(built)
-    assert torch.equal(_asked(built).queries[0].positive, asked.queries[0].positive)
+    assert torch.equal(_asked(built).queries[0].prompts, asked.queries[0].prompts)
     assert [tower.texts for tower in towers] == [[["mug"]]]
-    assert not asked.look.coloured
+    assert not asked.settings.coloured
 
 
 def test_features_without_language_say_so_and_can_be_pointed_at(controls, viewer):
@@ -142,13 +142,13 @@ def test_features_without_language_say_so_and_can_be_pointed_at(controls, viewer
     controls.ask.d_head.value = "dino"
     controls.ask.a_positives.value = "mug"
     _says(controls, "have no language")
-    assert controls.asked(MEANS) is None
+    assert controls.active_query(MEANS) is None
     _click(controls, viewer)
-    wait(lambda: controls.asked(MEANS) is not None)
+    wait(lambda: controls.active_query(MEANS) is not None)
     asked = _asked(controls)
     assert (asked.head, asked.labels) == ("dino", ("point 1",))
     expected = torch.nn.functional.normalize(torch.arange(6.0), dim=0)
-    torch.testing.assert_close(asked.queries[0].positive, expected)
+    torch.testing.assert_close(asked.queries[0].prompts[0], expected)
     # The mean of all features is what the point is told from.
     torch.testing.assert_close(asked.queries[0].negatives, torch.full((1, 6), 6**-0.5))
 
@@ -167,10 +167,11 @@ def _click(controls, viewer, button="a_positive", direction=(0.0, 0.0, 2.0)):
 
 def test_a_point_may_be_a_negative_and_all_may_be_forgotten(controls, viewer):
     controls.ask.a_positives.value = "mug"
+    _says(controls, "Showing: mug")  # before the clicks, whose status it would replace
     _click(controls, viewer, "b_negative")
     _says(controls, "point 1 is a negative")
     _click(controls, viewer)
-    _says(controls, "point 2 is looked for")
+    _says(controls, "point 2 is a positive")
     wait(lambda: len(_asked(controls).queries) == 2)
     assert [len(query.negatives) for query in _asked(controls).queries] == [4, 2]
     assert viewer.viser_server.scene.click is None  # one click, one point
@@ -181,7 +182,7 @@ def test_a_point_may_be_a_negative_and_all_may_be_forgotten(controls, viewer):
 def test_a_click_beside_everything_is_said(controls, viewer):
     _click(controls, viewer, direction=(0.0, 0.0, -1.0))
     _says(controls, "nothing there")
-    assert controls.asked(MEANS) is None
+    assert controls.active_query(MEANS) is None
 
 
 def test_queries_are_saved_with_the_run_and_restored_in_another_session(
@@ -191,7 +192,7 @@ def test_queries_are_saved_with_the_run_and_restored_in_another_session(
     controls.ask.b_negatives.value = "table"
     controls.look.a_several.value = "each alone"
     _click(controls, viewer)
-    wait(lambda: controls.asked(MEANS) is not None and len(_asked(controls).labels) == 3)
+    wait(lambda: controls.active_query(MEANS) is not None and len(_asked(controls).labels) == 3)
     controls.saved.a_name.value = "crockery"
     press(controls.saved.b_save)
     _says(controls, "Saved 'crockery'")
@@ -201,11 +202,11 @@ def test_queries_are_saved_with_the_run_and_restored_in_another_session(
     wait(lambda: other.saved.c_choice.options == ["crockery"])
     other.saved.c_choice.value = "crockery"
     press(other.saved.d_restore)
-    wait(lambda: other.asked(MEANS) is not None and len(_asked(other).labels) == 3)
+    wait(lambda: other.active_query(MEANS) is not None and len(_asked(other).labels) == 3)
     assert _asked(other).labels == ("mug", "cup", "point 1")
     ours, theirs = _asked(controls), _asked(other)
     for expected, actual in zip(ours.queries, theirs.queries, strict=True):
-        torch.testing.assert_close(actual.positive, expected.positive)
+        torch.testing.assert_close(actual.prompts, expected.prompts)
         torch.testing.assert_close(actual.negatives, expected.negatives)
     press(other.saved.e_delete)
     wait(lambda: other.saved.c_choice.options == ["(none)"])
@@ -216,7 +217,7 @@ def test_a_damaged_file_of_queries_is_said_and_kept(controls, viewer):
     path.write_text("{")
     controls.saved.a_name.value = "mug"
     press(controls.saved.b_save)
-    _says(controls, "must be as the viewer wrote it")
+    _says(controls, "is not a file of saved queries")
     assert path.read_text() == "{"
 
 
@@ -225,15 +226,15 @@ def test_two_models_share_nothing(controls, viewer, towers, tmp_path):
     other.set_heads((head("clip"),))
     FakeViewer(other, tmp_path / "other")
     controls.ask.a_positives.value = "mug"
-    wait(lambda: controls.asked(MEANS) is not None)
-    assert other.asked(MEANS) is None
+    wait(lambda: controls.active_query(MEANS) is not None)
+    assert other.active_query(MEANS) is None
     assert other.ask.a_positives.value == ""
 
 
 def test_trouble_while_drawing_is_shown_and_renders_go_on(controls, viewer, caplog):
     controls.ask.a_positives.value = "mug"
-    wait(lambda: controls.asked(MEANS) is not None)
-    asked = controls.asked(MEANS)
+    wait(lambda: controls.active_query(MEANS) is not None)
+    asked = controls.active_query(MEANS)
     narrow = torch.zeros(5, 16)  # a head of other channels than the query's
     assert controls.pictures(torch.zeros(4, 16), torch.zeros(4, 3), asked, narrow) == {}
     _says(controls, "mat1 and mat2")
@@ -262,12 +263,8 @@ def test_phrases_are_split_on_commas():
 
 def test_the_text_tower_is_loaded_once_and_remembers(towers):
     encoder = TextEncoder(head().backbone)
-    assert encoder.query(QueryText(",", "object", 0.1)) is None
-    assert not towers  # nothing asked, nothing loaded
     assert not encoder.is_loaded
-    first = encoder.query(QueryText("mug, cup", "object", 0.1))
-    again = encoder.query(QueryText("mug, cup", "object", 0.2))
-    assert first is not None
-    assert again is not None
-    assert torch.equal(first.positive, again.positive)
+    assert not towers  # nothing asked, nothing loaded
+    first = encoder.encode(["mug", "cup", "object"])
+    assert torch.equal(first, encoder.encode(["mug", "cup", "object"]))
     assert [tower.texts for tower in towers] == [[["mug", "cup", "object"]]]

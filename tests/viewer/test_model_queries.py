@@ -34,7 +34,7 @@ def test_a_configured_query_renders_the_similarity_of_the_full_channels(towers):
     outputs = model.get_outputs_for_camera(camera())
     vectors = torch.stack([embedding(text, 12) for text in ("red mug", "object", "stuff")])
     expected = similarity(model.heads["clip"](outputs.hidden), make_query(vectors[:1], vectors[1:]))
-    torch.testing.assert_close(outputs["similarity"][..., 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs["similarity"], expected, atol=1e-5, rtol=0)
     assert outputs["similarity_composite"].shape == (9, 13, 3)
     batch = model(rays())
     assert "similarity" in batch

@@ -6,11 +6,11 @@ from PIL import Image
 from f3rm.backbones.registry import load_backbone
 from f3rm.colours.palette import PALETTE, composite
 from f3rm.errors import F3rmError
+from f3rm.language.active_query import ActiveQuery, DisplaySettings, Example, Words, active_query
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.relevancy import make_query, similarity
 from f3rm.language.text_encoder import QueryText
-from f3rm.viewer.asked import Asked, Example, Look, Words, ask
-from f3rm.viewer.pictures import draw, legend, scores_of
+from f3rm.viewer.pictures import draw, legend
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile, QueryFileError
 from tests.backbones import random_clip as clip
 from tests.nerf_fixtures import head
@@ -28,23 +28,24 @@ def _words(*positives, negatives=1):
     return Words(text, labels, vectors[: len(labels)], vectors[len(labels) :])
 
 
-def _asked(*positives, negatives=1, **look):
-    asked = ask("clip", _words(*positives, negatives=negatives), [], None, Look(**look))
+def _asked(*positives, negatives=1, **settings):
+    words = _words(*positives, negatives=negatives)
+    asked = active_query("clip", words, [], None, DisplaySettings(**settings))
     assert asked is not None
     return asked
 
 
 def test_scores_equal_those_of_the_full_channels():
     asked = _asked("mug", "cup", several="each alone", negatives=3)
-    scores = scores_of(HIDDEN, asked, WEIGHT)
-    for index, query in enumerate(asked.queries):
-        expected = similarity(HIDDEN @ WEIGHT.T, query)
-        torch.testing.assert_close(scores[..., index], expected, atol=1e-5, rtol=0)
+    scores = asked.scores(HIDDEN, WEIGHT)
+    (query,) = asked.queries
+    assert len(query.prompts) == 2
+    torch.testing.assert_close(scores, similarity(HIDDEN @ WEIGHT.T, query), atol=1e-5, rtol=0)
 
 
 def test_each_positive_has_its_output_and_all_have_one():
     asked = _asked("mug", "cup", several="each alone")
-    scores = scores_of(HIDDEN, asked, WEIGHT)
+    scores = asked.scores(HIDDEN, WEIGHT)
     images = draw(scores, asked, RGB).images
     assert list(images) == ["similarity", "similarity_1", "similarity_2", "similarity_composite"]
     both = torch.maximum(images["similarity_1"], images["similarity_2"])
@@ -99,19 +100,19 @@ def test_words_and_examples_are_told_from_negatives_of_their_own_kind():
         Example("point 2", False, {"clip": vectors[1]}),
         Example("elsewhere", True, {"dino": torch.ones(6)}),
     ]
-    asked = ask("clip", _words("mug"), points, vectors[2], Look())
+    asked = active_query("clip", _words("mug"), points, vectors[2], DisplaySettings())
     assert asked is not None
     assert asked.labels == ("mug", "point 1")
     assert [len(query.negatives) for query in asked.queries] == [1, 2]
     torch.testing.assert_close(asked.queries[1].negatives, vectors[1:3])
-    assert ask("clip", None, points[1:], None, Look()) is None
+    assert active_query("clip", None, points[1:], None, DisplaySettings()) is None
 
 
 def test_no_more_queries_than_colours():
     labels = [f"thing {number}" for number in range(20)]
     asked = _asked(*labels, several="each alone")
-    assert len(asked.queries) == len(PALETTE)
-    assert len(draw(scores_of(HIDDEN, asked, WEIGHT), asked, RGB).thresholds) == len(PALETTE)
+    assert len(asked.labels) == len(asked.queries[0].prompts) == len(PALETTE)
+    assert len(draw(asked.scores(HIDDEN, WEIGHT), asked, RGB).thresholds) == len(PALETTE)
 
 
 def test_an_image_and_its_crop_are_the_mean_of_their_patch_features(tmp_path):
@@ -128,7 +129,7 @@ def test_an_image_and_its_crop_are_the_mean_of_their_patch_features(tmp_path):
     torch.testing.assert_close(crop, part)
     backbone = load_backbone(spec.backbone, towers=("image",))
     assert backbone.channels == 32
-    with pytest.raises(F3rmError, match="crop must lie inside the image of 90 x 60"):
+    with pytest.raises(F3rmError, match="Crop must be inside the image of 90 x 60"):
         encoder.encode(tmp_path / "whole.png", (0, 0, 91, 60))
     with pytest.raises(F3rmError, match="complete image"):
         encoder.encode(tmp_path / "missing.png", None)
@@ -146,7 +147,7 @@ QUERY = NamedQuery(
     QueryText("mug 🦊", "", 0.2),
     canonical=False,
     head="clip",
-    look=Look(several="each alone", score="cosine", threshold=0.3, low=-1.0),
+    settings=DisplaySettings(several="each alone", score="cosine", threshold=0.3, low=-1.0),
     examples=(Example("point 1", False, {"clip": torch.tensor([0.25, -1.5])}),),
 )
 
@@ -157,11 +158,11 @@ def test_named_queries_come_back_as_they_were(tmp_path):
     file.save(" mugs ", QUERY)
     file.save("others", QUERY)
     (back,) = {name: query for name, query in file.read().items() if name == "mugs"}.values()
-    assert (back.text, back.canonical, back.head, back.look) == (
+    assert (back.text, back.canonical, back.head, back.settings) == (
         QUERY.text,
         QUERY.canonical,
         QUERY.head,
-        QUERY.look,
+        QUERY.settings,
     )
     assert torch.equal(back.examples[0].features["clip"], QUERY.examples[0].features["clip"])
     file.delete("mugs")
@@ -184,7 +185,7 @@ def test_named_queries_come_back_as_they_were(tmp_path):
 def test_a_damaged_file_is_refused_and_left_alone(tmp_path, content):
     file = QueryFile(tmp_path)
     file.path.write_text(content)
-    with pytest.raises(QueryFileError, match="must be as the viewer wrote it"):
+    with pytest.raises(QueryFileError, match="is not a file of saved queries"):
         file.read()
     with pytest.raises(QueryFileError):
         file.save("a", QUERY)
@@ -192,9 +193,9 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path, content):
 
 
 def test_a_query_needs_a_name_and_a_place(tmp_path):
-    with pytest.raises(QueryFileError, match="name must not be empty"):
+    with pytest.raises(QueryFileError, match="needs a name"):
         QueryFile(tmp_path).save("  ", QUERY)
-    with pytest.raises(QueryFileError, match="must be writable"):
+    with pytest.raises(QueryFileError, match=r"was not saved.*writable"):
         QueryFile(tmp_path / "missing").save("a", QUERY)
 
 
@@ -208,7 +209,7 @@ def test_a_query_of_unknown_settings_is_refused(tmp_path):
 
 def test_what_is_asked_is_a_value():
     asked = _asked("mug")
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, ActiveQuery)
     with pytest.raises(AttributeError):
         asked.head = "dino"  # pyright: ignore[reportAttributeAccessIssue]
     assert make_query(torch.eye(3)[:1]).temperature == 0.1

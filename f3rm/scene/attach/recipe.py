@@ -1,12 +1,11 @@
-"""The configurations of attaching: the one that trains new heads, and the one that is saved.
+"""Settings of attaching, and two configurations: to train new heads, and to save with the run.
 
-Both come from the run that heads are added to. Sizes of the feature field and its learning rate are
-those of a run that has one; a Nerfacto run takes them from a method of f3rm.
+Both configurations start from the run that heads are added to. An f3rm run keeps the sizes and the
+learning rate of its feature field; a Nerfacto run takes those of a method of f3rm.
 """
 
 import copy
-from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +18,7 @@ from f3rm.f3rm_config import f3rm_big_method, f3rm_lite_method, f3rm_method
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
 from f3rm.networks.base import Implementation
-from f3rm.scene.run_config import RunError, read_config
-from f3rm.scene.run_loading import LoadedRun
+from f3rm.scene.run_loading import LoadedRun, RunError, read_config
 
 MethodName = Literal["auto", "f3rm", "f3rm-lite", "f3rm-big"]
 
@@ -31,37 +29,41 @@ _METHODS = {
 _GROUP = "feature_field"
 
 
-def training_recipe(
-    run: LoadedRun,
-    *,
-    feature_type: str,
-    weights: tuple[str, ...],
-    cache_dir: Path | None,
-    method: MethodName,
-) -> TrainerConfig:
-    """Returns the configuration that trains only the new heads, on the run's colours and density.
+@dataclass(frozen=True)
+class AttachSettings:
+    """How heads are added."""
 
-    Args:
-        run: What they are added to.
-        feature_type: Type of the new heads.
-        weights: Weights other than the default, by type.
-        cache_dir: Folder of their features; None for the run's.
-        method: Whose sizes and learning rate a Nerfacto run takes; ``auto`` is ``f3rm-lite`` on a
-            CPU and ``f3rm`` on a GPU.
+    feature_type: str = "CLIP"
+    """Type of the new heads, e.g. CLIP, DINO, or several joined by +."""
+    steps: int | None = None
+    """Training steps; None for as many as the run's method trains."""
+    weights: tuple[str, ...] = ()
+    """Weights other than the default, by type: CLIP=PATH DINO=PATH."""
+    cache_dir: Path | None = None
+    """Folder of the features, instead of the run's or DATA/features."""
+    method: MethodName = "auto"
+    """Method whose feature field sizes and learning rate a Nerfacto run takes; auto is f3rm-lite on
+    a CPU and f3rm on a GPU."""
+    seed: int = 42
+    """Seed of the field's initial values and the rays."""
+
+
+def training_recipe(run: LoadedRun, settings: AttachSettings) -> TrainerConfig:
+    """Returns the configuration that trains only the new heads, on the run's colours and density.
 
     Raises:
         RunError: If the run's model is configured by another program.
     """
-    config = read_config(run.config_path)  # as it stands there: opening a run adapts its copy
+    config = read_config(run.config_path)  # read again: opening a run adapts its copy
     source = config.pipeline.model
     if not isinstance(source, FeatureFieldModelConfig):
         if not isinstance(source, NerfactoModelConfig):
             msg = (
-                f"attach: the run must be one of nerfacto or f3rm, got a model of "
+                "Heads can be attached to runs of nerfacto or f3rm, got one with a model of "
                 f"{type(source).__name__}. Give the config.yml of such a run."
             )
             raise RunError(msg)
-        name = method
+        name = settings.method
         if name == "auto":
             name = "f3rm-lite" if run.model.device.type == "cpu" else "f3rm"
         chosen = copy.deepcopy(_METHODS[name])
@@ -73,11 +75,12 @@ def training_recipe(
         config.max_num_iterations = chosen.max_num_iterations
     source.implementation = _implementation(run.model)
     manager = FeatureDataManagerConfig()
-    _with_values(manager, config.pipeline.datamanager, VanillaDataManagerConfig)
-    if isinstance(config.pipeline.datamanager, FeatureDataManagerConfig):
-        _with_values(manager, config.pipeline.datamanager, FeatureDataManagerConfig)
-    manager.data, manager.feature_type, manager.weights = run.data, feature_type, weights
-    manager.feature_cache_dir = cache_dir or manager.feature_cache_dir
+    has_features = isinstance(config.pipeline.datamanager, FeatureDataManagerConfig)
+    kind = FeatureDataManagerConfig if has_features else VanillaDataManagerConfig
+    _with_values(manager, config.pipeline.datamanager, kind)
+    manager.data = run.data
+    manager.feature_type, manager.weights = settings.feature_type, settings.weights
+    manager.feature_cache_dir = settings.cache_dir or manager.feature_cache_dir
     config.pipeline.datamanager = manager
     return config
 
@@ -86,8 +89,8 @@ def saved_recipe(run: LoadedRun, trained: TrainerConfig, *, out: Path) -> Traine
     """Returns the configuration of the run with old and new heads, which ``ns-*`` commands read.
 
     Args:
-        run: What heads were added to.
-        trained: What :func:`training_recipe` returned.
+        run: The run that heads were added to.
+        trained: The result of :func:`training_recipe`.
         out: Folder of runs, as ``ns-train --output-dir``.
     """
     config = copy.deepcopy(trained)
@@ -104,20 +107,19 @@ def saved_recipe(run: LoadedRun, trained: TrainerConfig, *, out: Path) -> Traine
 
 
 def _free_name(config: TrainerConfig, wanted: str) -> str:
-    """Returns a name that no run beside it has."""
+    """Returns a name that no other run of the experiment has: two may start in one second."""
     folder = config.output_dir / str(config.experiment_name) / str(config.method_name)
     names = [wanted, *(f"{wanted}-{number}" for number in range(2, 100))]
     return next(name for name in names if not (folder / name).exists())
 
 
-def _with_values(target: Any, source: Any, kind: type) -> None:
+def _with_values(target: object, source: object, kind: type) -> None:
     """Sets the fields that ``kind`` has from ``source``."""
-    names: Iterable[str] = (field.name for field in fields(kind))
-    for name in names:
-        if name != "_target":
-            setattr(target, name, copy.deepcopy(getattr(source, name)))
+    for field in fields(kind):
+        if field.name != "_target":
+            setattr(target, field.name, copy.deepcopy(getattr(source, field.name)))
 
 
 def _implementation(model: NerfactoModel) -> Implementation:
-    """Returns what a Nerfacto model is computed with; its configuration says what was wished."""
+    """Returns what a Nerfacto model was built with; its configuration has only the request."""
     return "tcnn" if any("tcnn_encoding" in name for name in model.state_dict()) else "torch"

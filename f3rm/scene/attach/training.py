@@ -1,5 +1,6 @@
-"""Trains a feature field on colours and density that do not change."""
+"""Trains a feature field on frozen colours and density."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from f3rm.errors import F3rmError
 from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.run_config import RunError
+from f3rm.scene.run_loading import RunError
 from f3rm.store.progress import progress_bar
 
 FIELD = "feature_field."
@@ -20,17 +21,17 @@ _MEASURED_BATCHES = 16
 
 
 def freeze_scene(model: FeatureFieldModel, source: NerfactoModel) -> None:
-    """Copies everything but the feature field from a trained model, and lets only that learn.
+    """Copies everything but the feature field from a trained model and freezes it.
 
     Raises:
-        RunError: If the two have other parts, as models of other programs do.
+        RunError: If the two models have different tensors, as models of other programs do.
     """
     state = {k: v for k, v in source.state_dict().items() if not k.startswith(FIELD)}
     ours = {name for name in model.state_dict() if not name.startswith(FIELD)}
     if ours != set(state):
         different = sorted(ours ^ set(state))
         msg = (
-            f"attach: the run must have Nerfacto's parts, but {len(different)} differ, e.g. "
+            f"The run is no Nerfacto: {len(different)} of its tensors differ, e.g. "
             f"{different[0]!r}. Give a run of nerfacto or f3rm."
         )
         raise RunError(msg)
@@ -47,13 +48,13 @@ def train_features(
     steps: int,
     show_progress: bool = False,
 ) -> None:
-    """Trains the feature field; without a gradient in it, nothing of density or colour is stored.
+    """Trains the feature field; density and colour have no gradient, so their graph is not kept.
 
     Args:
         model: A model after :func:`freeze_scene`.
-        manager: Rays and features.
+        manager: Source of rays and features.
         config: Optimiser and schedule (``feature_field``), and whether half precision is used.
-        steps: Batches; the learning rate ends with them.
+        steps: Number of batches; the learning rate schedule ends with them.
         show_progress: Whether a bar counts steps.
 
     Raises:
@@ -85,6 +86,7 @@ def train_features(
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in cosines.items())
                 bar.update(task, description=f"features (cosine {shown})")
             bar.advance(task)
+    # The loss is looked at every twentieth step only; a later overflow shows in the weights.
     _check_finite(sum(float(p.detach().sum()) for p in model.feature_field.parameters()), steps)
 
 
@@ -92,7 +94,7 @@ def train_features(
 def held_out_cosines(model: FeatureFieldModel, manager: FeatureDataManager) -> dict[str, float]:
     """Returns each head's mean cosine with its teacher at random pixels of held-out views.
 
-    Empty where no view is held out.
+    The result is empty where no view is held out.
     """
     if not len(manager.eval_dataset):
         return {}
@@ -113,9 +115,9 @@ def _cosines(
 
 
 def _check_finite(value: float, step: int) -> None:
-    if not torch.isfinite(torch.tensor(value)):
+    if not math.isfinite(value):
         msg = (
-            f"train_features: the loss must be finite, got {value} by step {step}. Nothing was "
-            "written. Check the features with f3rm cache verify."
+            f"Training diverged: the loss is {value} by step {step}. Nothing was written. Check "
+            "the features with f3rm cache verify."
         )
         raise F3rmError(msg)

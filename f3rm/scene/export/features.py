@@ -1,13 +1,13 @@
-"""The features of a scene's surfaces as files: exactly and small, or plain and large.
+"""The features of a scene's surfaces as files: small and exact, or with every channel written out.
 
-All C channels of a point are ``basis @ coefficients`` with one basis for all points, because a head
-is linear: 64 numbers per point hold 768 channels, exactly.
+A head is linear, so all C channels of a point are ``basis @ coefficients`` with one basis for all
+points: 64 numbers per point hold 768 channels exactly.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -35,11 +35,11 @@ class FeaturePoints:
     """Points with features, as :func:`read_features` returns them.
 
     Attributes:
-        positions: Where they are.
-        colours: Their RGB.
-        coefficients: Their features in the basis.
-        basis: The basis of all features.
-        head: What the features are.
+        positions: Positions, in ``frame``.
+        colours: RGB in [0, 255].
+        coefficients: Features in the basis.
+        basis: Basis of all features.
+        head: The feature head.
         frame: The frame of the positions.
     """
 
@@ -51,7 +51,7 @@ class FeaturePoints:
     frame: str
 
     def features(self, rows: slice = slice(None)) -> Float[Tensor, "rows channels"]:
-        """Returns all channels of some points, as the field's head makes them; not of length 1."""
+        """Returns all channels of some points, not normalised."""
         return functional.linear(self.coefficients[rows], self.basis)
 
 
@@ -69,7 +69,7 @@ def export_features(
         scene: The scene.
         file: ``.safetensors`` for coefficients and basis; ``.npy`` for all channels as float16, and
             the positions beside it, as ``<name>_positions.npy``.
-        sampling: Which points.
+        sampling: Number, spacing and frame of the points.
         head: The feature head; None for the first.
         show_progress: Whether a bar counts points.
 
@@ -80,18 +80,17 @@ def export_features(
         ExportError: If the file's ending does not fit, or it cannot be written.
         F3rmError: If head or frame cannot be used.
     """
-    file = as_path(file)
-    place = check_file(file, FEATURE_SUFFIXES, what="features")
+    path = check_file(as_path(file), FEATURE_SUFFIXES, what="features")
     chosen = scene.head(head)
     points = surface(scene, sampling)
-    if place.suffix.lower() == ".npy":
-        _write_plain(place, points, chosen, show_progress=show_progress)
+    if path.suffix.lower() == ".npy":
+        _write_channels(path, points, chosen, show_progress=show_progress)
     else:
-        _write_exact(place, points, chosen, sampling.frame)
+        _write_coefficients(path, points, chosen, sampling.frame)
     return points
 
 
-def _write_exact(file: Path, points: SurfacePoints, head: FeatureHead, frame: str) -> None:
+def _write_coefficients(file: Path, points: SurfacePoints, head: FeatureHead, frame: str) -> None:
     tensors = {
         "positions": points.positions.float().contiguous(),
         "colours": (points.colours.clamp(0, 1) * 255).round().to(torch.uint8).contiguous(),
@@ -104,7 +103,7 @@ def _write_exact(file: Path, points: SurfacePoints, head: FeatureHead, frame: st
 
 
 @torch.no_grad()
-def _write_plain(
+def _write_channels(
     file: Path, points: SurfacePoints, head: FeatureHead, *, show_progress: bool
 ) -> None:
     header = {
@@ -113,7 +112,8 @@ def _write_plain(
         "shape": (len(points), head.spec.channels),
     }
 
-    def write(stream: Any) -> None:
+    # In batches: 100,000 points of 5,120 channels are a gigabyte.
+    def write(stream: BinaryIO) -> None:
         np.lib.format.write_array_header_1_0(stream, header)
         with progress_bar(show=show_progress, unit="points") as bar:
             task = bar.add_task("features", total=len(points))
@@ -129,12 +129,14 @@ def _write_plain(
 
 
 def read_features(file: StrPath) -> FeaturePoints:
-    """Reads what ``f3rm export RUN features --out NAME.safetensors`` wrote; no run is needed.
+    """Reads a file of ``f3rm export RUN features --out NAME.safetensors``; no run is needed.
 
     Raises:
-        ExportError: If the file is none of these, or damaged.
+        ExportError: If it is another file, or damaged.
     """
     file = as_path(file)
+    if not file.is_file():
+        raise ExportError(f"No such file: {str(file)!r}.")
     try:
         with safe_open(file, framework="pt") as content:
             facts = content.metadata() or {}
@@ -148,7 +150,4 @@ def read_features(file: StrPath) -> FeaturePoints:
 
 
 def _unreadable(file: Path, got: str) -> str:
-    return (
-        f"read_features: {str(file)!r} must be a file of f3rm export RUN features, got: {got}. "
-        "Export it again."
-    )
+    return f"{str(file)!r} is no file of f3rm export RUN features: {got}. Export it again."

@@ -1,12 +1,11 @@
-"""Files of exported scenes: written whole or not at all, in formats that other programs open."""
+"""Files of exports: complete or absent, in formats that other programs open."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import trimesh
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from trimesh.exchange.ply import export_ply
 
@@ -18,34 +17,34 @@ MESH_SUFFIXES = (".ply", ".obj", ".glb", ".stl")
 
 
 class ExportError(F3rmError):
-    """Something cannot be exported, or a file cannot be written."""
+    """A scene or query cannot be exported, or a file cannot be written."""
 
 
 def check_file(file: Path, suffixes: Collection[str], *, what: str) -> Path:
-    """Returns a file's full path if it has an ending that fits.
+    """Returns the absolute path of a file whose ending fits.
 
     Args:
         file: The file.
-        suffixes: The endings that fit.
-        what: What is written there.
+        suffixes: The endings that fit, in lower case.
+        what: The content, as the message names it.
 
     Raises:
         ExportError: If it has another ending, or is a folder.
     """
     if file.suffix.lower() not in suffixes or file.is_dir():
         msg = (
-            f"export: the file of {what} must end in {' or '.join(suffixes)}, got {str(file)!r}. "
-            "Give another --out."
+            f"The file of {what} must end in {' or '.join(suffixes)}, got {str(file)!r}. Give "
+            "another --out."
         )
         raise ExportError(msg)
     return file.expanduser().absolute()
 
 
 def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file beside its place and moves it there.
+    """Writes a temporary file, then renames it.
 
     Args:
-        file: The file; its folder is made where there is none.
+        file: The file; its folder is created.
         write: Writes the content to an open file.
 
     Raises:
@@ -55,10 +54,7 @@ def write_file(file: Path, write: Callable[[BinaryIO], object]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, write)
     except (OSError, CacheError) as error:
-        msg = (
-            f"export: {str(file)!r} must be writable, got: {error}. Give another --out, or make "
-            "room there."
-        )
+        msg = f"Cannot write {str(file)!r}: {error}. Give another --out, or make room there."
         raise ExportError(msg) from error
 
 
@@ -71,8 +67,8 @@ def write_cloud(
     """Writes a point cloud as binary PLY.
 
     Args:
-        file: Where to.
-        positions: Where the points are.
+        file: The file.
+        positions: Positions of the points.
         colours: Their RGB.
         scalars: More properties of the points by name, each of shape (points,).
 
@@ -95,7 +91,7 @@ def write_mesh(
     """Writes a triangle mesh in the format that the file's ending names.
 
     Args:
-        file: Where to.
+        file: The file.
         vertices: Corners of the triangles.
         triangles: Their indices, counter-clockwise seen from outside.
         colours: RGB of the vertices; STL has none.
@@ -106,16 +102,3 @@ def write_mesh(
     mesh = trimesh.Trimesh(vertices, triangles, vertex_colors=colours, process=False)
     kind = file.suffix.lower().lstrip(".")
     write_file(file, lambda stream: mesh.export(stream, file_type=kind))
-
-
-def kept_triangles(
-    triangles: Int[ndarray, "triangles 3"], kept: Bool[ndarray, " vertices"]
-) -> tuple[Int[ndarray, "kept_triangles 3"], Int[ndarray, " kept_vertices"]]:
-    """Drops the triangles that have a corner that is dropped, and corners without a triangle.
-
-    Returns:
-        The triangles that are left, by their new indices, and which vertices these are.
-    """
-    left = triangles[kept[triangles].all(axis=1)]
-    vertices, renumbered = np.unique(left, return_inverse=True)
-    return renumbered.reshape(-1, 3), vertices

@@ -1,16 +1,16 @@
-"""A triangle mesh of a scene, or of what answers a query: Open3D's fusion of rendered depth.
+"""A triangle mesh of a scene or of a query's instances: Open3D's fusion of rendered depth.
 
 *Source:* Curless and Levoy, "A volumetric method for building complex models from range images"
 (SIGGRAPH 1996), as ``open3d.t.geometry.VoxelBlockGrid`` does it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
@@ -21,46 +21,45 @@ from f3rm.scene.export.files import (
     MESH_SUFFIXES,
     ExportError,
     check_file,
-    kept_triangles,
     write_mesh,
 )
 from f3rm.scene.export.objects import found_instances, nearest_instance
-from f3rm.scene.field import SPACING
-from f3rm.scene.found import Found
+from f3rm.scene.found import Instance
 from f3rm.scene.frames import FrameName
 from f3rm.scene.open3d_library import require_open3d
-from f3rm.scene.scene import Scene
+from f3rm.scene.scene import SPACING, Scene
 from f3rm.scene.surface import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.store.progress import track
 
-_TRUNCATED = 4.0
-"""Voxels before and behind a surface in which depth counts."""
+_TRUNCATION = 4.0
+"""Voxels in front of and behind a surface that its depth updates."""
 _LEAST_VIEWS = 2
-"""Views that must see a place."""
+"""Views that must see a voxel."""
 _BLOCK = 8
-_BLOCKS = 1 << 12
+_INITIAL_BLOCKS = 1 << 12
 """Blocks of 8 x 8 x 8 voxels to begin with; the grid grows."""
-_LOOKED_AT = 4
+_DEPTH_STRIDE = 4
 """Open3D finds a picture's blocks at every fourth pixel, and fails where none shows a surface."""
 _FARTHEST = 4.0
-"""In units of the scene frame, in which cameras lie within [-1, 1]."""
+"""Largest depth, in units of the scene frame, in which cameras are within [-1, 1]."""
 _OBJECT_VOXELS = 48
 """Voxels along the longest side of an object."""
 _REACH = 2.5
+"""Cells around an instance's points and box that still belong to it."""
 _LEAST_SHARE = 0.01
 """Pieces with a smaller share of the triangles float, and are dropped."""
 
 
 @dataclass(frozen=True)
 class Meshing:
-    """How a mesh is made."""
+    """Resolution and frame of a mesh."""
 
     voxel: float | None = None
-    """Edge of a voxel, in units of the frame; without it by the size of the object or scene."""
+    """Edge of a voxel, in units of the frame; None derives it from the object's or scene's size."""
     views: int = 60
-    """Training views whose depth is used, at most, evenly chosen."""
+    """Largest number of training views whose depth is used, evenly chosen."""
     height: int = 240
-    """Rows that they are rendered with, at most."""
+    """Largest number of rows that they are rendered with."""
     frame: FrameName = "dataset"
     """Frame of the file: dataset (of transforms.json), metres, or nerfstudio (the run's own)."""
 
@@ -82,13 +81,13 @@ class TriangleMesh:
 
 @dataclass(frozen=True)
 class DepthView:
-    """What one pinhole camera sees, in the scene frame.
+    """Colour and depth of one pinhole camera, in the scene frame.
 
     Attributes:
         rgb: The picture.
-        depth: Along the optical axis; 0 where there is no surface.
-        intrinsics: From the camera's axes to pixels, the centre of the first at (0, 0).
-        camera_from_scene: OpenCV's axes: x right, y down, z forward.
+        depth: Depth along the optical axis; 0 without a surface.
+        intrinsics: Map from the camera's axes to pixels, (0, 0) being the centre of the first.
+        camera_from_scene: The pose, in OpenCV's axes: x right, y down, z forward.
     """
 
     rgb: UInt8[np.ndarray, "height width 3"]
@@ -107,49 +106,48 @@ def export_mesh(
     threshold: float | None = None,
     show_progress: bool = False,
 ) -> TriangleMesh:
-    """Writes a mesh of the scene, or of what answers a query.
+    """Writes a mesh of the scene, or of a query's instances.
 
     Args:
         scene: The scene.
-        file: Where to: ``.ply``, ``.obj``, ``.glb`` or ``.stl``.
-        meshing: How it is made.
-        query: What is asked; None for the whole scene.
-        head: The feature head that is asked; None for the first that has a text tower.
-        threshold: From which score on a place answers; None to choose it by the scene.
+        file: A ``.ply``, ``.obj``, ``.glb`` or ``.stl`` file.
+        meshing: Resolution and frame.
+        query: The query; None for the whole scene.
+        head: The feature head to query; None for the first that has a text tower.
+        threshold: The least score of a matching point; None to choose it from the scene's scores.
         show_progress: Whether a bar counts views.
 
     Returns:
         The mesh, in the frame of the file.
 
     Raises:
-        ExportError: If nothing answers or has a surface, or the file cannot be written.
+        ExportError: If there is no instance or no surface, or the file cannot be written.
         Open3dError: If Open3D cannot be imported.
         F3rmError: If query, head or frame cannot be used.
     """
-    file = as_path(file)
-    place = check_file(file, MESH_SUFFIXES, what="a mesh")
+    path = check_file(as_path(file), MESH_SUFFIXES, what="a mesh")
     known = scene.frames.get(meshing.frame)
     _check(meshing)
-    found = None
+    instances: tuple[Instance, ...] = ()
     if query is not None:
         found = found_instances(scene, query, head=head, threshold=threshold, frame="nerfstudio")
-    voxel = SPACING if found is None else _object_voxel(found)
+        instances = found.instances
     if meshing.voxel is not None:
         voxel = meshing.voxel * known.scene_per_unit
-    boxes = [] if found is None else [instance.box for instance in found.instances]
-    views = _depth_views(scene, meshing, boxes, show_progress=show_progress)
-    mesh = fuse(views, voxel)
-    if found is not None:
-        mesh = _cut(mesh, found)
+    else:
+        longest = (float(instance.extent.max()) for instance in instances)
+        voxel = min([SPACING, *(side / _OBJECT_VOXELS for side in longest)])
+    boxes = [instance.box for instance in instances]
+    mesh = fuse(_depth_views(scene, meshing, boxes, show_progress=show_progress), voxel)
+    if instances:
+        owners = nearest_instance(instances, torch.from_numpy(mesh.vertices), reach=_REACH)
+        mesh = restricted(mesh, owners >= 0)
     if not len(mesh.triangles):
-        msg = (
-            "export: the mesh must have triangles, got none. Give a smaller --voxel, more --views, "
-            "or export points."
-        )
+        msg = "The mesh has no triangles. Give a smaller --voxel or more --views, or export points."
         raise ExportError(msg)
-    moved = known.from_scene(torch.from_numpy(mesh.vertices)).numpy()
-    mesh = TriangleMesh(moved, mesh.triangles, mesh.colours)
-    write_mesh(place, mesh.vertices, mesh.triangles, mesh.colours)
+    vertices = known.from_scene(torch.from_numpy(mesh.vertices)).numpy()
+    mesh = replace(mesh, vertices=vertices)
+    write_mesh(path, mesh.vertices, mesh.triangles, mesh.colours)
     return mesh
 
 
@@ -157,22 +155,27 @@ def fuse(views: Iterator[DepthView], voxel: float) -> TriangleMesh:
     """Fuses depth pictures to a mesh, without pieces of less than 1 % of the triangles.
 
     Args:
-        views: What cameras see.
+        views: Colour and depth of each camera.
         voxel: Edge of a voxel, in units of the scene frame, > 0.
 
     Raises:
         Open3dError: If Open3D cannot be imported.
     """
-    open3d = require_open3d("fuse: Open3D, which makes meshes")
+    open3d = require_open3d("Open3D, which makes meshes")
     tensor, image = open3d.core.Tensor, open3d.t.geometry.Image
     number = open3d.core.float32
     grid = open3d.t.geometry.VoxelBlockGrid(
-        ("tsdf", "weight", "color"), (number,) * 3, ((1,), (1,), (3,)), voxel, _BLOCK, _BLOCKS
+        ("tsdf", "weight", "color"),
+        (number,) * 3,
+        ((1,), (1,), (3,)),
+        voxel,
+        _BLOCK,
+        _INITIAL_BLOCKS,
     )
-    limits = {"depth_scale": 1.0, "depth_max": _FARTHEST, "trunc_voxel_multiplier": _TRUNCATED}
+    limits = {"depth_scale": 1.0, "depth_max": _FARTHEST, "trunc_voxel_multiplier": _TRUNCATION}
     seen = 0
     for view in views:
-        if not view.depth[::_LOOKED_AT, ::_LOOKED_AT].any():
+        if not view.depth[::_DEPTH_STRIDE, ::_DEPTH_STRIDE].any():
             continue
         seen += 1
         depth = image(tensor(view.depth))
@@ -182,42 +185,31 @@ def fuse(views: Iterator[DepthView], voxel: float) -> TriangleMesh:
         grid.integrate(blocks, depth, colour, *camera, **limits)
     if not seen:
         return TriangleMesh(np.empty((0, 3)), np.empty((0, 3), int), np.empty((0, 3), np.uint8))
-    found = grid.extract_triangle_mesh(weight_threshold=min(_LEAST_VIEWS, seen) - 0.5)
-    return _without_small_pieces(found.to_legacy())
+    # Weights count views, in floats: half a view less than the least, so that none is rounded away.
+    extracted = grid.extract_triangle_mesh(weight_threshold=min(_LEAST_VIEWS, seen) - 0.5)
+    return _without_small_pieces(extracted.to_legacy())
 
 
 def _without_small_pieces(mesh: Any) -> TriangleMesh:
+    """Converts a mesh of Open3D's legacy class, which alone can cluster triangles."""
     piece, sizes, _ = mesh.cluster_connected_triangles()
     sizes = np.asarray(sizes, dtype=np.int64)
+    # Of an empty mesh Open3D's arrays have the shape (0,).
     triangles = np.asarray(mesh.triangles, dtype=np.int64).reshape(-1, 3)
     if len(triangles):
         large = sizes >= _LEAST_SHARE * sizes.sum()
         triangles = triangles[large[np.asarray(piece)]]
     vertices = np.asarray(mesh.vertices).reshape(-1, 3)
-    colours = np.asarray(mesh.vertex_colors).reshape(-1, 3)
-    triangles, used = kept_triangles(triangles, np.ones(len(vertices), dtype=bool))
-    shown = (colours[used].clip(0, 1) * 255).round().astype(np.uint8)
-    return TriangleMesh(vertices[used], triangles, shown)
-
-
-def _cut(mesh: TriangleMesh, found: Found) -> TriangleMesh:
-    """Keeps what lies at the points of an instance."""
-    positions = torch.from_numpy(mesh.vertices)
-    kept = nearest_instance(found.instances, positions, reach=_REACH) >= 0
-    triangles, used = kept_triangles(mesh.triangles, kept)
-    return TriangleMesh(mesh.vertices[used], triangles, mesh.colours[used])
-
-
-def _object_voxel(found: Found) -> float:
-    longest = min(float(instance.extent.max()) for instance in found.instances)
-    return min(SPACING, longest / _OBJECT_VOXELS)
+    colours = (np.asarray(mesh.vertex_colors).reshape(-1, 3).clip(0, 1) * 255).round()
+    whole = TriangleMesh(vertices, triangles, colours.astype(np.uint8))
+    return restricted(whole, np.ones(len(vertices), dtype=bool))
 
 
 def _check(meshing: Meshing) -> None:
     if meshing.views < 1 or meshing.height < 1 or not (meshing.voxel is None or meshing.voxel > 0):
         msg = (
-            f"export: voxel, views and height must be > 0, got {meshing.voxel}, {meshing.views} "
-            f"and {meshing.height}. Leave them out for the defaults."
+            f"--voxel, --views and --height must be > 0, got {meshing.voxel}, {meshing.views} and "
+            f"{meshing.height}. Leave them out for the defaults."
         )
         raise ExportError(msg)
 
@@ -225,7 +217,7 @@ def _check(meshing: Meshing) -> None:
 def _depth_views(
     scene: Scene, meshing: Meshing, boxes: list[OrientedBox], *, show_progress: bool
 ) -> Iterator[DepthView]:
-    """Renders training views; with boxes only what lies in or near one of them has a depth."""
+    """Renders training views; with boxes only surfaces in or near one of them have a depth."""
     cameras = scene.run.train.cameras.to("cpu")
     count = min(meshing.views, len(cameras))
     chosen = np.linspace(0, len(cameras) - 1, count).round().astype(int)
@@ -235,14 +227,14 @@ def _depth_views(
 
 
 def pinhole(camera: Cameras, height: int) -> Cameras:
-    """Returns a camera without lens distortion and of at most so many rows, at the same place.
+    """Returns a camera of the same pose without lens distortion and with at most ``height`` rows.
 
     Raises:
         ExportError: If it is no perspective camera.
     """
     if int(camera.camera_type[0]) != CameraType.PERSPECTIVE.value:
         kind = CameraType(int(camera.camera_type[0])).name
-        msg = f"export: cameras of a mesh must be perspective, got {kind}. Export points."
+        msg = f"The cameras of a mesh must be perspective, got {kind}. Export points instead."
         raise ExportError(msg)
     scale = min(1.0, height / int(camera.height[0]))
     width, rows = round(int(camera.width[0]) * scale), round(int(camera.height[0]) * scale)
@@ -264,6 +256,7 @@ def _depth_view(scene: Scene, camera: Cameras, boxes: list[OrientedBox]) -> Dept
     seen = outputs["accumulation"].cpu() >= LEAST_ACCUMULATION
     seen &= (along - expected).abs() <= DEPTH_AGREEMENT * along
     positions = bundle.origins + bundle.directions * along  # (height, width, 3)
+    # Nerfacto's depth is along the ray, Open3D's along the optical axis.
     pose = camera.camera_to_worlds[0].double()
     depth = along[..., 0] * (bundle.directions @ -pose[:, 2].float())
     kept = seen[..., 0] & _near(positions, boxes)
@@ -280,11 +273,16 @@ def _depth_view(scene: Scene, camera: Cameras, boxes: list[OrientedBox]) -> Dept
 
 
 def _near(positions: Float[Tensor, "height width 3"], boxes: list[OrientedBox]) -> Tensor:
-    """Returns which positions are in or near one of some boxes; all, without any."""
+    """Tells which positions are in or near one of the boxes; all are, without any box."""
     if not boxes:
         return torch.ones(positions.shape[:2], dtype=torch.bool)
     flat = positions.reshape(-1, 3).double().numpy()
-    inside = np.zeros(len(flat), dtype=bool)
-    for box in boxes:
-        inside |= box.contains(flat, margin=_REACH * SPACING)
+    inside = np.any([box.contains(flat, margin=_REACH * SPACING) for box in boxes], axis=0)
     return torch.from_numpy(inside).reshape(positions.shape[:2])
+
+
+def restricted(mesh: TriangleMesh, kept: Bool[np.ndarray, " vertices"]) -> TriangleMesh:
+    """Drops triangles with a dropped corner, then vertices without a triangle."""
+    triangles = mesh.triangles[kept[mesh.triangles].all(axis=1)]
+    used, renumbered = np.unique(triangles, return_inverse=True)
+    return TriangleMesh(mesh.vertices[used], renumbered.reshape(-1, 3), mesh.colours[used])

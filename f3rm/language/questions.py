@@ -1,8 +1,8 @@
-"""From words to scores: phrases are embedded once, questions are scored on hidden vectors."""
+"""Questions in words: phrases are embedded once, questions are scored on hidden vectors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,18 +20,33 @@ from f3rm.language.expressions import (
 )
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    TEMPERATURE,
     HiddenQuery,
     make_query,
-    similarities_from_hidden,
+    similarity_from_hidden,
     to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
-from f3rm.model import FeatureFieldModel
 
 PROMPT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a close-up photo of a {}", "a {} in a room")
 """Sentences that a phrase may be put into; their embeddings are averaged."""
 
 AS_IT_STANDS = ("{}",)
+
+
+@runtime_checkable
+class Head(Protocol):
+    """A feature head, as far as a question needs it."""
+
+    @property
+    def spec(self) -> HeadSpec:
+        """Name, channels and backbone."""
+        ...
+
+    @property
+    def weight(self) -> Float[Tensor, "channels hidden"]:
+        """The linear map from hidden vectors to features."""
+        ...
 
 
 class QuestionOptions(TypedDict, total=False):
@@ -40,15 +55,15 @@ class QuestionOptions(TypedDict, total=False):
     head: str | None
     """The feature head; without it the first that has a text tower."""
     negatives: Sequence[str]
-    """Phrases that the asked one is told from; without it LERF's four, empty for plain cosines."""
+    """Phrases that prompts are told from; without it LERF's four, empty for plain cosines."""
     temperature: float
     """Soft-max temperature of the relevancy, > 0; 0.1 without it."""
     templates: Sequence[str]
-    """Sentences with ``{}`` that phrases are put into; without it they are used as they stand."""
+    """Sentences with ``{}`` that phrases are put into; without it phrases are used as typed."""
 
 
 class LanguageError(F3rmError):
-    """A field, or the head that is asked, has no language."""
+    """A field, or the head that is asked, has no text tower."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +71,26 @@ class Question:
     """A question, ready to be scored.
 
     Attributes:
-        label: What it is called.
-        expression: What is asked.
-        queries: Its phrases in the head's hidden space.
-        compares: Whether scores are relevancies in [0, 1], not plain cosines.
-        thresholds: From which score on something counts as a thing whose part is asked for.
+        label: The question as text.
+        expression: The parsed question.
+        query: Its phrases, in their order, in the head's hidden space.
+        thresholds: Score threshold for the left side of every ``object > part``.
     """
 
     label: str
     expression: Expression
-    queries: Mapping[str, HiddenQuery]
-    compares: bool
+    query: HiddenQuery
     thresholds: Mapping[Expression, float] = field(default_factory=dict)
 
     @property
+    def compares(self) -> bool:
+        """Whether scores are relevancies in [0, 1], not plain cosines."""
+        return self.query.negatives.shape[-1] > 0
+
+    @property
     def device(self) -> torch.device:
-        """Where hidden vectors must be to be scored."""
-        return next(iter(self.queries.values())).gram.device
+        """The device that hidden vectors must be on."""
+        return self.query.gram.device
 
     def scores(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
         """Scores hidden vectors, composited or at points."""
@@ -81,36 +99,34 @@ class Question:
     def score_of(
         self, expression: Expression, hidden: Float[Tensor, "*batch hidden"]
     ) -> Float[Tensor, "*batch"]:
-        """Scores hidden vectors against a piece of the question."""
-        phrases = phrases_of(expression)
-        asked = [self.queries[phrase] for phrase in phrases]
-        columns = similarities_from_hidden(hidden, asked).unbind(-1)
-        scores = dict(zip(phrases, columns, strict=True))
+        """Scores hidden vectors against a part of the question."""
+        columns = similarity_from_hidden(hidden, self.query).unbind(-1)
+        scores = dict(zip(phrases_of(self.expression), columns, strict=True))
         return combined(expression, scores.__getitem__, self.thresholds.__getitem__)
 
     def with_thresholds(self, choose: Callable[[Tensor], float], hidden: Tensor) -> "Question":
-        """Chooses from which score on something counts as a thing whose part is asked for.
+        """Sets the score threshold for the left side of every ``object > part``.
 
         Args:
             choose: From scores to a threshold.
             hidden: Hidden vectors of the whole scene, shape (points, hidden).
         """
         question = self
-        for thing in things_of(self.expression):
+        for thing in things_of(self.expression):  # innermost first: outer ones need its threshold
             chosen = choose(question.score_of(thing, hidden))
             question = replace(question, thresholds={**question.thresholds, thing: chosen})
         return question
 
 
 class Questioner:
-    """Turns words into questions to one model; text towers load when first needed.
+    """Turns text into questions to the heads of one field; text towers load when first needed.
 
     Args:
-        model: The trained model.
+        heads: The heads by name.
     """
 
-    def __init__(self, model: FeatureFieldModel) -> None:
-        self._model = model
+    def __init__(self, heads: Mapping[str, Head]) -> None:
+        self._heads = heads
         self._encoders: dict[str, TextEncoder] = {}
 
     def ask(
@@ -119,47 +135,44 @@ class Questioner:
         *,
         head: str | None = None,
         negatives: Sequence[str] = CANONICAL_NEGATIVES,
-        temperature: float = 0.1,
+        temperature: float = TEMPERATURE,
         templates: Sequence[str] = AS_IT_STANDS,
     ) -> Question:
-        """Reads and embeds one question; see :class:`QuestionOptions` and :func:`parse`.
+        """Parses and embeds one question; see :class:`QuestionOptions` and :func:`parse`.
 
         Raises:
             LanguageError: If the field or the head has no text tower.
-            ExpressionError: If the question cannot be read.
+            ExpressionError: If the question cannot be parsed.
             F3rmError: If there is no such head, a template has no ``{}``, or cosines would be
                 combined.
             BackboneUnavailableError: If the text tower cannot be loaded.
         """
-        spec = choose_head(self._model, head)
+        spec = choose_head(self._heads, head)
         if spec is None:
             msg = (
-                f"ask: the field must have language to be asked {text!r}, got the heads "
-                f"{list(self._model.heads)}. Train with a feature type that has it, such as CLIP."
+                f"{text!r} cannot be asked: none of the heads {list(self._heads)} has a text "
+                "tower. Train with a feature type that has one, such as CLIP."
             )
             raise LanguageError(msg)
         expression = parse(text)
         if not (negatives or isinstance(expression, Phrase)):
             msg = (
-                f"ask: negatives must not be empty where and, or, not or > is used, got {text!r}: "
+                f"negatives must not be empty where and, or, not or > is used, got {text!r}: "
                 "cosines have no common scale. Leave negatives out for the canonical ones."
             )
             raise F3rmError(msg)
-        weight = self._model.feature_field.head(spec.name).weight.detach()
+        weight = self._heads[spec.name].weight.detach()
+        prompts = self._embed(spec, phrases_of(expression), templates).to(weight)
         others = self._embed(spec, negatives, templates).to(weight) if negatives else None
-        queries: dict[str, HiddenQuery] = {}
-        for phrase in phrases_of(expression):
-            own = self._embed(spec, [phrase], templates).to(weight)
-            query = make_query(own, others, temperature=temperature)
-            queries[phrase] = to_hidden(query, weight)
-        return Question(str(expression), expression, queries, compares=others is not None)
+        query = to_hidden(make_query(prompts, others, temperature=temperature), weight)
+        return Question(str(expression), expression, query)
 
     def _embed(
         self, spec: HeadSpec, phrases: Sequence[str], templates: Sequence[str]
     ) -> Float[Tensor, "phrases channels"]:
         if isinstance(templates, str) or not templates or any("{}" not in t for t in templates):
             msg = (
-                f"ask: templates must be sentences with {{}} in them, got {templates!r}. For "
+                f"templates must be sentences with {{}} in them, got {templates!r}. For "
                 "example f3rm.scene.PROMPT_TEMPLATES."
             )
             raise F3rmError(msg)
@@ -169,26 +182,26 @@ class Questioner:
         return embeddings.mean(dim=1)  # of unit vectors; make_query normalises
 
 
-def choose_head(model: FeatureFieldModel, wanted: str | None) -> HeadSpec | None:
+def choose_head(heads: Mapping[str, Head], wanted: str | None) -> HeadSpec | None:
     """Returns the wanted head, or the first that has a text tower, or None where none has.
 
     Args:
-        model: The trained model.
+        heads: The heads by name.
         wanted: Name of a head, or None.
 
     Raises:
         F3rmError: If the wanted head does not exist or has no text tower.
     """
-    speaking = [spec for spec in model.feature_field.specs if spec.has_text]
+    with_text = [head.spec for head in heads.values() if head.spec.has_text]
     if wanted is None:
-        return speaking[0] if speaking else None
-    spec = model.feature_field.head(wanted).spec
+        return with_text[0] if with_text else None
+    if wanted not in heads:
+        msg = f"There is no head {wanted!r}; this field has {', '.join(heads) or 'none'}."
+        raise F3rmError(msg)
+    spec = heads[wanted].spec
     if not spec.has_text:
-        names = ", ".join(repr(other.name) for other in speaking) or "none of this run"
-        msg = (
-            f"choose_head: head must have a text tower, got {wanted!r}. Those that have one: "
-            f"{names}."
-        )
+        names = ", ".join(repr(other.name) for other in with_text) or "none of this run"
+        msg = f"The head {wanted!r} has no text tower. Heads that have one: {names}."
         raise LanguageError(msg)
     return spec
 
@@ -201,9 +214,15 @@ def questions_in(query: str | Sequence[str]) -> list[str]:
     """
     texts = split_questions(query) if isinstance(query, str) else list(query)
     if not texts:
-        msg = f"questions_in: query must hold at least one phrase, got {query!r}. Say what to seek."
+        msg = f"A query must hold at least one phrase, got {query!r}. Say what to look for."
         raise F3rmError(msg)
     return texts
+
+
+def as_part(question: str) -> str:
+    """Returns a question in which ``object; part`` is written ``object > part``."""
+    pieces = questions_in(question)
+    return pieces[0] if len(pieces) == 1 else " > ".join(f"({piece})" for piece in pieces)
 
 
 def all_scores(

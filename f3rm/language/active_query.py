@@ -1,0 +1,193 @@
+"""The query of one head with the settings of its display: words, clicked points, example images.
+
+All are values: a render takes one :class:`ActiveQuery` and is not disturbed by later typing. Words
+and examples are compared with negatives of their own kind and are never averaged with each other:
+an image's features are nearer to any other image's than to any text's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from f3rm.language.relevancy import (
+    Query,
+    averaged,
+    make_query,
+    similarity_from_hidden,
+    to_hidden,
+)
+from f3rm.language.text_encoder import QueryText
+
+ScoreKind = Literal["relevancy", "cosine"]
+Several = Literal["averaged", "each alone"]
+
+MOST_PROMPTS = 8
+"""Prompts that are told apart by colour."""
+
+_LONGEST_LABEL = 40
+
+
+@dataclass(frozen=True)
+class Words:
+    """A typed query, embedded.
+
+    Attributes:
+        text: The typed text.
+        labels: Its positive phrases.
+        positives: Their embeddings, shape (positives, channels).
+        negatives: Embeddings of the negative phrases, shape (negatives, channels).
+    """
+
+    text: QueryText
+    labels: tuple[str, ...]
+    positives: Float[Tensor, "positives channels"]
+    negatives: Float[Tensor, "negatives channels"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clicked point or an image.
+
+    Attributes:
+        label: Its name in the legend.
+        is_positive: Whether it is searched for; if not, it is a negative.
+        features: Its feature by head, each of shape (channels,).
+    """
+
+    label: str
+    is_positive: bool
+    features: Mapping[str, Float[Tensor, " _"]]
+
+
+@dataclass(frozen=True)
+class DisplaySettings:
+    """How scores are computed and shown.
+
+    Attributes:
+        several: Whether positives are averaged into one prompt or are prompts of their own.
+        score: Relevancy against the negatives, or the plain cosine.
+        temperature: Soft-max temperature of the relevancy, > 0.
+        threshold: Score from which a pixel is found; None chooses it per picture.
+        low: Score at the blue end of the colour scale.
+        high: Score at its red end.
+        coloured: Whether ``similarity`` is a coloured picture, or the bare scores.
+    """
+
+    several: Several = "averaged"
+    score: ScoreKind = "relevancy"
+    temperature: float = 0.1
+    threshold: float | None = None
+    low: float = 0.0
+    high: float = 1.0
+    coloured: bool = False
+
+
+@dataclass(frozen=True)
+class ActiveQuery:
+    """The prompts to one head, ready to be scored.
+
+    Attributes:
+        head: The head's name.
+        labels: The label of each prompt, at most :data:`MOST_PROMPTS`.
+        queries: The prompts in the order of the labels; words and examples apart.
+        is_present: Whether each prompt is known to be in the scene: examples are, words may not be.
+        settings: How scores are computed and shown.
+    """
+
+    head: str
+    labels: tuple[str, ...]
+    queries: tuple[Query, ...]
+    is_present: tuple[bool, ...]
+    settings: DisplaySettings
+
+    @property
+    def compares(self) -> tuple[bool, ...]:
+        """Whether each prompt's score is a relevancy, not a cosine."""
+        return tuple(query.has_negatives for query in self.queries for _ in query.prompts)
+
+    def scores(
+        self,
+        hidden: Float[Tensor, "*batch hidden"],
+        head_weight: Float[Tensor, "channels hidden"],
+    ) -> Float[Tensor, "*batch prompts"]:
+        """Scores composited hidden vectors for every prompt, without the C feature channels."""
+        scores = [
+            similarity_from_hidden(hidden, to_hidden(query, head_weight)) for query in self.queries
+        ]
+        return torch.cat(scores, dim=-1)
+
+
+def active_query(
+    head: str,
+    words: Words | None,
+    examples: Sequence[Example],
+    background: Float[Tensor, " channels"] | None,
+    settings: DisplaySettings,
+) -> ActiveQuery | None:
+    """Joins words and examples into the query of a head; None where there is no positive.
+
+    Args:
+        head: The head's name.
+        words: The typed query, or None.
+        examples: Points and images; those without a feature of this head are left out.
+        background: A further negative of positive examples, usually the mean of all features.
+        settings: How scores are computed and shown.
+    """
+    known = [example for example in examples if head in example.features]
+    positives = [example for example in known if example.is_positive]
+    negatives = [example.features[head] for example in known if not example.is_positive]
+    if background is not None:
+        negatives.append(background)
+    labels: list[str] = []
+    queries: list[Query] = []
+    num_words = 0
+    if words is not None:
+        names, query = _query(words.labels, words.positives, words.negatives, settings)
+        labels, queries, num_words = names, [query], len(names)
+    if positives and num_words < MOST_PROMPTS:
+        vectors = torch.stack([example.features[head] for example in positives])
+        others = torch.stack(negatives) if negatives else vectors.new_zeros((0, vectors.shape[-1]))
+        names, query = _query(
+            [example.label for example in positives],
+            vectors,
+            others,
+            settings,
+            most=MOST_PROMPTS - num_words,
+        )
+        labels, queries = labels + names, [*queries, query]
+    if not queries:
+        return None
+    present = tuple(index >= num_words for index in range(len(labels)))
+    return ActiveQuery(head, tuple(labels), tuple(queries), present, settings)
+
+
+def _query(
+    labels: Sequence[str],
+    positives: Float[Tensor, "positives channels"],
+    negatives: Float[Tensor, "negatives channels"],
+    settings: DisplaySettings,
+    *,
+    most: int = MOST_PROMPTS,
+) -> tuple[list[str], Query]:
+    """Returns the labels and the query of at most so many prompts."""
+    if settings.score == "cosine":
+        negatives = negatives[:0]
+    if settings.several == "averaged":
+        labels, positives = [" + ".join(labels)], averaged(positives)
+    query = make_query(positives[:most], negatives, temperature=settings.temperature)
+    return [shortened(label) for label in labels[:most]], query
+
+
+def shortened(text: str) -> str:
+    """Returns at most 40 characters of a text."""
+    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
+
+
+def unit(feature: Float[Tensor, " channels"]) -> Float[Tensor, " channels"]:
+    """Returns a feature at length one, on the CPU in full precision."""
+    return functional.normalize(feature.detach().float().cpu(), dim=0)
