@@ -1,4 +1,4 @@
-"""Where the features of a dataset lie, and whether what lies there is valid."""
+"""The cache folders of a dataset, and whether the cache in one is valid."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from f3rm.store.spec import FeatureSpec
 log = logging.getLogger(__name__)
 
 _DEFAULT = "default"
-"""What is said of a setting that is only recorded when it is chosen."""
+"""Shown for a setting that is recorded only when it differs from its default."""
 
 
 def feature_folder(
@@ -35,28 +35,25 @@ def feature_folder(
     """Chooses the cache folder of a feature type.
 
     It is ``<data>/features/<name>``, or ``<cache_dir>/<dataset>-<hash of its path>/<name>`` if a
-    cache directory is given. If the dataset can neither be written to nor holds a cache already, it
-    is the latter in the user's cache home.
+    cache directory is given. A dataset that is read-only and holds no cache has it in the user's
+    cache home instead.
 
     Args:
         data: The dataset folder or a ``.json`` file in it.
         spec: The feature type.
-        cache_dir: A directory for caches outside datasets.
+        cache_dir: A folder for caches outside datasets.
         items: The dataset's images; with them, a cache in a read-only dataset counts only if it is
             valid.
     """
     data = as_path(data)
-    cache_dir = None if cache_dir is None else as_path(cache_dir)
-    root = dataset_root(data)
-    usual = root / "features" / spec.name
     if cache_dir is not None:
-        return _keyed(cache_dir.expanduser().absolute(), root) / spec.name
+        return cache_roots(data, as_path(cache_dir))[0] / spec.name
+    usual, elsewhere = (root / spec.name for root in cache_roots(data, None))
     if is_writable(usual):
         return usual
     present = (usual / MANIFEST).is_file()
     if present and (items is None or find_cache(items, spec, usual, failed_too=True)[0]):
         return usual
-    elsewhere = _keyed(Path(platformdirs.user_cache_dir("f3rm")), root) / spec.name
     log.warning("%s is not writable; the features are kept in %s.", usual, elsewhere)
     return elsewhere
 
@@ -66,27 +63,28 @@ def find_cache(
 ) -> tuple[FeatureStore | None, str]:
     """Opens a cache if it is complete and fits these images and settings; loads no model.
 
-    An image counts as the same if name, length and modification time agree, or else its content
-    does.
+    An image counts as unchanged if its length agrees, and its modification time or else content.
 
     Args:
         items: The images that it must hold, in any order.
         spec: The settings; the precision ``auto`` accepts any.
-        folder: Where to look.
-        failed_too: Whether a cache counts in which some of the images are recorded as failed.
+        folder: The cache folder.
+        failed_too: Whether some of the images may be recorded as failed.
 
     Returns:
-        The cache, or None; and a sentence that says which cache it is, or why there is none.
+        The cache, or None; and a clause that names the cache, or the reason why there is none.
 
     Raises:
         BackboneUnavailableError: If the weights are given as a path that does not exist.
     """
     folder = as_path(folder)
+    # Outside of the try: weights that are missing are no reason to extract.
     identity = weights_identity(spec.backbone)
     try:
         if not (folder / MANIFEST).exists():
             if is_legacy(folder):
-                return open_legacy(folder, items, spec), f"the cache in {folder} is of older f3rm"
+                store = open_legacy(folder, items, spec)
+                return store, f"the cache in {folder} was made by f3rm's earlier extractor"
             return None, f"there is no finished cache in {folder}"
         manifest = read_manifest(folder)
         reason = _other_settings(manifest, spec, identity) or _other_images(
@@ -100,11 +98,11 @@ def find_cache(
 
 
 def cache_roots(data: Path, cache_dir: Path | None) -> list[Path]:
-    """Returns the folders in which caches of a dataset may lie.
+    """Returns the folders that may hold caches of a dataset.
 
     Args:
         data: The dataset folder or a ``.json`` file in it.
-        cache_dir: A directory for caches outside datasets; then only that.
+        cache_dir: A folder for caches outside datasets; then only that.
     """
     root = dataset_root(data)
     if cache_dir is not None:
@@ -113,13 +111,15 @@ def cache_roots(data: Path, cache_dir: Path | None) -> list[Path]:
 
 
 def _keyed(base: Path, root: Path) -> Path:
+    """Returns the folder of a dataset's caches in one that several datasets share."""
+    # The hash tells datasets of equal names apart.
     resolved = root.resolve()
     digest = xxhash.xxh3_64(str(resolved).encode()).hexdigest()[:8]
     return base / f"{resolved.name}-{digest}"
 
 
 def _other_settings(manifest: Manifest, spec: FeatureSpec, identity: str) -> str:
-    if spec.precision == "auto":
+    if spec.precision == "auto":  # any precision will do
         spec = replace(spec, precision=manifest.spec.precision)
     if manifest.key == spec.key(identity):
         return ""
@@ -153,13 +153,11 @@ def _other_images(manifest: Manifest, items: Sequence[ImageItem], *, failed_too:
 
 
 def is_same_image(record: ImageRecord | FailedRecord, item: ImageItem) -> bool:
-    """Returns whether an image file is still the recorded one, as far as a cheap look can tell.
+    """Returns whether an image file is still the recorded one.
 
-    Args:
-        record: What is recorded.
-        item: The file now.
+    The content is read only if the modification time differs, e.g. because the dataset was copied.
     """
-    if isinstance(record, FailedRecord):
+    if isinstance(record, FailedRecord):  # has no content hash: it could not be read
         return FailedRecord.of(item, record.error) == record
     try:
         status = item.path.stat()

@@ -1,7 +1,7 @@
-"""The codec of a run: fitted once, before the first chunk, and shared by all its workers.
+"""The codec of a run: loaded, or fitted once before the first chunk and shared by all workers.
 
-The sample is fixed by the list of images. A cache that gets new images keeps its codec, so that
-its chunks stay valid; ``--force`` fits anew.
+The sample is determined by the list of images. A cache that gets new images keeps its codec, so
+that its chunks stay valid; ``--force`` fits a new one.
 """
 
 import time
@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.errors import CacheError
-from f3rm.extract.encoder import Encoder
+from f3rm.extract.encoder import Encoder, check_finite
 from f3rm.extract.locks.chunk_reuse import older_codecs
+from f3rm.extract.locks.folders import older_folders
 from f3rm.extract.membership import POLL_SECONDS
 from f3rm.extract.plan import ChunkPlan
-from f3rm.extract.stored_rows import check_finite
 from f3rm.extract.writer import CacheWriter
 from f3rm.store.codec_files import read_codec, write_codec
 from f3rm.store.codecs import Codec, CodecRecord, fit_codec
@@ -24,45 +24,45 @@ from f3rm.store.images import ImageInfo
 
 SAMPLE_IMAGES = 16
 SAMPLE_CELLS = 1024
+"""Cells per image, at most about twice as many."""
 
 
-def settle_codec(
+def load_or_fit_codec(
     writer: CacheWriter, plans: Sequence[ChunkPlan], encoder: Encoder
 ) -> CodecRecord | None:
     """Gives the encoder its codec: the run's, an older cache's, or one fitted now.
 
     Args:
-        writer: This worker's part in the run.
+        writer: This worker's view of the run.
         plans: All chunks.
-        encoder: Computes the sample; has the codec afterwards.
+        encoder: Computes the sample; its ``codec`` is set afterwards.
 
     Returns:
-        What the manifest will say; None if others have finished the run meanwhile.
+        The manifest's record of the codec; None if others have finished the run meanwhile.
 
     Raises:
         CacheError: If the file system refuses, or the codec cannot be fitted.
         ImageError: If an image of the sample cannot be read.
         DeviceError: If not even one image fits into memory.
     """
-    if encoder.codec is not None:
+    if encoder.codec is not None:  # fp16 and fp32 need no fitting
         return CodecRecord()
-    while True:
-        record = writer.codec()
-        if record is not None:
-            encoder.codec = read_codec(writer.building, record, encoder.channels)
-            return record
+    while (record := writer.journal.codec()) is None:
         if writer.is_over():
             return None
         if writer.claim_codec():
             codec = _older_codec(writer, encoder) or _fitted(plans, encoder)
             arrays = write_codec(writer.building, codec)
-            writer.note_codec(CodecRecord(codec.spec.name, arrays))
+            writer.journal.add_codec(CodecRecord(codec.spec.name, arrays))
         else:
             time.sleep(POLL_SECONDS)
+    # Read back even by the worker that fitted it, so that all compute with the same bits.
+    encoder.codec = read_codec(writer.building, record, encoder.channels)
+    return record
 
 
 def _older_codec(writer: CacheWriter, encoder: Encoder) -> Codec | None:
-    for folder, record in older_codecs(writer.folder, writer.run):
+    for folder, record in older_codecs(writer.folder, older_folders(writer.folder), writer.run):
         try:
             codec = read_codec(folder, record, encoder.channels)
         except CacheError:
@@ -75,6 +75,7 @@ def _older_codec(writer: CacheWriter, encoder: Encoder) -> Codec | None:
 def _fitted(plans: Sequence[ChunkPlan], encoder: Encoder) -> Codec:
     everything = [(plan, info) for plan in plans for info in plan.images]
     count = min(SAMPLE_IMAGES, len(everything))
+    # Evenly spaced over the dataset, and not random: every machine would fit the same codec.
     picked = [everything[number * len(everything) // count] for number in range(count)]
     rows = torch.cat([_sample(plan, info, encoder) for plan, info in picked])
     return fit_codec(encoder.codec_spec, rows)

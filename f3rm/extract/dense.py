@@ -1,8 +1,8 @@
-"""A backbone read as a specification says: another tap, sliding windows, several scales.
+"""Dense features beyond a backbone's default: another tap, sliding windows, several scales.
 
-Windows keep the network near the size that it was trained at: each is read alone, and where they
-overlap their features are blended with weights that fall off linearly towards a window's edge.
-Several scales are read one after the other, brought to the same grid, and averaged.
+Windows keep network inputs near the size of the model's training. Where windows overlap, their
+features are blended with weights that fall off linearly towards the windows' edges. Several scales
+are computed one after the other, resampled to the same grid, and averaged.
 """
 
 from collections.abc import Iterator
@@ -20,22 +20,18 @@ from f3rm.store.geometry import Size
 from f3rm.store.spec import FeatureSpec
 
 _CELLS = 4
-"""Cells per side of the input that a tap's shape is tried with."""
+"""Cells per side of the trial input that shows the shape of a tap."""
+_MAP_AXES = 3
 
 
 def dense_backbone(backbone: Backbone, spec: FeatureSpec) -> Backbone:
-    """Returns a backbone whose ``encode_image`` gives what a specification asks for.
+    """Returns a backbone whose ``encode_image`` computes the features of a specification.
 
-    Args:
-        backbone: The loaded model.
-        spec: What to extract.
-
-    Returns:
-        The model itself if its own dense features are meant, as they are.
+    It is the model itself if the specification has the default tap, no windows and one scale.
 
     Raises:
-        TapError: If the model does not have the tap, or the tap gives no map of features.
-        FeatureTypeError: If windows do not fit the model's cells.
+        TapError: If the model does not have the tap, or the tap gives no feature map.
+        FeatureTypeError: If windows are not whole cells.
     """
     plain = spec.tap == backbone.default_tap
     if plain and spec.window is None and spec.scales == (1.0,):
@@ -57,8 +53,9 @@ class _DenseBackbone(Backbone):
         if tap is not None:
             backbone.check([tap])
             self.patch_size = find_layer(backbone.layers(), tap).stride
+            # A stride of 0 is a layer without cells; _map_channels then refuses the tap.
             self.channels = _map_channels(backbone, tap, max(1, self.patch_size))
-            # Only last-block rules put patches where the texts are.
+            # Only rules for the last block map patches into the space of text embeddings.
             self.has_text = backbone.has_text and tap.ops[:1] != () and tap.ops[0].name == "dense"
         self._window = _window_cells(spec, self.patch_size)
 
@@ -69,13 +66,14 @@ class _DenseBackbone(Backbone):
         """Computes the tap; see :meth:`f3rm.backbones.base.Backbone.encode_image`.
 
         Raises:
-            ValueError: If a size is no multiple of the tap's cells.
+            ValueError: If a side is not a multiple of the tap's cells.
         """
         grid = self.feature_grid(images)
         if self._scales == (1.0,):
             return self._by_windows(images)
         total = images.new_zeros(len(images), self.channels, *grid)
         for scale in self._scales:
+            # Whole cells, so a scale is approximate.
             size = [max(1, round(cells * scale)) * self.patch_size for cells in grid]
             scaled = interpolate(images, size, mode="bicubic", antialias=True)
             maps = self._by_windows(scaled).permute(0, 3, 1, 2)  # (batch, channels, rows, cols)
@@ -83,7 +81,7 @@ class _DenseBackbone(Backbone):
         return (total / len(self._scales)).permute(0, 2, 3, 1)
 
     def provenance(self) -> dict[str, str]:
-        """Returns what the model itself says."""
+        """Returns the model's own entries."""
         return self._backbone.provenance()
 
     @property
@@ -107,10 +105,10 @@ class _DenseBackbone(Backbone):
             part = images[
                 :, :, top * cell : (top + height) * cell, left * cell : (left + width) * cell
             ]
-            share = _share(height, width).to(weight)
+            blend = _blend_weights(height, width).to(weight)
             inside = (slice(top, top + height), slice(left, left + width))
-            total[:, *inside] += share * self._read(part)
-            weight[inside] += share
+            total[:, *inside] += blend * self._read(part)
+            weight[inside] += blend
         return total / weight
 
 
@@ -119,24 +117,20 @@ def _map_channels(backbone: Backbone, tap: Tap, cell: int) -> int:
     shape = backbone.shape(tap, _CELLS * cell, _CELLS * cell)
     if shape[:2] != (_CELLS, _CELLS) or len(shape) != _MAP_AXES:
         msg = (
-            "extract_features: tap must give one feature per cell of the image, got "
-            f"{str(tap)!r}, which gives {shape} at {_CELLS} x {_CELLS} cells. Take @patch and no "
-            "pooling."
+            f"tap must give one feature per cell of the image, but {str(tap)!r} gives {shape} for "
+            f"{_CELLS} x {_CELLS} cells. Take @patch and no pooling."
         )
         raise TapError(msg)
     return shape[2]
 
 
-_MAP_AXES = 3
-
-
 def _window_cells(spec: FeatureSpec, cell: int) -> tuple[int, int] | None:
-    """Returns side and step of windows in cells."""
+    """Returns side and step of the windows in cells; None without windows."""
     if spec.window is None:
         return None
     if any(pixels % cell for pixels in spec.window):
         msg = (
-            f"extract_features: window must be whole cells of {cell} pixels, got {spec.window}. "
+            f"window must be whole cells of {cell} pixels, got {spec.window}. "
             f"Take e.g. {tuple(max(1, round(pixels / cell)) * cell for pixels in spec.window)}."
         )
         raise FeatureTypeError(msg)
@@ -147,13 +141,14 @@ def _windows(grid: Size, window: tuple[int, int]) -> Iterator[tuple[int, int, in
     """Yields top, left, height and width of windows, in cells; the last ones end at the edges."""
     side, step = window
     height, width = min(side, grid[0]), min(side, grid[1])
+    # The last window of a row or column is moved inwards, so that all have one size.
     for top in [*range(0, grid[0] - height, step), grid[0] - height]:
         for left in [*range(0, grid[1] - width, step), grid[1] - width]:
             yield top, left, height, width
 
 
-def _share(height: int, width: int) -> Float[Tensor, "rows cols 1"]:
-    """Returns weights that fall off linearly from the middle of a window to its edges."""
+def _blend_weights(height: int, width: int) -> Float[Tensor, "rows cols 1"]:
+    """Returns weights that fall off linearly from the middle of a window to its edges, above 0."""
     down, right = (
         torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)) for n in (height, width)
     )

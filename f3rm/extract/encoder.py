@@ -1,29 +1,29 @@
 """Decoded images -> network inputs -> features -> rows of a chunk, batch by batch.
 
 Resizing is :func:`torch.nn.functional.interpolate` with antialiasing (bicubic by default), clamped
-to [0, 1] and then normalised with the backbone's mean and standard deviation. A batch is never of
-two sizes and never of two chunks, so that what a chunk holds depends on its images alone.
+to [0, 1] and then normalised with the backbone's mean and standard deviation. The images of a batch
+have one size and belong to one chunk, so that a chunk's content depends on its images alone.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from f3rm.backbones.base import Backbone
 from f3rm.errors import CacheError, DeviceError
 from f3rm.extract.plan import ChunkPlan
-from f3rm.extract.stored_rows import StoredRows, store_rows
 from f3rm.store.codecs import Codec, CodecSpec, CodedDtype, parse_codec
 from f3rm.store.device import best_precision, is_full_memory, release_memory
 from f3rm.store.geometry import Size, border_of
-from f3rm.store.images import ImageInfo, read_inspected
+from f3rm.store.images import LEAVE_OUT, ImageFailedError, ImageInfo, read_inspected
 from f3rm.store.spec import FeatureSpec, Interpolation, Precision
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,37 @@ _BATCH_PIXELS = 16 * 336 * 336
 _LARGEST_BATCH = 32
 _SMALL_GPU_BYTES = 16 * 10**9
 _LARGEST_SCALE = 4
+_ERROR_CELLS = 32
+"""Cells per image whose cosine error is measured."""
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Encoded rows of some images, perhaps still being copied from the GPU.
+
+    Attributes:
+        rows: (images, rows, cols, channels) in host memory, in the type on disk.
+        finite: (images,) whether the backbone gave neither NaN nor infinity.
+        fits: () whether the type on disk could hold them.
+        error: () largest relative error of a cell, from encoding.
+        sample: (2, cells, channels) some features in fp32: the originals and the decoded ones.
+        copied: CUDA event after the copies; None if they are complete.
+    """
+
+    rows: Tensor
+    finite: Bool[Tensor, " images"]
+    fits: Bool[Tensor, ""]
+    error: Float[Tensor, ""]
+    sample: Float[Tensor, "2 cells channels"]
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> "StoredRows":
+        """Returns itself when the copies are complete."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self
 
 
 def default_batch_size(network_size: Size, device: torch.device | None = None) -> int:
@@ -84,9 +113,9 @@ class Encoder:
         backbone: The model.
         channels: Feature channels C.
         codec_spec: Which codec stores the features.
-        codec: The codec; None until :func:`~f3rm.extract.codec_fit.settle_codec` has fitted it.
-        device: Where the backbone is.
-        spec: What is extracted; a worker puts the settled one here.
+        codec: The codec; None until :func:`~f3rm.extract.codec_fit.load_or_fit_codec` sets it.
+        device: The backbone's.
+        spec: The specification; a worker sets the one of the run that it joins.
     """
 
     def __init__(
@@ -97,22 +126,23 @@ class Encoder:
         *,
         channels: int | None = None,
     ) -> None:
-        """Keeps the loaded backbone.
+        """Derives the codec and the normalisation.
 
         Args:
-            backbone: The model.
-            spec: What is extracted.
+            backbone: The loaded model.
+            spec: The specification.
             batch_size: Images per network call; None chooses by the network size.
             channels: Channels of a cell; None for the backbone's.
         """
         self.channels = channels or backbone.channels
-        self.codec_spec = codec_spec_of(spec)
-        self.codec = Codec(self.codec_spec, self.channels) if spec.codec == "none" else None
+        plain = spec.codec == "none"
+        self.codec_spec = CodecSpec("none", spec.dtype) if plain else parse_codec(spec.codec)
+        self.codec = Codec(self.codec_spec, self.channels) if plain else None
         self.device = backbone.device
         self.spec = spec
         self.backbone = backbone
         self._batch_size = batch_size
-        self._limit: int | None = None
+        self._limit: int | None = None  # images per network call that fit into memory, once known
         # LLaVA's border: the mean colour, rounded down to 8 bits.
         red, green, blue = (int(255 * value) / 255 for value in backbone.mean)
         self._border = (red, green, blue) if spec.fit == "square" else None
@@ -140,7 +170,7 @@ class Encoder:
         For the CPU it is resized here; for a GPU it stays 8 bit, in pinned memory.
 
         Raises:
-            ImageError: If the image is not what it was at the start any more.
+            ImageError: If the image has changed since the start.
         """
         pixels = torch.from_numpy(read_inspected(info, self.spec.background))  # (H, W, 3)
         if self.device.type == "cuda":
@@ -153,33 +183,31 @@ class Encoder:
         """Yields the features of images in fp32, in one batch or, where memory is short, in parts.
 
         Args:
-            inputs: What :meth:`read` gave.
+            inputs: Images that :meth:`read` returned.
             plan: Their chunk.
 
         Raises:
             DeviceError: If not even one image fits into memory.
-            CacheError: If the backbone gives another shape than it announced.
+            CacheError: If the backbone returns another shape than it announced.
         """
         return self._in_parts(inputs, plan, lambda features: features)
 
     def stored(
         self, inputs: Sequence[Tensor], plan: ChunkPlan, dtype: CodedDtype
     ) -> Iterator[StoredRows]:
-        """Yields features as they are stored, on their way to the host; see :meth:`features`.
+        """Yields encoded rows, on their way to the host; otherwise like :meth:`features`.
 
         Args:
-            inputs: What :meth:`read` gave.
+            inputs: Images that :meth:`read` returned.
             plan: Their chunk.
             dtype: Type on disk.
 
         Raises:
             DeviceError: If not even one image fits into memory.
-            CacheError: If the backbone gives another shape than it announced, or the codec has not
-                been settled.
+            CacheError: If the backbone returns another shape than it announced.
         """
         if self.codec is None:
-            msg = "Encoder.stored: the codec must be settled first. Call settle_codec."
-            raise CacheError(msg)
+            raise CacheError("The codec must be loaded or fitted before rows are stored.")
         codec = self.codec.to(self.device)
         return self._in_parts(inputs, plan, lambda features: store_rows(features, codec, dtype))
 
@@ -187,38 +215,33 @@ class Encoder:
     def _in_parts(
         self, inputs: Sequence[Tensor], plan: ChunkPlan, finish: Callable[[Tensor], Result]
     ) -> Iterator[Result]:
-        """Yields what ``finish`` makes of the features, of as many images as memory allows."""
+        """Yields ``finish(features)`` for as many images at a time as memory allows."""
         start = 0
         while start < len(inputs):
             part = inputs[start : start + (self._limit or len(inputs))]
-            found = self._if_it_fits(part, plan, finish)
-            if found is None:
-                release_memory(self.device)  # now that no error holds tensors of the larger batch
+            result = None
+            try:
+                result = finish(self._checked_run(part, plan))
+            except (RuntimeError, MemoryError) as error:
+                if not is_full_memory(error):
+                    raise
+                self._halve(len(part), plan, error)
+            if result is None:
+                # Not above, where the error's traceback still holds the larger batch.
+                release_memory(self.device)
                 continue
             start += len(part)
-            yield found
-
-    def _if_it_fits(
-        self, inputs: Sequence[Tensor], plan: ChunkPlan, finish: Callable[[Tensor], Result]
-    ) -> Result | None:
-        """Computes one batch; None, and a smaller limit, if memory is full anywhere on the way."""
-        try:
-            features = self._run(inputs, plan)
-            self._check(features, len(inputs), plan)
-            return finish(features.float())
-        except (RuntimeError, MemoryError) as error:
-            if not is_full_memory(error):
-                raise
-            self._halve(len(inputs), plan, error)
-            return None
+            yield result
 
     def _run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
-        images = torch.stack([self._network_input(image, plan) for image in inputs])
+        images = torch.stack(
+            [
+                self._resized(image, plan) if image.dtype == torch.uint8 else image
+                for image in inputs
+            ]
+        )
         with autocast(self.device, self.spec.precision):
             return self.backbone.encode_image((images - self._mean) / self._std)
-
-    def _network_input(self, image: Tensor, plan: ChunkPlan) -> Float[Tensor, "3 height width"]:
-        return self._resized(image, plan) if image.dtype == torch.uint8 else image
 
     def _resized(
         self, pixels: UInt8[Tensor, "_ _ 3"], plan: ChunkPlan
@@ -234,34 +257,34 @@ class Encoder:
     def _halve(self, tried: int, plan: ChunkPlan, error: Exception) -> None:
         if tried == 1:
             msg = (
-                f"extract_features: one image of {plan.network_size} pixels must fit into the "
-                f"memory of {self.device}, but it is full: {error}. Close what else uses it, or "
-                "pass --device cpu."
+                f"One image of {plan.network_size} pixels does not fit into the memory of "
+                f"{self.device}: {error}. Close other programs that use it, or pass --device cpu."
             )
             raise DeviceError(msg) from error
         self._limit = tried // 2
         log.warning(
-            "%d images of %d x %d pixels do not fit into the memory of %s; going on with %d at a "
-            "time.",
+            "%d images of %d x %d pixels do not fit into the memory of %s; "
+            "going on with %d at a time.",
             tried,
             *plan.network_size,
             self.device,
             self._limit,
         )
 
-    def _check(self, features: Tensor, count: int, plan: ChunkPlan) -> None:
-        expected = (count, *plan.grid, self.channels)
+    def _checked_run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
+        features = self._run(inputs, plan)
+        expected = (len(inputs), *plan.grid, self.channels)
         if tuple(features.shape) != expected:
             msg = (
-                f"extract_features: the backbone {self.backbone.ref.adapter!r} must return "
-                f"features of shape {expected}, got {tuple(features.shape)}. Its adapter has a "
-                "bug: report it there."
+                f"The backbone {self.backbone.ref.adapter!r} must return features of shape "
+                f"{expected}, got {tuple(features.shape)}. Its adapter has a bug: report it there."
             )
             raise CacheError(msg)
+        return features.float()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Makes a network compute in a precision; ``auto`` is what suits the device."""
+    """Makes a network compute in a precision; ``auto`` is the best one of the device."""
     chosen = best_precision(device) if precision == "auto" else precision
     if chosen == "float32":
         return nullcontext()
@@ -280,8 +303,57 @@ def _squared(
     return square
 
 
-def codec_spec_of(spec: FeatureSpec) -> CodecSpec:
-    """Returns which codec a specification asks for."""
-    if spec.codec == "none":
-        return CodecSpec("none", spec.dtype)
-    return parse_codec(spec.codec)
+def store_rows(
+    features: Float[Tensor, "batch rows cols channels"], codec: Codec, dtype: CodedDtype
+) -> StoredRows:
+    """Encodes features and starts copying the result to the host.
+
+    Args:
+        features: On the backbone's device.
+        codec: On the same device.
+        dtype: Type on disk.
+    """
+    finite = torch.isfinite(features).flatten(1).all(dim=1)
+    rows = codec.encode(features, dtype)
+    decoded = codec.decode(rows)
+    lost = (decoded - features).norm(dim=-1)
+    relative = lost / features.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    fits, error = torch.isfinite(rows).all(), relative.max()
+    sample = torch.stack([_some_cells(features), _some_cells(decoded)])
+    if features.device.type != "cuda":
+        return StoredRows(rows, finite, fits, error, sample)
+    host = [_to_pinned(tensor) for tensor in (rows, finite, fits, error, sample)]
+    # The copies run on the features' device, which need not be the current one.
+    with torch.cuda.device(features.device):
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(features.device))
+    return StoredRows(host[0], host[1], host[2], host[3], host[4], copied)
+
+
+def check_finite(finite: Bool[Tensor, " images"], images: Sequence[ImageInfo]) -> None:
+    """Checks that the backbone gave neither NaN nor infinity.
+
+    Raises:
+        ImageFailedError: If it did; the error names the first such image.
+    """
+    for info, good in zip(images, finite.tolist(), strict=True):
+        if not good:
+            msg = (
+                f"The backbone gave NaN or infinity for {info.item.name!r}. Check the weights, "
+                f"take its frame out of transforms.json, or {LEAVE_OUT}"
+            )
+            raise ImageFailedError(msg, info.item.name, "the backbone gave NaN or infinity")
+
+
+def _some_cells(
+    features: Float[Tensor, "batch rows cols channels"],
+) -> Float[Tensor, "cells channels"]:
+    """Returns the same evenly spaced cells of every map."""
+    cells = features.flatten(1, 2)  # (batch, rows * cols, channels)
+    return cells[:, :: max(1, cells.shape[1] // _ERROR_CELLS)].reshape(-1, cells.shape[-1])
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    # Only copies into pinned memory run beside the network's next batch.
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

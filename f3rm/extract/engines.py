@@ -1,13 +1,12 @@
 """Several workers for one job: processes on this machine, or tasks on a Ray cluster.
 
-Each runs :func:`~f3rm.extract.extraction.run_job`; they find their shares by themselves, so an
-engine only starts them and waits. torchrun and Slurm need no engine: whatever they start is a
+Each runs :func:`~f3rm.extract.extraction.run_job`. They share the chunks by claims, so an engine
+only starts them and waits. torchrun and Slurm need no engine: every process that they start is a
 worker.
 """
 
 import multiprocessing
 import os
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
@@ -22,7 +21,7 @@ from f3rm.extract.worker import ModelWorker
 from f3rm.store.reader import FeatureStore
 
 Engine = Literal["local", "ray"]
-"""Who starts the workers."""
+"""Starts the workers: this process, or Ray."""
 
 
 class EngineError(F3rmError):
@@ -37,26 +36,25 @@ def run_with(
     load: LoadBackbone = load_backbone,
     worker: type[ModelWorker] = ModelWorker,
 ) -> FeatureStore:
-    """Does a job with several workers.
+    """Runs a job with several workers.
 
     Args:
-        job: What is asked for.
-        engine: Who starts the workers.
-        workers: How many; None is one, or with Ray one per GPU of the cluster.
-        load: Loads the backbone; sent to the workers.
-        worker: What each of them does.
+        job: The request.
+        engine: Starts the workers.
+        workers: Number of workers; None is one, or with Ray one per GPU of the cluster.
+        load: Loads the backbone; it is sent to the workers.
+        worker: The workers' class.
 
     Raises:
         EngineError: If the engine is not installed, or loses its workers.
         F3rmError: As a worker raises it.
     """
     if workers is not None and workers < 1:
-        msg = f"run_with: workers must be at least 1, got {workers}. Choose e.g. 2."
-        raise EngineError(msg)
-    job = prepared(job)
+        raise EngineError(f"--workers must be at least 1, got {workers}.")
+    job = prepared(job)  # once, before the workers: each would see another cache to replace
     if engine == "ray":
         _run_on_ray(job, load, worker, workers)
-        return run_job(job, load, worker)
+        return run_job(job, load, worker)  # opens the cache
     return _run_here(job, load, worker, workers or 1)
 
 
@@ -64,26 +62,26 @@ def _run_here(
     job: Job, load: LoadBackbone, worker: type[ModelWorker], workers: int
 ) -> FeatureStore:
     """Works in this process, and in others beside it."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     helpers = [
         context.Process(target=_help, args=(job, load, worker, rank, workers), daemon=True)
         for rank in range(1, workers)
     ]
     for helper in helpers:
         helper.start()
-    with ExitStack() as if_interrupted:
+    try:
+        return run_job(job, load, worker)
+    except BaseException:  # Ctrl-C too: helpers must not go on alone
         for helper in helpers:
-            if_interrupted.callback(helper.join)
-            if_interrupted.callback(helper.terminate)
-        store = run_job(job, load, worker)
-        if_interrupted.pop_all()
-    for helper in helpers:
-        helper.join()
-    return store
+            helper.terminate()
+        raise
+    finally:
+        for helper in helpers:
+            helper.join()
 
 
 def _help(job: Job, load: LoadBackbone, worker: type[ModelWorker], rank: int, workers: int) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["LOCAL_RANK"] = str(rank)  # chooses the GPU, and keeps helpers' logs quiet
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     run_job(replace(job, progress=False), load, worker)
 
@@ -92,7 +90,7 @@ def _run_on_ray(
     job: Job, load: LoadBackbone, worker: type[ModelWorker], workers: int | None
 ) -> None:
     """Runs one task per worker on the cluster that Ray finds, or on this machine."""
-    ray = require("ray", extra="ray", purpose="run_with: engine 'ray'", error=EngineError)
+    ray = require("ray", extra="ray", purpose="--engine ray", error=EngineError)
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False)
@@ -104,13 +102,12 @@ def _run_on_ray(
         count = workers or max(1, gpus)
         ray.get([task.remote(quiet, load, worker) for _ in range(count)])
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, F3rmError):
+        if isinstance(error.cause, F3rmError):  # say it in f3rm's words, without Ray's traceback
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
         msg = (
-            f"run_with: Ray must keep its workers, got: {error}. What is finished is kept: run "
-            "the same command again."
+            f"Ray lost its workers: {error}. Finished chunks are kept: run the same command again."
         )
         raise EngineError(msg) from error
     finally:
@@ -119,5 +116,5 @@ def _run_on_ray(
 
 
 def _work_on_ray(job: Job, load: LoadBackbone, worker: type[ModelWorker]) -> int:
-    """Returns a number, not the store: features go to the disk, never through Ray."""
+    """Returns the number of images: features go to the disk, never through Ray."""
     return len(run_job(job, load, worker))

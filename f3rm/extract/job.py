@@ -1,7 +1,7 @@
-"""What one call of the extractor asks for, as a value that can be sent to other processes."""
+"""The request of one extraction, as a value that can be sent to other processes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from f3rm.store.manifest import MANIFEST
 from f3rm.store.spec import FeatureSpec
 
 OnError = Literal["raise", "record"]
-"""What happens to an image that cannot be extracted: the run ends, or goes on without it."""
+"""For an image that cannot be extracted: end the run, or record the reason and go on."""
 
 LoadBackbone = Callable[..., Backbone]
 """Called as ``load(ref, device=device, towers=("image",))``."""
@@ -24,18 +24,18 @@ class Job:
 
     Attributes:
         items: The images.
-        spec: What to extract.
-        folder: Where the cache is or will be, absolute.
+        spec: The specification.
+        folder: The cache folder, absolute; it need not exist.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         shard_size: Images per chunk file.
         batch_size: Images per network call; None chooses by image size.
         force: Whether to extract anew even if the cache is valid.
         progress: Whether to show progress bars.
-        on_error: What happens to an image that cannot be extracted.
-        renew: Whether to look at every chunk of a cache that seems valid, and to keep only what is
-            sound.
-        before: With ``force`` or ``renew``, the cache that is to be replaced, as
-            :func:`identity_of` knows it.
+        on_error: Whether an image that cannot be extracted ends the run, or is recorded.
+        renew: Whether to verify every chunk of a cache that seems valid, and to reuse sound ones
+            only.
+        before: With ``force`` or ``renew``, identity of the cache to be replaced, from
+            :func:`identity_of`.
     """
 
     items: Sequence[ImageItem]
@@ -48,26 +48,26 @@ class Job:
     progress: bool = True
     on_error: OnError = "raise"
     renew: bool = False
-    before: tuple[int, int] | None = field(default=None)
+    before: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         names = [item.name for item in self.items]
         if not names or len(set(names)) != len(names):
             msg = (
-                "extract_features: items must be at least one image, each once, got "
-                f"{len(names)}. Check the dataset."
+                "The dataset must have at least one image, and each image once, got "
+                f"{len(names)} with {len(set(names))} names."
             )
             raise DatasetError(msg)
-        for argument, value in (("shard_size", self.shard_size), ("batch_size", self.batch_size)):
+        for option, value in (("--shard-size", self.shard_size), ("--batch-size", self.batch_size)):
             if value is not None and value < 1:
-                msg = (
-                    f"extract_features: {argument} must be at least 1, got {value}. Choose e.g. 64."
-                )
-                raise CacheError(msg)
+                raise CacheError(f"{option} must be at least 1, got {value}.")
 
 
 def identity_of(folder: Path) -> tuple[int, int] | None:
-    """Tells one finished cache in a folder from the next there, even if their bytes are equal."""
+    """Returns an identity of the finished cache in a folder, new even if the same bytes replace it.
+
+    It lets a worker that starts late see that another one has already replaced the cache.
+    """
     try:
         status = (folder / MANIFEST).stat()
     except OSError:

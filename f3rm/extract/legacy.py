@@ -1,10 +1,10 @@
-"""Caches of f3rm's earlier extractor, read as they are: ``chunk_*.npy`` and ``meta.pt``.
+"""Caches of f3rm's earlier extractor, read without conversion: ``chunk_*.npy`` and ``meta.pt``.
 
 ``meta.pt`` is a pickled ``{"args": settings, "image_fnames": paths}``; it is read with
 ``weights_only``, which executes nothing. The earlier extractor resized the short side and did not
-round to whole patches; the network dropped what was left over at the right and the bottom, and the
-affine used here says so. Nothing is written: where such a cache fits, a manifest is put together in
-memory; otherwise the reason is given and a new cache is made beside it.
+round to whole patches; the network dropped the remainder at the right and the bottom, and the
+affine computed here accounts for it. Nothing is written: if such a cache fits, its manifest exists
+in memory only; otherwise the reason is given and a new cache is made in another folder.
 """
 
 import math
@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -43,7 +43,7 @@ _UNREADABLE = (
     struct.error,
     pickle.UnpicklingError,
 )
-"""What torch's unpickler raises on bytes that are no pickle, or one with more than plain values."""
+"""Errors of torch's unpickler on bytes that are not a pickle, or not one of plain values."""
 
 
 def is_legacy(folder: Path) -> bool:
@@ -54,15 +54,15 @@ def is_legacy(folder: Path) -> bool:
 def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> FeatureStore:
     """Opens a cache of the earlier extractor if it holds these images in these settings.
 
-    It does not say what the images were like, so that a changed one is not noticed.
+    It holds no checksums of images, so that a changed image is not noticed.
 
     Args:
         folder: The cache folder.
         items: The images that it must hold, in any order.
-        spec: What it must have been extracted with.
+        spec: The specification that it must have been made with.
 
     Raises:
-        CacheMismatchError: If it does not fit; the message says why.
+        CacheMismatchError: If it does not fit; the message gives the reason.
     """
     spec = spec.settled("float32")[0]
     names, settings = _read_meta(folder)
@@ -72,7 +72,7 @@ def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> 
     chunks = _chunks(folder, [by_path[name].name for name in names])
     manifest = Manifest(
         spec=spec,
-        weights_identity="legacy",
+        weights_identity="legacy",  # unknown: meta.pt does not name the weights
         algorithm=ALGORITHM_VERSION,
         key=spec.key("legacy"),
         channels=chunks[0].shape[3],
@@ -85,7 +85,7 @@ def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> 
     return FeatureStore(folder, manifest)
 
 
-def _read_meta(folder: Path) -> tuple[list[str], Mapping[str, Any]]:
+def _read_meta(folder: Path) -> tuple[list[str], Mapping[str, object]]:
     path = folder / META
     try:
         if path.stat().st_size > _LARGEST_META:
@@ -98,14 +98,14 @@ def _read_meta(folder: Path) -> tuple[list[str], Mapping[str, Any]]:
         raise _refused(folder, f"{META} is no plain record ({reason})") from error
     if not isinstance(plain, dict):
         raise _refused(folder, f"{META} is no record")
-    record = cast(dict[str, Any], plain)
+    record = cast(dict[str, object], plain)
     names, settings = record.get("image_fnames"), record.get("args")
     if not isinstance(names, list) or not isinstance(settings, dict):
         raise _refused(folder, f"{META} lacks args or image_fnames")
     texts = cast(list[object], names)
     if not texts or not all(isinstance(name, str) for name in texts):
         raise _refused(folder, "image_fnames are no texts")
-    return cast(list[str], names), cast(dict[str, Any], settings)
+    return cast(list[str], names), cast(dict[str, object], settings)
 
 
 def _match(folder: Path, names: Sequence[str], items: Sequence[ImageItem]) -> dict[str, ImageItem]:
@@ -128,7 +128,7 @@ def _match(folder: Path, names: Sequence[str], items: Sequence[ImageItem]) -> di
 
 
 def _chunks(folder: Path, names: Sequence[str]) -> list[ChunkRecord]:
-    """Describes the chunk files, whose images follow one another."""
+    """Describes the chunk files; together they hold the images in order."""
     records: list[ChunkRecord] = []
     start = 0
     for path in sorted(folder.glob("chunk_*.npy")):
@@ -180,24 +180,15 @@ def _images(
             except (OSError, UnidentifiedImageError) as error:
                 raise _refused(folder, f"the image {name!r} cannot be read ({error})") from error
             affine = _affine(folder, size, grid, spec.short_side)
-            records.append(
-                ImageRecord(
-                    name,
-                    status.st_size,
-                    status.st_mtime_ns,
-                    "",
-                    size,
-                    number,
-                    row,
-                    affine,
-                    ValidRect.full(grid),
-                )
-            )
+            file = status.st_size, status.st_mtime_ns, "", size  # "": no content hash is known
+            valid = ValidRect.full(grid)
+            records.append(ImageRecord(name, *file, number, row, affine, valid))
     return records
 
 
 def _affine(folder: Path, size: Size, grid: Size, short_side: int) -> PixelAffine:
-    """Returns the map of an image whose resized remainder the network dropped."""
+    """Returns the pixel-to-cell map of an image whose remainder the network dropped."""
+    # The patch size is not recorded: the grid tells it.
     patch = short_side // min(grid)
     resized = [short_side * side // min(size) for side in size]
     if not patch or [side // patch for side in resized] != list(grid):
@@ -207,8 +198,7 @@ def _affine(folder: Path, size: Size, grid: Size, short_side: int) -> PixelAffin
 
 
 def _refused(folder: Path, reason: str) -> CacheMismatchError:
-    msg = (
-        f"open_legacy: {str(folder)!r} must be a cache of f3rm's earlier extractor for this "
-        f"dataset, but {reason}. It is left alone; extract anew."
+    return CacheMismatchError(
+        f"The cache of f3rm's earlier extractor in {str(folder)!r} does not fit: {reason}. It is "
+        "kept; extract again."
     )
-    return CacheMismatchError(msg)

@@ -1,4 +1,4 @@
-"""Looking after finished caches: what there is, whether it is sound, repairing, removing."""
+"""Maintenance of finished caches: list, verify, repair, remove."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -27,18 +27,19 @@ from f3rm.store.records import ChunkRecord, ImageRecord
 from f3rm.store.spec import ALIASES
 
 Report = Callable[[int], object]
-"""Called with the number of chunks that were looked at."""
+"""Called with the number of chunks that were verified."""
 
 _BLOCK_CELLS = 1 << 16
+"""Cells read at once, so that memory does not grow with the chunk."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as the manifest says.
+    """A difference between the manifest and the files.
 
     Attributes:
         what: A file of the cache, or an image of the dataset.
-        reason: Why, as a sentence.
+        reason: The difference, as a sentence.
     """
 
     what: str
@@ -47,12 +48,12 @@ class Damage:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A cache in the making.
+    """A cache that is being extracted, or whose extraction was interrupted.
 
     Attributes:
-        done: Chunks that are finished.
-        chunks: Chunks that there will be; None if that is unknown.
-        workers: Workers that are alive.
+        done: Number of finished chunks.
+        chunks: Number of chunks in the end; None if unknown.
+        workers: Number of living workers.
     """
 
     done: int
@@ -67,15 +68,14 @@ def cache_folders(
 
     Args:
         data: The dataset folder or a ``.json`` file in it.
-        cache_dir: Where caches are instead of the dataset.
+        cache_dir: Folder for caches, instead of the dataset folder.
         feature_type: Only these types, e.g. ``DINO+CLIP``.
 
     Raises:
-        CacheError: If a type is asked for that has no cache.
+        CacheError: If one of these types has no cache.
     """
-    data = as_path(data)
-    cache_dir = None if cache_dir is None else as_path(cache_dir)
-    found = sorted({folder for root in cache_roots(data, cache_dir) for folder in _caches(root)})
+    roots = cache_roots(as_path(data), None if cache_dir is None else as_path(cache_dir))
+    found = sorted({folder for root in roots for folder in _caches(root)})
     if feature_type is None:
         return found
     text = ALIASES.get(feature_type.strip().upper(), feature_type)
@@ -84,17 +84,16 @@ def cache_folders(
     for name in wanted:
         if name not in names:
             msg = (
-                f"cache_folders: feature_type must be one of {', '.join(names) or 'none'}, which "
-                f"have a cache, got {name!r}. Run f3rm extract first, or name another."
+                f"--feature-type: there is no cache of {name!r}, only of "
+                f"{', '.join(names) or 'none'}. Run f3rm extract first, or name another."
             )
             raise CacheError(msg)
     return [folder for folder in found if folder.name in wanted]
 
 
 def unfinished(folder: StrPath) -> Unfinished | None:
-    """Returns how far a cache in the making is; None if none is being made."""
-    folder = as_path(folder)
-    building = building_folder(folder)
+    """Returns the progress of an unfinished cache; None if there is none."""
+    building = building_folder(as_path(folder))
     if not building.is_dir():
         return None
     journal = Journal(building)
@@ -107,7 +106,7 @@ def unfinished(folder: StrPath) -> Unfinished | None:
 def verify_cache(
     folder: StrPath, items: Sequence[ImageItem], report: Report = lambda _: None
 ) -> Iterator[Damage]:
-    """Reads a whole cache and all images, and yields what is not as the manifest says.
+    """Reads a whole cache and all images, and yields their differences from the manifest.
 
     Args:
         folder: The cache folder.
@@ -137,9 +136,9 @@ def repair_cache(
     load: LoadBackbone = load_backbone,
     **options: Any,
 ) -> FeatureStore:
-    """Makes a cache sound again: damaged chunks and those of changed images are computed anew.
+    """Computes damaged chunks, and those of changed images, anew.
 
-    Every chunk is read and compared with its checksum; the sound ones are used as they are.
+    Every chunk is read and compared with its checksum; sound ones are kept.
 
     Args:
         folder: The cache folder.
@@ -148,7 +147,7 @@ def repair_cache(
         options: Further fields of :class:`~f3rm.extract.job.Job`.
 
     Raises:
-        CacheMismatchError: If the weights that the cache was made with are not there any more.
+        CacheMismatchError: If the weights differ from those that the cache was made with.
         CacheError: If there is no usable manifest, or the file system refuses.
         F3rmError: As extraction raises it.
     """
@@ -157,15 +156,15 @@ def repair_cache(
     identity = weights_identity(manifest.spec.backbone)
     if identity != manifest.weights_identity:
         msg = (
-            f"repair_cache: the weights must be those of the cache, {manifest.weights_identity}, "
-            f"got {identity}. Put them back, or extract again with --force."
+            f"The cache was made with the weights {manifest.weights_identity}, but the model's are "
+            f"{identity} now. Put the old ones back, or run f3rm extract --force."
         )
         raise CacheMismatchError(msg)
     job = Job(
         items=items,
         spec=manifest.spec,
         folder=folder.resolve(),
-        shard_size=max(len(chunk.images) for chunk in manifest.chunks),
+        shard_size=max(len(chunk.images) for chunk in manifest.chunks),  # keeps the cut
         renew=True,
         before=identity_of(folder),
         on_error="record" if manifest.failed else "raise",
@@ -175,22 +174,23 @@ def repair_cache(
 
 
 def remove_features(folder: StrPath) -> None:
-    """Removes a cache and whatever is unfinished of it; files that are not f3rm's stay.
+    """Removes a cache, finished and unfinished; files that are not f3rm's stay.
 
     Raises:
-        CacheError: If it is being made by living workers.
+        CacheError: If workers are extracting it.
     """
     folder = as_path(folder)
     with feature_lock(folder):
-        making = unfinished(folder)
-        if making and making.workers:
+        progress = unfinished(folder)
+        if progress and progress.workers:
             msg = (
-                f"remove_features: {str(folder)!r} must not be in the making, but "
-                f"{making.workers} worker(s) are at it. Stop them first."
+                f"{str(folder)!r} is being extracted by {progress.workers} worker(s). Stop them, "
+                "then retry."
             )
             raise CacheError(msg)
         for part in (folder, building_folder(folder), *older_folders(folder)):
             if part.is_dir():
+                # First, so that a half-removed cache is not valid.
                 (part / MANIFEST).unlink(missing_ok=True)
                 remove_run(part)
 
@@ -202,7 +202,7 @@ def _caches(root: Path) -> Iterator[Path]:
         if (path / MANIFEST).exists():
             yield path
         elif path.suffix == ".building" and path.is_dir():
-            yield path.with_suffix("")
+            yield path.with_suffix("")  # of a first extraction, which has no cache yet
 
 
 def _chunk_damage(folder: Path, chunk: ChunkRecord) -> str:
@@ -211,7 +211,7 @@ def _chunk_damage(folder: Path, chunk: ChunkRecord) -> str:
         rows = map_chunk(folder, chunk)
     except CacheError as error:
         return str(error)
-    if chunk.dtype == "int8":
+    if chunk.dtype == "int8":  # has no NaN
         return ""
     flat = rows.reshape(math.prod(chunk.shape[:3]), chunk.shape[3])
     blocks = range(0, len(flat), _BLOCK_CELLS)
@@ -225,6 +225,7 @@ def _image_damages(manifest: Manifest, items: Sequence[ImageItem]) -> Iterator[D
         record = recorded.pop(item.name, None)
         if record is None:
             yield Damage(item.name, "The image is not in the cache.")
+        # Failed images are not compared: nothing of them is stored.
         elif isinstance(record, ImageRecord) and (reason := _image_damage(record, item)):
             yield Damage(item.name, reason)
     for name in recorded:

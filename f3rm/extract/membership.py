@@ -1,10 +1,10 @@
-"""Taking part in making a cache: joining a run that others began, or beginning one."""
+"""Joining the run that makes a cache, or beginning one."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from f3rm.errors import CacheError
@@ -16,7 +16,7 @@ from f3rm.extract.locks.folders import (
     remove_run,
     retire,
 )
-from f3rm.extract.locks.heartbeat import SILENT_SECONDS, Watch, Worker
+from f3rm.extract.locks.heartbeat import SILENT_SECONDS, Heartbeat, Watch
 from f3rm.extract.locks.journal import PROGRESS, Journal, Run
 from f3rm.extract.plan import ChunkPlan, Names
 from f3rm.extract.writer import CacheWriter
@@ -27,39 +27,32 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 """How often a worker that has nothing to do looks again."""
 
-MakePlan = Callable[[Names], list[ChunkPlan]]
-"""Cuts the images into chunks, given how an older cache was cut."""
-
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker wants to have made.
+class CacheRequest:
+    """The cache that a worker wants.
 
     Attributes:
-        folder: Where the cache will be.
-        keys: Hashes of the specifications of which one is made, the preferred one first.
-        fresh: Whether no chunk of an older cache may be used.
+        folder: The cache folder.
+        keys: Hashes of the specifications that satisfy the worker, the preferred one first. There
+            are several when the precision is ``auto``.
+        fresh: Whether chunks of an older cache must not be used.
         channels: Stored channels.
-        plan: Cuts the images into chunks.
-        is_done: Tells whether the wanted cache is there, perhaps made by others meanwhile.
+        plan: Cuts the images into chunks, given how an older cache was cut.
+        is_done: Tells whether the wanted cache exists, perhaps made by others meanwhile.
     """
 
     folder: Path
     keys: tuple[str, ...]
     fresh: bool
     channels: int
-    plan: MakePlan
+    plan: Callable[[Names], list[ChunkPlan]]
     is_done: Callable[[], bool]
-
-    @property
-    def key(self) -> str:
-        """The hash of the specification that is made; see :func:`settled`."""
-        return self.keys[0]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A worker's part in a run.
+class RunMembership:
+    """The run that a worker has joined.
 
     Attributes:
         writer: Claims, writes and commits.
@@ -71,91 +64,86 @@ class Part:
 
 
 @contextmanager
-def take_part(task: Task) -> Iterator[Part | None]:
-    """Joins the run that makes a cache, or begins one; waits while others make another one there.
+def join_run(request: CacheRequest) -> Iterator[RunMembership | None]:
+    """Joins the run that makes a cache, or begins one; waits while another run uses the folder.
 
     Yields:
-        The part; None if the cache is there already.
+        The membership; None if the cache exists already.
 
     Raises:
         CacheError: If the file system refuses.
     """
-    watch = Watch(building_folder(task.folder) / PROGRESS, silent_seconds=SILENT_SECONDS)
-    said = False
+    watch = Watch(building_folder(request.folder) / PROGRESS, silent_seconds=SILENT_SECONDS)
+    warned = False
     with ExitStack() as stack:
         while True:
-            with feature_lock(task.folder):
-                finish_swap(task.folder)
-                done = task.is_done()
-                part = None if done else _join_or_begin(task, watch, stack)
-            if done or part is not None:
+            with feature_lock(request.folder):
+                finish_swap(request.folder)  # of a process that died between two renames
+                done = request.is_done()
+                membership = None if done else _join_or_begin(request, watch, stack)
+            if done or membership is not None:
                 break
-            if not said:
-                said = True
-                log.warning("Other features are being made in %s; waiting.", watch.folder.parent)
-            time.sleep(POLL_SECONDS)
-        yield part
+            if not warned:
+                warned = True
+                log.warning(
+                    "Other features are being extracted in %s; waiting for them to finish.",
+                    watch.folder.parent,
+                )
+            time.sleep(POLL_SECONDS)  # without the lock, which the others need to commit
+        yield membership
 
 
-def _join_or_begin(task: Task, watch: Watch, stack: ExitStack) -> Part | None:
+def plan_run(request: CacheRequest) -> tuple[Run, list[ChunkPlan]]:
+    """Chooses the specification and cuts the chunks of a run; writes nothing.
+
+    A specification that an earlier run or the finished cache has is preferred, with the way in
+    which that one was cut: its chunks can be reused then, and workers with different preferences
+    agree on one specification.
+    """
+    key, cut = next(
+        (found for found in _earlier_cuts(request) if found[0] in request.keys),
+        (request.keys[0], ()),
+    )
+    plans = request.plan(cut)
+    return Run.of(key, plans, fresh=request.fresh), plans
+
+
+def _join_or_begin(request: CacheRequest, watch: Watch, stack: ExitStack) -> RunMembership | None:
     """Enters the run, with the lock held; None while workers of another run are alive."""
-    journal = Journal(building_folder(task.folder))
-    current = journal.run()
-    task = settled(task, current)
-    plans = task.plan(older_cut(task, current))
-    run = Run.of(task.key, plans, fresh=task.fresh)
+    journal = Journal(building_folder(request.folder))
+    run, plans = plan_run(request)
     if watch.living():
-        if current is None or not current.serves(run):
+        current = journal.run()
+        if current is None or not current.satisfies(run):
             return None
         run = current
-    else:
-        retire(task.folder)
-        _remove_useless(task.folder, run)
+    else:  # nobody is left: a new run, even if only to reuse what the last one has finished
+        retire(request.folder)
+        _remove_useless(request.folder, run)
         journal.begin(run)
-    worker = stack.enter_context(Worker(watch.folder))
-    writer = CacheWriter(task.folder, run, channels=task.channels, worker=worker, watch=watch)
-    return Part(writer, plans)
+    # Before the lock is released, or the next worker would take this run for abandoned.
+    heartbeat = stack.enter_context(Heartbeat(watch.folder))
+    writer = CacheWriter(
+        request.folder, run, channels=request.channels, heartbeat=heartbeat, watch=watch
+    )
+    return RunMembership(writer, plans)
 
 
-def settled(task: Task, current: Run | None) -> Task:
-    """Chooses what is made: what others began or finished, if it will do, else the preferred.
-
-    So a cache that any of several specifications satisfies never mixes them, whoever works on it.
-
-    Args:
-        task: What is to be made.
-        current: What is being made.
-    """
-    runs = [current, *(Journal(older).run() for older in older_folders(task.folder))]
-    keys = [run.key for run in runs if run and (run.fresh or not task.fresh)]
-    with suppress(CacheError):
-        keys += [] if task.fresh else [read_manifest(task.folder).key]
-    chosen = next((key for key in keys if key in task.keys), task.key)
-    return replace(task, keys=(chosen,))
-
-
-def older_cut(task: Task, current: Run | None) -> Names:
-    """Returns how an older cache was cut: an unfinished one if there is, else the finished one.
-
-    Args:
-        task: What is to be made.
-        current: What is being made.
-    """
-    runs = [current, *(Journal(older).run() for older in older_folders(task.folder))]
-    for run in runs:
-        if run and run.key == task.key and (run.fresh or not task.fresh):
-            return run.chunks
-    try:
-        manifest = None if task.fresh else read_manifest(task.folder)
-    except CacheError:
-        return ()
-    usable = manifest is not None and manifest.key == task.key
-    return [chunk.images for chunk in manifest.chunks] if manifest and usable else ()
+def _earlier_cuts(request: CacheRequest) -> Iterator[tuple[str, Names]]:
+    """Yields key and cut of the current run, of interrupted ones, and of the finished cache."""
+    for folder in (building_folder(request.folder), *older_folders(request.folder)):
+        run = Journal(folder).run()
+        if run and (run.fresh or not request.fresh):
+            yield run.key, run.chunks
+    if not request.fresh:
+        with suppress(CacheError):
+            manifest = read_manifest(request.folder)
+            yield manifest.key, [chunk.images for chunk in manifest.chunks]
 
 
 def _remove_useless(folder: Path, run: Run) -> None:
-    """Removes what interrupted runs left if this one cannot use it."""
+    """Removes interrupted runs whose chunks this one cannot reuse."""
     for older in older_folders(folder):
         left = Journal(older).run()
-        if left is None or not left.feeds(run):
+        if left is None or not left.can_supply(run):
             remove_run(older)

@@ -1,23 +1,22 @@
 """Chunks made in three overlapping stages: decode ahead, compute, write behind.
 
 Threads decode and resize a few images ahead; the calling thread runs the network; one thread
-writes. What waits between the stages is bounded, so memory does not grow with the dataset.
+writes. The queues between the stages are bounded, so memory does not grow with the dataset.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, islice
 from queue import Full, Queue
 
 import torch
 from torch import Tensor
 
-from f3rm.extract.encoder import Encoder
+from f3rm.extract.encoder import Encoder, StoredRows, check_finite
 from f3rm.extract.plan import ChunkPlan
-from f3rm.extract.stored_rows import StoredRows, check_finite
 from f3rm.extract.writer import CacheWriter
 from f3rm.store.chunks import Rows
 from f3rm.store.codecs import CodedDtype, cosine_error
@@ -26,26 +25,18 @@ from f3rm.store.records import ChunkRecord
 
 _WAITING_BATCHES = 2
 _WAITING_CHUNKS = 2
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 Report = Callable[[int], object]
 """Called with the number of images that went through the network."""
 
 
 class HalfOverflowError(Exception):
-    """Features exceed what float16 can hold; the chunk is made again as float32."""
+    """Features exceed what float16 can hold; the chunk must be made again as float32."""
 
 
 class StoppedError(Exception):
     """The calling thread gave a chunk up; its writer stops."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """A chunk that went through the pipeline; no record if float16 could not hold it."""
-
-    plan: ChunkPlan
-    record: ChunkRecord | None
 
 
 def make_chunks(
@@ -56,7 +47,7 @@ def make_chunks(
     dtype: CodedDtype,
     ahead: int,
     report: Report,
-) -> Iterator[Made]:
+) -> Iterator[tuple[ChunkPlan, ChunkRecord | None]]:
     """Computes, writes and publishes chunks.
 
     Args:
@@ -67,43 +58,43 @@ def make_chunks(
         ahead: How many decoded images may wait.
         report: Called after every batch.
 
+    Yields:
+        Every chunk with its record; without one if float16 could not hold its features.
+
     Raises:
         ImageError: If an image cannot be read, or the backbone gives NaN or infinity for it.
         DeviceError: If not even one image fits into memory.
         CacheError: If the file system refuses.
     """
+
+    def read(planned: tuple[ChunkPlan, ImageInfo]) -> tuple[ChunkPlan, Tensor]:
+        return planned[0], encoder.read(*planned)
+
+    planned = ((plan, info) for plan in plans for info in plan.images)
     writing: deque[_Writing] = deque()
     with (
         ThreadPoolExecutor(1, "f3rm-write") as pool,
-        closing(prefetched(lambda job: _read(encoder, *job), _jobs(plans), ahead=ahead)) as inputs,
+        closing(prefetched(read, planned, ahead=ahead)) as inputs,
     ):
         try:
-            for plan, group in groupby(inputs, key=lambda read: read[0]):
+            # A chunk's images follow one another, as prefetched() keeps their order.
+            for plan, group in groupby(inputs, key=lambda item: item[0]):
                 if len(writing) == _WAITING_CHUNKS:
-                    yield writing.popleft().made()
+                    yield writing.popleft().result()
                 writing.append(_Writing(pool, plan, writer, dtype))
                 _compute(writing[-1], (image for _, image in group), encoder, report)
             while writing:
-                yield writing.popleft().made()
+                yield writing.popleft().result()
         finally:
+            # Before the pool is left: it waits for its thread, which waits for rows.
             for unfinished in writing:
                 unfinished.stop()
-
-
-def _jobs(plans: Iterable[ChunkPlan]) -> Iterator[tuple[ChunkPlan, ImageInfo]]:
-    for plan in plans:
-        for info in plan.images:
-            yield plan, info
-
-
-def _read(encoder: Encoder, plan: ChunkPlan, info: ImageInfo) -> tuple[ChunkPlan, Tensor]:
-    return plan, encoder.read(plan, info)
 
 
 def _compute(
     writing: "_Writing", inputs: Iterator[Tensor], encoder: Encoder, report: Report
 ) -> None:
-    """Sends a chunk's images through the network and its rows to the writer."""
+    """Sends a chunk's images through the network and its rows to the writing thread."""
     size = encoder.batch_size(writing.plan.network_size)
     while batch := list(islice(inputs, size)):
         for stored in encoder.stored(batch, writing.plan, writing.dtype):
@@ -114,7 +105,7 @@ def _compute(
 
 
 class _Writing:
-    """One chunk on its way to the disk: rows go in at one end, a thread writes at the other.
+    """One chunk on its way to the disk: the caller puts rows in, a thread writes them.
 
     Attributes:
         plan: The chunk.
@@ -124,7 +115,7 @@ class _Writing:
     def __init__(
         self, pool: Executor, plan: ChunkPlan, writer: CacheWriter, dtype: CodedDtype
     ) -> None:
-        """Puts the chunk behind what the thread has to do already."""
+        """Queues the chunk for the writing thread."""
         self.plan = plan
         self.dtype: CodedDtype = dtype
         self._codec_error = 0.0
@@ -132,30 +123,28 @@ class _Writing:
         self._queue: Queue[StoredRows | StoppedError | None] = Queue(_WAITING_BATCHES)
         self._future: Future[ChunkRecord] = pool.submit(self._write, writer)
 
-    def put(self, rows: StoredRows | None) -> bool:
+    def put(self, item: StoredRows | StoppedError | None) -> bool:
         """Hands rows over, None after the last ones; returns False if the writer has failed."""
-        return self._put(rows)
-
-    def stop(self) -> None:
-        """Gives the chunk up; nothing of it stays."""
-        if not self._future.cancel():
-            self._put(StoppedError())
-
-    def made(self) -> Made:
-        """Waits for the writer and returns what it made; raises what it raised."""
-        try:
-            return Made(self.plan, self._future.result())
-        except HalfOverflowError:
-            return Made(self.plan, None)
-
-    def _put(self, item: StoredRows | StoppedError | None) -> bool:
+        # Not one blocking put: a writer that has failed no longer empties the queue.
         while not self._future.done():
             try:
-                self._queue.put(item, timeout=_LOOK_SECONDS)
+                self._queue.put(item, timeout=_POLL_SECONDS)
             except Full:
                 continue
             return True
         return False
+
+    def stop(self) -> None:
+        """Gives the chunk up; nothing of it stays on the disk."""
+        if not self._future.cancel():
+            self.put(StoppedError())
+
+    def result(self) -> tuple[ChunkPlan, ChunkRecord | None]:
+        """Waits for the writing thread and raises its errors; see :func:`make_chunks`."""
+        try:
+            return self.plan, self._future.result()
+        except HalfOverflowError:
+            return self.plan, None
 
     def _write(self, writer: CacheWriter) -> ChunkRecord:
         record = writer.write(self.plan, self._rows(), dtype=self.dtype)

@@ -1,6 +1,6 @@
 """Which images share a chunk: a function of the images, and of how an older cache was cut.
 
-It does not depend on who works or when, so that any number of workers make the same chunks.
+It depends on neither worker nor time, so that any number of workers make the same chunks.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from f3rm.store.images import ImageInfo
 from f3rm.store.records import ImageRecord
 
 _SCATTERED = 2
-"""How many times as many chunks as needed an older cut may have before it is given up."""
+"""An older cut is given up when it has this many times as many chunks as needed."""
 
 Names = Sequence[Sequence[str]]
 """Names of the images of every chunk."""
@@ -39,9 +39,9 @@ class ChunkPlan:
 
     @property
     def inputs(self) -> str:
-        """A hash of the images and their order, and of the codec."""
+        """A hash of the images, their order, and the codec; equal inputs give equal chunks."""
         images = [(info.item.name, info.content, info.size) for info in self.images]
-        return inputs_hash(images, self.codec)
+        return _inputs_hash(images, self.codec)
 
 
 def plan_chunks(
@@ -55,17 +55,17 @@ def plan_chunks(
 ) -> list[ChunkPlan]:
     """Groups images by network size, in order of appearance, and cuts the groups into chunks.
 
-    Images that an older cache put together stay together, so that a removed or added image changes
-    its own chunk only; new images fill the last chunk of their size.
+    Images that share a chunk in an older cache stay together, so that a removed or added image
+    changes only its own chunk; new images fill up the last chunk of their size.
 
     Args:
         images: All images of the dataset, in its order.
-        short_side: Length in pixels that the shorter side is resized to.
-        patch: Pixels per feature cell.
+        short_side: Shorter side of network inputs in pixels.
+        patch: Pixels per cell.
         shard_size: Largest number of images in a chunk.
         fit: How images become network inputs.
-        older: How an older cache was cut; ignored if its chunks are larger than ``shard_size`` or
-            too scattered.
+        older: How an older cache was cut; ignored if a chunk is larger than ``shard_size``, or if
+            there are more than twice as many chunks as needed.
     """
     groups: dict[Size, list[ImageInfo]] = {}
     for info in images:
@@ -80,13 +80,13 @@ def plan_chunks(
 
 def recorded_inputs(images: Sequence[ImageRecord], codec: str = "") -> str:
     """Returns the :attr:`ChunkPlan.inputs` of a finished chunk, given its images in order."""
-    return inputs_hash([(image.name, image.content, image.size) for image in images], codec)
+    return _inputs_hash([(image.name, image.content, image.size) for image in images], codec)
 
 
-def inputs_hash(images: Sequence[tuple[str, str, Size]], codec: str = "") -> str:
-    """Hashes names, content hashes and sizes in order, and the codec's hash."""
+def _inputs_hash(images: Sequence[tuple[str, str, Size]], codec: str) -> str:
     digest = xxhash.xxh3_128(codec.encode())
     for name, content, size in images:
+        # The length tells where the name ends, as it may hold any character.
         digest.update(f"{len(name)}:{name}|{content}|{size[0]}x{size[1]}\n".encode())
     return digest.hexdigest()
 
@@ -94,20 +94,14 @@ def inputs_hash(images: Sequence[tuple[str, str, Size]], codec: str = "") -> str
 def cut_group(
     members: Sequence[ImageInfo], older: Names, shard_size: int
 ) -> list[tuple[ImageInfo, ...]]:
-    """Cuts images that go through the network together into chunks.
-
-    Args:
-        members: The images.
-        older: How an older cache was cut; ignored as :func:`plan_chunks` says.
-        shard_size: Largest number of images in a chunk.
-    """
+    """Cuts images of one network size into chunks; the arguments are those of plan_chunks."""
     if max((len(names) for names in older), default=0) > shard_size:
         older = ()
     left = {info.item.name: info for info in members}
     parts = [[left.pop(name) for name in names if name in left] for names in older]
     parts = [part for part in parts if part]
     new = list(left.values())
-    if parts:
+    if parts:  # new images fill the last chunk, so that at most one older chunk changes
         room = shard_size - len(parts[-1])
         parts[-1].extend(new[:room])
         new = new[room:]

@@ -1,4 +1,4 @@
-"""Whole datasets in one call, and the names of f3rm's earlier standalone extractor.
+"""Whole datasets in one call, and the function names of f3rm's earlier standalone extractor.
 
 :func:`extract_features_for_dataset` is the work behind ``f3rm extract``. :class:`LazyFeatures`,
 :func:`feature_saver` and :func:`feature_loader` are thin names over
@@ -27,7 +27,7 @@ Indices = int | Int[Tensor, "..."]
 
 
 class LazyFeatures:
-    """Feature maps addressed as ``features[image, row, col]``, read from disk when asked for."""
+    """Feature maps indexed as ``features[image, row, col]``, read from disk on demand."""
 
     def __init__(self, store: FeatureStore) -> None:
         """Wraps an open cache."""
@@ -47,8 +47,8 @@ class LazyFeatures:
         sizes = {self.store.grid_size(index) for index in range(len(self))}
         if len(sizes) > 1:
             msg = (
-                f"LazyFeatures.shape: all maps must have one size, got {sorted(sizes)}. Use "
-                "FeatureStore.grid_size."
+                "Feature maps have a common shape only if all have one size, got "
+                f"{sorted(sizes)}. Use FeatureStore.grid_size."
             )
             raise CacheError(msg)
         rows, cols = sizes.pop()
@@ -60,8 +60,8 @@ class LazyFeatures:
         """Returns the features of cells.
 
         Args:
-            where: Image, row and column of the feature map: numbers, or integer tensors that
-                broadcast together.
+            where: Image, row and column of the feature map: numbers, or integer tensors of
+                shapes that broadcast.
 
         Raises:
             IndexError: If an index is out of range.
@@ -90,24 +90,24 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
     progress: bool = True,
     load: LoadBackbone = load_backbone,
 ) -> dict[str, FeatureStore]:
-    """Extracts every part of a feature type for a dataset, or opens what is there already.
+    """Extracts every part of a feature type for a dataset, or opens caches that are valid.
 
     Args:
         data: A folder with ``transforms.json``, or such a ``.json`` file.
-        feature_type: E.g. ``"CLIP"``, ``"DINOCLIP"`` or ``"DINO+CLIP"``.
+        feature_type: For example ``"CLIP"``, ``"DINOCLIP"`` or ``"DINO+CLIP"``.
         shard_size: Images per chunk file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         force: Whether to extract anew even if the cache is valid.
-        cache_dir: Where caches go instead of the dataset folder.
+        cache_dir: Folder for caches, instead of the dataset folder.
         weights: Weights by type, e.g. ``{"CLIP": "/path"}`` or ``["CLIP=/path"]``.
-        background: What shows through where an image has alpha.
+        background: Colour behind transparent pixels.
         batch_size: Images per network call; None chooses by image size.
         codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
-        precision: What the network computes in; ``auto`` takes what is cached, else what suits
-            the device.
-        on_error: Whether an image that cannot be extracted ends the run, or is left out and noted.
-        engine: Who starts several workers.
-        workers: How many; None is one, or with Ray one per GPU of the cluster.
+        precision: Number format of the network; ``auto`` keeps an existing cache's, else takes
+            the best one of the device.
+        on_error: Whether an image that cannot be extracted ends the run, or is recorded.
+        engine: Starts the workers, if there are several.
+        workers: Number of workers; None is one, or with Ray one per GPU of the cluster.
         progress: Whether to show progress bars.
         load: Loads the backbones.
 
@@ -115,10 +115,9 @@ def extract_features_for_dataset(  # noqa: PLR0913 - the command line's choices,
         The caches by name, in the order of ``feature_type``, e.g. ``{"dino": ..., "clip": ...}``.
 
     Raises:
-        F3rmError: If dataset, names, device, model or disk are not right; it says what to do.
+        F3rmError: If dataset, feature type, device, model or disk cannot be used; the message says
+            what to do.
     """
-    data = as_path(data)
-    cache_dir = None if cache_dir is None else as_path(cache_dir)
     jobs = jobs_for_dataset(
         data,
         feature_type,
@@ -149,28 +148,26 @@ def jobs_for_dataset(
     on_error: OnError = "raise",
     **options: Any,
 ) -> list[Job]:
-    """Lists what :func:`extract_features_for_dataset` does, one job per part of a feature type.
+    """Lists the jobs of :func:`extract_features_for_dataset`, one per part of a feature type.
 
     Args:
         data: A folder with ``transforms.json``, or such a ``.json`` file.
-        feature_type: E.g. ``"CLIP"``, ``"DINOCLIP"`` or ``"DINO+CLIP"``.
-        cache_dir: Where caches go instead of the dataset folder.
-        weights: Weights other than the default, by type.
-        background: What shows through where an image has alpha.
-        codec: How features are stored.
-        precision: What the network computes in; ``auto`` takes what is cached, else what suits
-            the device.
-        on_error: What happens to images that cannot be extracted.
+        feature_type: As there.
+        cache_dir: As there.
+        weights: As there.
+        background: As there.
+        codec: As there.
+        precision: As there.
+        on_error: As there; with ``record`` the dataset may name images that do not exist.
         options: Further fields of :class:`~f3rm.extract.job.Job`.
 
     Raises:
-        F3rmError: If something is wrong with the dataset or the names.
+        F3rmError: If the dataset or the feature type cannot be used.
     """
-    data = as_path(data)
-    cache_dir = None if cache_dir is None else as_path(cache_dir)
     specs = resolve_feature_type(
         feature_type, weights=weights, background=background, codec=codec, precision=precision
     )
+    # With "record", images that do not exist fail later, one by one.
     items = read_items(data, present=on_error == "raise")
     return [
         Job(
@@ -185,7 +182,7 @@ def jobs_for_dataset(
 
 
 feature_saver = extract_features
-"""Extracts into a folder: the older name of :func:`~f3rm.extract.extraction.extract_features`."""
+"""The earlier extractor's name of :func:`~f3rm.extract.extraction.extract_features`."""
 
 
 def feature_loader(folder: StrPath) -> LazyFeatures:
@@ -194,5 +191,4 @@ def feature_loader(folder: StrPath) -> LazyFeatures:
     Raises:
         CacheError: If there is none, or it is damaged.
     """
-    folder = as_path(folder)
-    return LazyFeatures(FeatureStore.open(folder))
+    return LazyFeatures(FeatureStore.open(as_path(folder)))

@@ -1,9 +1,9 @@
-"""One worker's work: load the model, take chunks as long as there are any, help to finish."""
+"""One worker of an extraction: takes chunks while there are any, and commits the cache."""
 
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import PIL
@@ -12,16 +12,17 @@ import torch
 import f3rm
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.weights import weights_identity
-from f3rm.extract.codec_fit import settle_codec
+from f3rm.extract.codec_fit import load_or_fit_codec
 from f3rm.extract.dense import dense_backbone
 from f3rm.extract.encoder import Encoder
+from f3rm.extract.estimate import Countdown, estimate
 from f3rm.extract.job import Job
 from f3rm.extract.locks.folders import feature_lock
-from f3rm.extract.membership import POLL_SECONDS, Part, Task, take_part
-from f3rm.extract.pipeline import make_chunks
+from f3rm.extract.membership import POLL_SECONDS, CacheRequest, RunMembership, join_run
+from f3rm.extract.pipeline import Report, make_chunks
 from f3rm.extract.plan import ChunkPlan, Names, plan_chunks
-from f3rm.extract.preflight import Countdown, estimate
-from f3rm.store.codecs import CodecRecord, combine_errors
+from f3rm.extract.writer import CacheWriter
+from f3rm.store.codecs import CodecRecord, CodedDtype, combine_errors
 from f3rm.store.device import best_precision, is_first_rank
 from f3rm.store.geometry import Fit, placed
 from f3rm.store.images import ImageInfo, inspect_images
@@ -34,19 +35,20 @@ from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 log = logging.getLogger(__name__)
 
 _AHEAD_BYTES = 1 << 30
+"""Memory for decoded images that wait for the network."""
 
 
 @dataclass(frozen=True)
 class ModelWorker:
-    """A loaded model and what it is to do.
+    """A loaded model and its job.
 
     Attributes:
-        job: What was asked for.
+        job: The request.
         images: The images that can be extracted.
         failed: The others.
-        backbone: The model.
+        backbone: The model, read at the specification's tap.
         encoder: Runs it.
-        identity: What its weights are.
+        identity: Identity of its weights, which is part of the cache's key.
     """
 
     job: Job
@@ -60,14 +62,24 @@ class ModelWorker:
     def inspect(
         cls, items: Sequence[ImageItem], *, progress: bool, failed: dict[str, str] | None
     ) -> list[ImageInfo]:
-        """Looks at every item before anything is written; see :func:`inspect_images`."""
+        """Decodes every item before anything is written; see :func:`inspect_images`."""
         return inspect_images(items, progress=progress, failed=failed)
 
     @classmethod
     def of(
         cls, job: Job, images: Sequence[ImageInfo], failed: Mapping[str, str], backbone: Backbone
     ) -> "ModelWorker":
-        """Puts a worker together."""
+        """Builds a worker.
+
+        Args:
+            job: The request.
+            images: The images that can be extracted.
+            failed: Reasons of the others, by name.
+            backbone: The loaded model.
+
+        Raises:
+            TapError: If the model does not have the tap.
+        """
         records = tuple(
             FailedRecord.of(item, failed[item.name]) for item in job.items if item.name in failed
         )
@@ -77,7 +89,7 @@ class ModelWorker:
 
     @classmethod
     def make_encoder(cls, job: Job, images: Sequence[ImageInfo], backbone: Backbone) -> Encoder:
-        """Returns what computes rows of images.
+        """Returns the encoder of the job.
 
         Raises:
             TapError: If the model does not have the tap.
@@ -87,12 +99,13 @@ class ModelWorker:
 
     @property
     def specs(self) -> dict[str, FeatureSpec]:
-        """The specifications that will do by key, the one that suits the device first."""
+        """The specifications that satisfy the job by key, the device's preferred one first."""
+        # Several for the precision auto: a worker on another device may have begun the run.
         preferred = best_precision(self.backbone.device)
         return {spec.key(self.identity): spec for spec in self.job.spec.settled(preferred)}
 
-    def settled(self, key: str) -> "ModelWorker":
-        """Returns the worker that makes the specification with this key."""
+    def with_key(self, key: str) -> "ModelWorker":
+        """Returns the worker for the specification with this key; changes the encoder too."""
         self.encoder.spec = spec = self.specs[key]
         if spec != self.job.spec:
             log.info("%s features are computed in %s.", spec.name, spec.precision)
@@ -109,17 +122,17 @@ class ModelWorker:
             older=older,
         )
 
-    def task(self, is_done: Callable[[], bool]) -> Task:
-        """Describes the cache to be made."""
+    def request(self, is_done: Callable[[], bool]) -> CacheRequest:
+        """Describes the wanted cache; ``is_done`` tells whether it exists."""
         job = self.job
         channels = self.encoder.stored_channels
-        return Task(job.folder, tuple(self.specs), job.force, channels, self.plan, is_done)
+        return CacheRequest(job.folder, tuple(self.specs), job.force, channels, self.plan, is_done)
 
     def run(self, is_done: Callable[[], bool]) -> None:
-        """Works until the cache is there.
+        """Works until the cache exists.
 
         Args:
-            is_done: Tells whether it is, perhaps made by others.
+            is_done: Tells whether it exists, perhaps made by others.
 
         Raises:
             ImageError: If an image cannot be read, or the backbone gives NaN or infinity for it.
@@ -127,43 +140,41 @@ class ModelWorker:
             CacheError: If the file system refuses.
         """
         while True:
-            with take_part(self.task(is_done)) as part:
-                if part is None:
+            with join_run(self.request(is_done)) as membership:
+                if membership is None:
                     return
-                self.settled(part.writer.run.key).make(part)
+                self.with_key(membership.writer.run.key).make(membership)
 
-    def make(self, part: Part) -> None:
-        """Makes chunks and helps to finish; leaves early if others have finished meanwhile.
+    def make(self, membership: RunMembership) -> None:
+        """Makes chunks and commits the cache; returns early if others have finished meanwhile.
 
         Args:
-            part: This worker's part in the run of its specification.
+            membership: Of a run of this worker's specification.
 
         Raises:
             F3rmError: As :meth:`run` raises it.
         """
-        codec = settle_codec(part.writer, part.plans, self.encoder)
+        writer = membership.writer
+        codec = load_or_fit_codec(writer, membership.plans, self.encoder)
         if codec is None:
             return
-        hashed = codec_hash(codec)
-        part = replace(part, plans=[replace(plan, codec=hashed) for plan in part.plans])
-        records = self._chunks(part)
-        if records is not None:
-            self._commit(part, codec, records)
-
-    def _commit(self, part: Part, codec: CodecRecord, records: Mapping[str, ChunkRecord]) -> None:
+        plans = [replace(plan, codec=codec_hash(codec)) for plan in membership.plans]
+        records = self._make_chunks(writer, plans)
+        if records is None:
+            return
+        # Every worker gets here; the lock lets one commit.
         with feature_lock(self.job.folder):
-            if part.writer.is_over():
-                return
-            chunks = [records[plan.file] for plan in part.plans]
-            errors = [chunk.cosine_error for chunk in chunks if chunk.cosine_error is not None]
-            codec = replace(codec, cosine_error=combine_errors(errors) if errors else None)
-            part.writer.commit(self._manifest(part.plans, chunks, codec))
+            if not writer.is_over():  # unless another worker has committed
+                chunks = [records[plan.file] for plan in plans]
+                writer.commit(self._manifest(plans, chunks, codec))
 
-    def _chunks(self, part: Part) -> dict[str, ChunkRecord] | None:
-        """Makes or awaits every chunk; None if others have finished the run."""
-        share = Share(part, self.encoder, ahead=self._ahead())
-        costs = estimate(part.plans, share.missing(), self.encoder, self.job.folder)
-        costs.check_room()
+    def _make_chunks(
+        self, writer: CacheWriter, plans: Sequence[ChunkPlan]
+    ) -> dict[str, ChunkRecord] | None:
+        """Makes every chunk or waits for it; returns None if others have finished the run."""
+        queue = ChunkQueue(writer, plans, self.encoder, ahead=self._ahead())
+        costs = estimate(plans, queue.missing(), self.encoder, self.job.folder)
+        costs.check_room()  # before the first chunk, not when the disk is full
         log.info("%s", costs)
         countdown = Countdown(costs.new_images)
         with progress_bar(show=self.job.progress and is_first_rank()) as bar:
@@ -173,38 +184,40 @@ class ModelWorker:
                 bar.advance(task, num_images)
                 countdown.advance(num_images)
 
-            while len(share.records) < len(part.plans):
-                before = len(share.records)
-                share.make(report)
-                bar.update(task, completed=share.num_images)
-                if len(share.records) == before:
-                    if part.writer.is_over():
+            while len(queue.records) < len(plans):
+                before = len(queue.records)
+                queue.make(report)
+                bar.update(task, completed=queue.num_images)
+                if len(queue.records) == before:  # other workers are making the remaining chunks
+                    if writer.is_over():
                         return None
                     time.sleep(POLL_SECONDS)
-        return share.records
+        return queue.records
 
     def input_bytes(self, info: ImageInfo) -> int:
         """Returns how much memory an item takes while it waits for the network."""
         return 3 * info.size[0] * info.size[1]
 
     def image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
-        """Returns where images are, in the order of the dataset."""
+        """Returns the manifest's records of the images, in the order of the dataset."""
         return image_records(self.images, plans, self.job.spec.fit)
 
     def provenance(self, plans: Sequence[ChunkPlan]) -> dict[str, str]:
-        """Returns what the manifest says about the model and how it was read."""
+        """Returns the manifest's entries about the model and how it was read."""
         del plans
         return dict(self.backbone.provenance())
 
     def _ahead(self) -> int:
         """Returns how many decoded images may wait: two batches, but no more than 1 GB."""
         largest = max(self.input_bytes(info) for info in self.images)
+        # The cut does not matter here, only the network sizes.
         wanted = 2 * max(self.encoder.batch_size(plan.network_size) for plan in self.plan(()))
         return max(2, min(max(8, wanted), _AHEAD_BYTES // largest))
 
     def _manifest(
         self, plans: Sequence[ChunkPlan], chunks: Sequence[ChunkRecord], codec: CodecRecord
     ) -> Manifest:
+        errors = [chunk.cosine_error for chunk in chunks if chunk.cosine_error is not None]
         return Manifest(
             spec=self.job.spec,
             weights_identity=self.identity,
@@ -217,67 +230,76 @@ class ModelWorker:
             chunks=tuple(chunks),
             images=self.image_records(plans),
             failed=tuple(self.failed),
-            codec=codec,
+            codec=replace(codec, cosine_error=combine_errors(errors) if errors else None),
         )
 
 
-class Share:
-    """The chunks of a run as one worker meets them: done, claimed by others, or its own.
+class ChunkQueue:
+    """The chunks of a run from one worker's view: finished, claimed by others, or to be made.
 
     Attributes:
-        records: The finished ones by file.
-        num_images: How many images these have.
+        records: Records of the finished ones, by file.
+        num_images: Number of images in these.
     """
 
-    def __init__(self, part: Part, encoder: Encoder, *, ahead: int) -> None:
-        """Starts with nothing; ``ahead`` decoded images may wait."""
+    def __init__(
+        self, writer: CacheWriter, plans: Sequence[ChunkPlan], encoder: Encoder, *, ahead: int
+    ) -> None:
+        """Starts with no finished chunk known; ``ahead`` decoded images may wait."""
         self.records: dict[str, ChunkRecord] = {}
         self.num_images = 0
-        self._writer = part.writer
-        self._plans = part.plans
+        self._writer = writer
+        self._plans = plans
         self._encoder = encoder
         self._ahead = ahead
-        self._said = False
+        self._warned = False
 
     def missing(self) -> list[ChunkPlan]:
         """Returns the chunks that neither this run nor an earlier one has made."""
-        return [plan for plan in self._plans if not self._writer.is_at_hand(plan)]
+        return [plan for plan in self._plans if not self._writer.is_available(plan)]
 
-    def make(self, report: Callable[[int], object]) -> None:
-        """Goes through all chunks once: notes what is done, makes what nobody else does.
+    def make(self, report: Report) -> None:
+        """Goes through all chunks once: records finished ones, computes unclaimed ones.
 
         Args:
-            report: Called after every batch.
+            report: Called after every batch with its number of images.
 
         Raises:
             ImageError: If an image cannot be read, or the backbone gives NaN or infinity for it.
             DeviceError: If not even one image fits into memory.
             CacheError: If the file system refuses.
         """
-        encoder, writer = self._encoder, self._writer
-        wide: list[ChunkPlan] = []
-        options = {"ahead": self._ahead, "report": report}
-        narrow = make_chunks(self._mine(), encoder, writer, dtype=encoder.stored_dtype, **options)
-        for made in narrow:
-            if made.record is None:
-                wide.append(made.plan)
-            else:
-                self._add(made.plan, made.record)
-        if wide and not self._said:
-            self._said = True
-            log.warning("Some %s features exceed float16; stored as float32.", encoder.spec.name)
-        options = {"ahead": self._ahead, "report": lambda _: None}
-        for made in make_chunks(wide, encoder, writer, dtype="float32", **options):
-            if made.record is not None:
-                self._add(made.plan, made.record)
+        overflowed = self._make(self._unclaimed(), self._encoder.stored_dtype, report)
+        if overflowed and not self._warned:
+            self._warned = True
+            name = self._encoder.spec.name
+            log.warning("Some %s features exceed float16; stored as float32.", name)
+        self._make(overflowed, "float32", lambda _: None)  # their images have been reported
 
-    def _mine(self) -> Iterator[ChunkPlan]:
+    def _make(
+        self, plans: Iterable[ChunkPlan], dtype: CodedDtype, report: Report
+    ) -> list[ChunkPlan]:
+        """Computes chunks; returns those whose features the type on disk cannot hold."""
+        overflowed: list[ChunkPlan] = []
+        made = make_chunks(
+            plans, self._encoder, self._writer, dtype=dtype, ahead=self._ahead, report=report
+        )
+        for plan, record in made:
+            if record is None:
+                overflowed.append(plan)
+            else:
+                self._add(plan, record)
+        return overflowed
+
+    def _unclaimed(self) -> Iterator[ChunkPlan]:
+        """Yields the chunks that this worker must compute, each claimed when it is asked for."""
         for plan in self._plans:
             if plan.file in self.records:
                 continue
             record = self._writer.find(plan)
             if record is None and self._writer.claim(plan):
-                record = self._writer.find(plan) or self._writer.adopt(plan)
+                # Again: the worker that had claimed it may have finished it a moment ago.
+                record = self._writer.find(plan) or self._writer.reuse(plan)
                 if record is None:
                     yield plan
             if record is not None:
@@ -301,24 +323,13 @@ def image_records(
     for info in images:
         chunk, row, plan = places[info.item.name]
         affine, valid = placed(info.size, plan.grid, fit)
-        records.append(
-            ImageRecord(
-                info.item.name,
-                info.bytes,
-                info.mtime_ns,
-                info.content,
-                info.size,
-                chunk,
-                row,
-                affine,
-                valid,
-            )
-        )
+        file = info.bytes, info.mtime_ns, info.content, info.size
+        records.append(ImageRecord(info.item.name, *file, chunk, row, affine, valid))
     return tuple(records)
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the software that decides feature values."""
+    """Returns the versions of the software on which feature values depend."""
     return {
         "f3rm": f3rm.__version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""One worker's part in making a cache: chunks that it finds, claims, writes; the manifest last.
+"""One worker's view of a cache being made: finding, claiming and writing chunks, then the manifest.
 
 Any number of workers may have a :class:`CacheWriter` on the same folder.
 """
@@ -6,21 +6,13 @@ Any number of workers may have a :class:`CacheWriter` on the same folder.
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from f3rm.errors import CacheError
-from f3rm.extract.locks.chunk_reuse import (
-    CODEC,
-    chunks_of,
-    is_sound,
-    link,
-    move,
-    noted_codec,
-    unfinished_chunks,
-)
+from f3rm.extract.locks.chunk_reuse import finished_chunks, is_sound, link, unfinished_chunks
 from f3rm.extract.locks.folders import (
     META,
     building_folder,
@@ -30,8 +22,8 @@ from f3rm.extract.locks.folders import (
     remove_run,
     swap_in,
 )
-from f3rm.extract.locks.heartbeat import Claims, Watch, Worker
-from f3rm.extract.locks.journal import Journal, Run
+from f3rm.extract.locks.heartbeat import Claims, Heartbeat, Watch
+from f3rm.extract.locks.journal import CODEC, Journal, Run
 from f3rm.extract.plan import ChunkPlan
 from f3rm.store.chunks import (
     Rows,
@@ -41,64 +33,57 @@ from f3rm.store.chunks import (
     write_atomically,
     write_chunk,
 )
-from f3rm.store.codecs import CodecRecord, CodedDtype
+from f3rm.store.codecs import CodedDtype
 from f3rm.store.manifest import MANIFEST, Manifest
 from f3rm.store.records import ChunkRecord
 
 
 class CacheWriter:
-    """The chunks of a cache in the making, as one worker sees and makes them.
+    """The chunks of an unfinished cache, as one worker finds and makes them.
 
     Attributes:
-        building: Where the cache is made.
-        folder: Where it will be.
-        run: What is being made.
+        building: The folder in which the cache is built.
+        folder: The cache folder.
+        run: The run that this worker has joined.
+        journal: The run's journal.
         channels: Stored channels.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        run: Run,
-        *,
-        channels: int,
-        worker: Worker,
-        watch: Watch,
+        self, folder: Path, run: Run, *, channels: int, heartbeat: Heartbeat, watch: Watch
     ) -> None:
-        """Looks for chunks that can be used again.
+        """Lists the chunks of older caches that can be reused.
 
         Args:
-            folder: Where the cache will be; chunks of a finished one there are used where
-                specification and images agree, unless the run is a fresh one. The journal beside it
-                has begun.
-            run: What is being made.
+            folder: The cache folder. The journal beside it has begun.
+            run: The run that this worker has joined.
             channels: Stored channels.
-            worker: Who works.
-            watch: Tells who else is alive.
+            heartbeat: This worker's.
+            watch: Tells which other workers are alive.
         """
         self.building = building_folder(folder)
         self.folder = folder
         self.run = run
+        self.journal = Journal(self.building)
         self.channels = channels
-        self._worker = worker
-        self._journal = Journal(self.building)
-        self._claims = Claims(self._journal.folder, worker.name, watch)
-        self._older = unfinished_chunks(folder, run)
-        self._previous = {} if run.fresh else chunks_of(folder, run.key)
+        self._heartbeat = heartbeat
+        self._claims = Claims(self.journal.folder, heartbeat.name, watch)
+        self._older = unfinished_chunks(older_folders(folder), run)
+        self._previous = finished_chunks(folder, run)
 
     def is_over(self) -> bool:
         """Returns whether the run has ended: its cache is complete, or it was given up."""
-        current = self._journal.run()
+        current = self.journal.run()
         return current is None or current.token != self.run.token
 
-    def is_at_hand(self, plan: ChunkPlan) -> bool:
-        """Returns whether a chunk is done, or was by an earlier run and needs only be checked."""
+    def is_available(self, plan: ChunkPlan) -> bool:
+        """Returns whether a chunk is finished in this run or an older one: nothing to compute."""
         known = plan.inputs in self._older or plan.inputs in self._previous
         return known or self.find(plan) is not None
 
     def find(self, plan: ChunkPlan) -> ChunkRecord | None:
-        """Returns the record of a chunk that some worker has finished."""
-        record = self._journal.find(plan)
+        """Returns the record of a chunk that some worker of this run has finished."""
+        record = self.journal.find(plan)
         if record is None:
             return None
         try:
@@ -108,7 +93,7 @@ class CacheWriter:
         return record
 
     def claim(self, plan: ChunkPlan) -> bool:
-        """Claims a chunk, unless a living worker has; returns whether it is this worker's.
+        """Claims a chunk, unless a living worker has; returns whether it is this worker's now.
 
         Raises:
             CacheError: If the file system refuses.
@@ -116,29 +101,17 @@ class CacheWriter:
         return self._claims.take(Path(plan.file).stem)
 
     def claim_codec(self) -> bool:
-        """Claims settling the codec; returns whether it is this worker's.
+        """Claims the choice of the codec; returns whether it is this worker's.
 
         Raises:
             CacheError: If the file system refuses.
         """
         return self._claims.take(CODEC)
 
-    def codec(self) -> CodecRecord | None:
-        """Returns the codec of the run; None if no worker has settled it yet."""
-        return noted_codec(self._journal)
+    def reuse(self, plan: ChunkPlan) -> ChunkRecord | None:
+        """Brings a claimed chunk over from an interrupted run or an older cache, and records it.
 
-    def note_codec(self, record: CodecRecord) -> None:
-        """Notes the codec for all workers of the run.
-
-        Raises:
-            CacheError: If the file system refuses.
-        """
-        self._journal.add_other(CODEC, asdict(record))
-
-    def adopt(self, plan: ChunkPlan) -> ChunkRecord | None:
-        """Brings a claimed chunk over from an interrupted run or an older cache, and notes it.
-
-        It is compared with its checksum, so that nothing half-written or replaced is taken for it.
+        Its checksum is verified first, so that a damaged file is computed anew.
 
         Args:
             plan: The chunk.
@@ -146,21 +119,23 @@ class CacheWriter:
         Raises:
             CacheError: If the file system refuses.
         """
-        for sources, bring in ((self._older, move), (self._previous, link)):
+        # An interrupted run is removed in the end, so its files are moved; the older cache stays
+        # valid until this one is complete, so its files are linked.
+        for sources, bring in ((self._older, publish), (self._previous, link)):
             source, record = sources.get(plan.inputs, (self.folder, None))
             if record and record.shape == self._shape(plan) and is_sound(source, record):
                 bring(source / record.file, self.building / plan.file)
                 record = replace(record, file=plan.file)
-                self._journal.add(plan.inputs, record)
+                self.journal.add(plan.inputs, record)
                 return record
         return None
 
     def write(self, plan: ChunkPlan, parts: Iterable[Rows], *, dtype: CodedDtype) -> ChunkRecord:
-        """Writes a claimed chunk beside its final name; :meth:`publish` makes it count.
+        """Writes a claimed chunk under a temporary name; :meth:`publish` makes it count.
 
         Args:
             plan: The chunk.
-            parts: Its rows; may compute while it is consumed.
+            parts: Its rows; an iterator may compute them while they are written.
             dtype: Type on disk.
 
         Raises:
@@ -172,33 +147,40 @@ class CacheWriter:
         return ChunkRecord(plan.file, written.bytes, shape, dtype, written.checksum, 0.0, names)
 
     def publish(self, plan: ChunkPlan, record: ChunkRecord) -> None:
-        """Gives a written chunk its name and notes it; what another worker finished first stays.
+        """Renames a written chunk and records it, unless another worker finished it first.
 
         Raises:
             CacheError: If the file system refuses, or others took this worker for dead meanwhile.
         """
         part = self._part(plan)
         try:
-            if not self._worker.is_known():
-                raise CacheError(_taken_for_dead(self.building))
+            if not self._heartbeat.is_known():
+                msg = (
+                    f"Other workers in {str(self.building)!r} took this one for dead, or finished "
+                    "without it. Run the same command again to go on."
+                )
+                raise CacheError(msg)
             if self.find(plan) is None:
                 publish(part, self.building / plan.file)
-                self._journal.add(plan.inputs, record)
+                self.journal.add(plan.inputs, record)
         finally:
             part.unlink(missing_ok=True)
 
     def commit(self, manifest: Manifest) -> None:
-        """Writes the manifest, removes what it does not name, and puts the cache in its place.
+        """Writes the manifest, removes files that it does not name, and replaces the older cache.
 
-        To be called by one worker, with the feature lock held.
+        Call it from one worker, with the feature lock held.
 
         Raises:
-            CacheMismatchError: If a chunk is not what was written.
+            CacheMismatchError: If a chunk file is not as recorded.
             CacheError: If the file system refuses.
         """
         for chunk in manifest.chunks:
-            taken_over = self._claims.is_contested(Path(chunk.file).stem)
-            (verify_chunk if taken_over else check_chunk)(self.building, chunk)
+            # Two workers may have written a chunk that was claimed twice: read all of it.
+            contested = self._claims.is_contested(Path(chunk.file).stem)
+            (verify_chunk if contested else check_chunk)(self.building, chunk)
+        # In this order: a process that dies after end_run has left a complete cache, which the next
+        # one swaps in (finish_swap).
         write_manifest(self.building, manifest)
         end_run(self.building)
         swap_in(self.building, self.folder)
@@ -209,26 +191,21 @@ class CacheWriter:
         return (len(plan.images), *plan.grid, self.channels)
 
     def _part(self, plan: ChunkPlan) -> Path:
-        return self.building / f"{plan.file}.{self._worker.name}.tmp"
+        # With the worker's name: two workers may write one chunk if the first is taken for dead.
+        return self.building / f"{plan.file}.{self._heartbeat.name}.tmp"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes ``meta.pt`` and the manifest of a folder, and removes what they do not name.
+    """Writes ``meta.pt`` and the manifest of a folder, and removes files that they do not name.
 
     Raises:
         CacheError: If the file system refuses.
     """
     meta, text = _meta(manifest), manifest.to_json().encode()
+    # The manifest comes last, as it makes the cache valid.
     write_atomically(folder / META, lambda stream: stream.write(meta))
     write_atomically(folder / MANIFEST, lambda stream: stream.write(text))
     remove_leftovers(folder, keep=manifest.files)
-
-
-def _taken_for_dead(building: Path) -> str:
-    return (
-        f"CacheWriter: this worker must be known in {str(building)!r}, but others took it for dead "
-        "or finished without it. Run the same command again to go on."
-    )
 
 
 def _meta(manifest: Manifest) -> bytes:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from f3rm.errors import CacheError
 from f3rm.extract.engines import Engine, run_with
+from f3rm.extract.extraction import preview_job
 from f3rm.extract.job import Job, OnError
-from f3rm.extract.preview import preview_job
 from f3rm.extract.standalone import jobs_for_dataset
 from f3rm.scripts.command import Command, say
 from f3rm.scripts.taps import Export, choose_spec, extract_taps

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from f3rm.errors import F3rmError
-from f3rm.extract.preview import preview_job
+from f3rm.extract.extraction import preview_job
 from f3rm.extract.taps.exports import export_array, export_per_item, slug_of
 from f3rm.extract.taps.lists import list_items
 from f3rm.extract.taps.prep import Prep

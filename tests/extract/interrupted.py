@@ -1,4 +1,4 @@
-"""Extractions that stop midway, and what they are compared with."""
+"""Extractions that stop midway, and the undisturbed ones that they are compared with."""
 
 import time
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def extract(root: Path, **options) -> FeatureStore:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Waits for what another process does, and fails after two minutes."""
+    """Waits for another process, and fails after two minutes."""
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "it never happened"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from f3rm.errors import CacheError, CacheMismatchError
-from f3rm.extract.locks.heartbeat import Worker
+from f3rm.extract.locks.heartbeat import Heartbeat
 from f3rm.extract.maintenance import (
     cache_folders,
     remove_features,
@@ -82,7 +82,7 @@ def gone(path: Path) -> None:
 
 DAMAGES = [flip, cut, lengthen, swap, other_shape, other_dtype, objects, folder, dangling, gone]
 SILENT = (flip, swap)
-"""What only reading everything finds."""
+"""Damages that only reading all bytes finds."""
 
 
 def repair(root: Path) -> FeatureStore:
@@ -148,7 +148,10 @@ def test_repair_refuses_other_weights(dataset, tmp_path):
     extract(dataset, spec.__class__(**{**spec.__dict__, "backbone": backbone}))
     weights.write_bytes(b"two")
     flip(folder_of(dataset) / "chunk_0001.npy")
-    with pytest.raises(CacheMismatchError, match="must be those of the cache, xxh3:"):
+    with pytest.raises(
+        CacheMismatchError,
+        match=r"was made with the weights xxh3:[0-9a-f]+, but the model's are xxh3:",
+    ):
         repair(dataset)
 
 
@@ -224,17 +227,17 @@ def test_remove_asks_and_keeps_what_is_not_ours(dataset, command, monkeypatch):
 def test_what_is_being_made_is_not_removed(dataset):
     extract(dataset)
     (building_of(dataset) / "progress").mkdir(parents=True)
-    with Worker(building_of(dataset) / "progress"):
+    with Heartbeat(building_of(dataset) / "progress"):
         making = unfinished(folder_of(dataset))
         assert making is not None
         assert making.workers == 1
-        with pytest.raises(CacheError, match=r"1 worker\(s\) are at it"):
+        with pytest.raises(CacheError, match=r"is being extracted by 1 worker\(s\)\. Stop them"):
             remove_features(folder_of(dataset))
 
 
 def test_types_are_chosen_by_name(dataset):
     extract(dataset)
     assert cache_folders(dataset, feature_type="TOY") == [folder_of(dataset)]
-    with pytest.raises(CacheError, match="one of toy, which have a cache, got 'clip'"):
+    with pytest.raises(CacheError, match="there is no cache of 'clip', only of toy"):
         cache_folders(dataset, feature_type="clip")
     assert cache_folders(dataset, cache_dir=dataset / "cache") == []

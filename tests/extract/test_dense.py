@@ -1,4 +1,4 @@
-"""Other taps, windows, scales and squares: what a specification may ask a backbone for."""
+"""Dense features of a specification: other taps, windows, scales and squares."""
 
 import json
 from dataclasses import replace
@@ -147,7 +147,7 @@ def test_other_taps_of_a_clip_have_their_own_channels_and_texts_only_by_rules(tm
     assert (ruled.channels, ruled.has_text) == (32, True)
     for tap, message in [
         ("-1@cls", "one feature per cell of the image"),
-        ("-1|avg(2)", "which gives \\(2, 2, 64\\)"),
+        ("-1|avg(2)", r"'-1\|avg\(2\)' gives \(2, 2, 64\) for 4 x 4 cells"),
         ("head", "one feature per cell"),
         ("ember", "did you mean embed"),
     ]:

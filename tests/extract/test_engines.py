@@ -89,7 +89,7 @@ def test_ray_that_is_not_installed_is_said(dataset, monkeypatch):
 
 
 def test_the_number_of_workers_is_checked(dataset):
-    with pytest.raises(EngineError, match="workers must be at least 1, got 0"):
+    with pytest.raises(EngineError, match=r"^--workers must be at least 1, got 0"):
         run_with(job(dataset), workers=0, load=never)
 
 

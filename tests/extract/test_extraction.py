@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from f3rm.errors import CacheError, DatasetError, DeviceError, ImageError
-from f3rm.extract.extraction import extract_features, find_cache
+from f3rm.extract.cache import find_cache
+from f3rm.extract.extraction import extract_features
 from f3rm.store.reader import FeatureStore
 from tests.extract.toy import (
     ToyBackbone,
@@ -112,7 +113,7 @@ def add_frame(root: Path) -> None:
     ids=["content", "removed", "added"],
 )
 def test_changed_images_invalidate_their_chunk_only(dataset, events, caplog, change, reason, runs):
-    """A fresh extraction elsewhere must give the same chunks as the one that reuses what it can."""
+    """A fresh extraction elsewhere must give the same chunks as the one that reuses old ones."""
     extract(dataset)
     events()
     change(dataset)
@@ -330,8 +331,8 @@ def unsuitable(root: Path) -> None:
         (unsuitable, {}, ImageError, r"got mode 'LA' in images/3\.png"),
         (None, {"device": "cuda:99"}, DeviceError, "'cuda:99'"),
         (None, {"device": "tpu"}, DeviceError, "must be auto, cpu, cuda or cuda:N, got 'tpu'"),
-        (None, {"shard_size": 0}, CacheError, "shard_size must be at least 1, got 0"),
-        (None, {"batch_size": 0}, CacheError, "batch_size must be at least 1, got 0"),
+        (None, {"shard_size": 0}, CacheError, "--shard-size must be at least 1, got 0"),
+        (None, {"batch_size": 0}, CacheError, "--batch-size must be at least 1, got 0"),
     ],
     ids=["damaged", "mode", "gpu", "device", "shard", "batch"],
 )
@@ -348,7 +349,7 @@ def test_nothing_is_written_when_the_preflight_fails(dataset, spoil, options, er
 def test_items_must_be_some_and_distinct(dataset):
     item = items_of(dataset)[0]
     for items in ([], [item, item]):
-        with pytest.raises(DatasetError, match="at least one image, each once"):
+        with pytest.raises(DatasetError, match="at least one image, and each image once, got"):
             extract_features(items, toy_spec(), folder=folder_of(dataset), load=never)
 
 
@@ -363,5 +364,5 @@ def test_a_bad_image_leaves_the_old_cache_alone(dataset):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_happens(dataset):
     (dataset / "features").write_text("a file")
-    with pytest.raises(CacheError, match=r"folder must be writable, got .* Pass --cache-dir"):
+    with pytest.raises(CacheError, match=r"Cannot write to .*features/toy'\. Pass --cache-dir"):
         extract(dataset, load=never)

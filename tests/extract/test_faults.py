@@ -67,7 +67,9 @@ def extract_large(root, folder, **options):
 
 
 def test_too_small_a_disk_is_known_before_anything_is_written(large, small_disk):
-    with pytest.raises(CacheError, match=r"must have room for 3\d+ bytes, got \d+ bytes free"):
+    with pytest.raises(
+        CacheError, match=r"toy features need 3\d+ bytes in .*, but only \d+ are free"
+    ):
         extract(large, toy_spec(short_side=1000), folder=small_disk / "toy", shard_size=1)
     assert not list(small_disk.rglob("*.npy"))
 
@@ -152,7 +154,7 @@ def test_a_read_only_dataset_goes_to_the_cache_home_and_says_so(read_only, tmp_p
     assert len(extract(read_only, folder=folder)) == 5
     again = feature_folder(read_only, toy_spec(), None, items=items)
     extract(read_only, folder=again, load=never)
-    with pytest.raises(CacheError, match=r"must be writable, got .* Pass --cache-dir"):
+    with pytest.raises(CacheError, match=r"Cannot write to .*features/toy'\. Pass --cache-dir"):
         extract(read_only, load=never)
 
 
@@ -232,7 +234,10 @@ def test_nan_is_recorded_and_nothing_of_that_image_is_stored(dataset, events):
 def test_no_good_image_at_all_is_an_error(dataset):
     for number in range(5):
         empty(dataset / f"images/{number}.png")
-    with pytest.raises(DatasetError, match=r"all 5 failed, e\.g\. 'images/0\.png': it is"):
+    with pytest.raises(
+        DatasetError,
+        match=r"No image can be extracted: all 5 failed, e\.g\. 'images/0\.png': it is",
+    ):
         extract(dataset, on_error="record", load=never)
 
 
@@ -272,7 +277,7 @@ FULL = [
 
 
 class Tight(ToyBackbone):
-    """Its features, or what is made of them, fit into memory for one image only."""
+    """Its features, or their encoded rows, fit into memory for one image only."""
 
     error: Exception
     to_float = False
@@ -356,7 +361,7 @@ def test_one_image_that_does_not_fit_is_an_error_and_other_errors_are_not_hidden
         def encode_image(self, images):
             raise RuntimeError("a bug: CUBLAS_STATUS_EXECUTION_FAILED")
 
-    with pytest.raises(DeviceError, match=r"one image of .* must fit into the memory of cpu"):
+    with pytest.raises(DeviceError, match=r"One image of .* does not fit into the memory of cpu"):
         extract(dataset, load=Full.load)
     with pytest.raises(RuntimeError, match="a bug"):
         extract(dataset, load=Broken.load)

@@ -1,4 +1,4 @@
-"""Codecs from extraction to reading: fitted once, shared, kept, and said what they cost."""
+"""Codecs from extraction to reading: fitted once, shared, kept, and their error recorded."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where caches lie, and how one takes the place of another."""
+"""Cache folders, and how one cache replaces another."""
 
 import logging
 import os
@@ -9,8 +9,9 @@ import platformdirs
 import pytest
 import torch
 
-from f3rm.extract.extraction import feature_folder, resolve_device
+from f3rm.extract.cache import feature_folder
 from f3rm.extract.locks import folders
+from f3rm.store.device import resolve_device
 from tests.extract.toy import (
     drop_frame,
     extract,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from f3rm.errors import CacheMismatchError
-from f3rm.extract.extraction import find_cache
+from f3rm.extract.cache import find_cache
 from f3rm.extract.legacy import open_legacy
 from tests.extract.toy import extract, files_of, folder_of, items_of, never, toy_spec
 
@@ -23,7 +23,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture
 def legacy(dataset, rows):
-    """What the earlier extractor writes: absolute paths, two images per chunk, float32."""
+    """A cache as the earlier extractor writes it: absolute paths, two images per chunk, float32."""
     folder = folder_of(dataset)
     folder.mkdir(parents=True)
     for number, start in enumerate(range(0, 5, 2)):

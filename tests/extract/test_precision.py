@@ -1,4 +1,4 @@
-"""What networks compute in: chosen by the device, kept by the cache, the same for all workers."""
+"""The precision of networks: chosen by the device, kept by the cache, the same for all workers."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +10,8 @@ import torch
 from f3rm.errors import FeatureTypeError
 from f3rm.extract import worker
 from f3rm.extract.cache import find_cache
+from f3rm.extract.extraction import preview_job
 from f3rm.extract.job import Job
-from f3rm.extract.preview import preview_job
 from f3rm.store.device import best_precision
 from f3rm.store.manifest import read_manifest
 from f3rm.store.spec import FeatureSpec, resolve_feature_type

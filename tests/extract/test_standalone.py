@@ -45,7 +45,7 @@ def test_lazy_features_of_several_sizes_have_no_shape(tmp_path):
     )
     features = standalone.LazyFeatures(store)
     assert features[1, 10, 7].shape == (3,)
-    with pytest.raises(CacheError, match=r"one size, got \[\(8, 11\), \(11, 8\)\]"):
+    with pytest.raises(CacheError, match=r"have one size, got \[\(8, 11\), \(11, 8\)\]"):
         _ = features.shape
 
 

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from f3rm.extract.stored_rows import store_rows
+from f3rm.extract.encoder import store_rows
 from f3rm.store.codecs import Codec, CodecSpec
 
 HALF = CodecSpec("none", "float16")
@@ -17,7 +17,7 @@ EVENT = torch.cuda.Event
 
 
 class Gpu(TorchDispatchMode):
-    """Stands for two GPUs of which the first is current; notes what is asked of them, in order."""
+    """Imitates two GPUs of which the first is current; records the calls in order."""
 
     def __init__(self) -> None:
         super().__init__()

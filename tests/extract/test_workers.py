@@ -16,7 +16,7 @@ from f3rm.errors import CacheError
 from f3rm.extract import membership
 from f3rm.extract.extraction import extract_features
 from f3rm.extract.locks import heartbeat
-from f3rm.extract.locks.heartbeat import Claims, Owner, Watch, Worker
+from f3rm.extract.locks.heartbeat import Claims, Heartbeat, Owner, Watch
 from tests.extract.interrupted import SCRIPT, extract, wait_for
 from tests.extract.toy import (
     ToyBackbone,
@@ -44,7 +44,7 @@ def elsewhere(name: str) -> str:
 
 
 def test_exactly_one_of_many_makes_a_claim(tmp_path):
-    with Worker(tmp_path) as worker:
+    with Heartbeat(tmp_path) as worker:
         everyone = [Claims(tmp_path, worker.name, Watch(tmp_path)) for _ in range(8)]
         others = [Claims(tmp_path, f"{worker.name}-{i}", Watch(tmp_path)) for i in range(8)]
         for path in [f"worker-{worker.name}-{i}" for i in range(8)]:
@@ -66,7 +66,7 @@ def test_the_claim_of_a_process_that_is_gone_is_taken_over_by_one(tmp_path):
     (tmp_path / "worker-dead").write_text(json.dumps(owner))
     assert Claims(tmp_path, "other", Watch(tmp_path)).take("chunk")
     (tmp_path / "chunk.claim-1").write_text("dead")
-    with Worker(tmp_path) as worker:
+    with Heartbeat(tmp_path) as worker:
         taken = [
             Claims(tmp_path, name, Watch(tmp_path)).take("chunk") for name in (worker.name, "")
         ]
@@ -106,7 +106,7 @@ def test_a_claim_without_a_name_counts_until_it_is_old(tmp_path):
 
 
 def test_the_heartbeat_touches_the_file_and_ends_with_the_worker(tmp_path):
-    with Worker(tmp_path, beat_seconds=0.01) as worker:
+    with Heartbeat(tmp_path, beat_seconds=0.01) as worker:
         (path,) = tmp_path.glob("worker-*")
         os.utime(path, ns=(1, 1))
         wait_for(lambda: path.stat().st_mtime_ns > 1)
@@ -189,7 +189,7 @@ def test_other_features_wait_for_those_being_made(dataset, events, caplog):
         second = pool.submit(extract_features, items_of(dataset), other, **options)
         first.result(timeout=120)
         store = second.result(timeout=120)
-    assert "Other features are being made in" in caplog.text
+    assert "Other features are being extracted in" in caplog.text
     assert store.manifest.spec == other
     assert Counter(events())["run 1"] == NUM, "the first was completed"
 
@@ -201,7 +201,7 @@ def test_a_worker_taken_for_dead_writes_nothing_more(dataset):
                 path.unlink()
             return super().encode_image(images)
 
-    with pytest.raises(CacheError, match="took it for dead or finished without it"):
+    with pytest.raises(CacheError, match="took this one for dead, or finished without it"):
         extract_features(
             items_of(dataset),
             toy_spec(),

@@ -1,1 +1,1 @@
-"""Who works on an unfinished cache, what is done, and what of older ones can be used again."""
+"""How any number of workers share an unfinished cache, and reuse what an older one holds."""

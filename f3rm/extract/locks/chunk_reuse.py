@@ -1,97 +1,69 @@
-"""What an older cache, finished or interrupted, leaves to a new one: chunks and a codec."""
+"""Chunks and codecs of older caches, finished or interrupted, that a new run can use again."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from f3rm.errors import CacheError
-from f3rm.extract.locks.folders import older_folders
 from f3rm.extract.locks.journal import Journal, Run
 from f3rm.extract.plan import recorded_inputs
-from f3rm.store import json_fields as fields
 from f3rm.store.chunks import verify_chunk, write_atomically
 from f3rm.store.codecs import CodecRecord
 from f3rm.store.manifest import Manifest, read_manifest
-from f3rm.store.manifest_fields import codec_of
 from f3rm.store.records import ChunkRecord
-
-CODEC = "codec"
-"""Name of the note, and of the claim, of a run's codec."""
 
 Sources = dict[str, tuple[Path, ChunkRecord]]
 """Inputs of a chunk -> the folder it is in and its record."""
 
 
-def manifest_with(folder: Path, key: str) -> Manifest | None:
-    """Returns the manifest of a finished cache if it has this key."""
-    try:
-        manifest = read_manifest(folder)
-    except CacheError:
-        return None
-    return manifest if manifest.key == key else None
-
-
-def chunks_of(folder: Path, key: str) -> Sources:
-    """Returns folder and record of a finished cache's chunks by inputs; none if the key differs."""
-    manifest = manifest_with(folder, key)
+def finished_chunks(folder: Path, run: Run) -> Sources:
+    """Returns the chunks of the finished cache in ``folder`` that ``run`` may use, by inputs."""
+    manifest = _usable_manifest(folder, run)
     if manifest is None:
         return {}
     images = {image.name: image for image in manifest.images}
-    return {
-        recorded_inputs([images[name] for name in chunk.images], manifest.codec_hash): (
-            folder,
-            chunk,
-        )
-        for chunk in manifest.chunks
-    }
-
-
-def unfinished_chunks(folder: Path, run: Run) -> Sources:
-    """Returns the chunks that interrupted runs finished and that ``run`` may use.
-
-    Args:
-        folder: The cache folder, beside which they lie.
-        run: What is being made.
-    """
     found: Sources = {}
-    for older in reversed(older_folders(folder)):
-        journal = Journal(older)
-        older_run = journal.run()
-        if older_run and older_run.feeds(run):
-            found.update((inputs, (older, record)) for inputs, record in journal.notes())
+    for chunk in manifest.chunks:
+        recorded = [images[name] for name in chunk.images]
+        found[recorded_inputs(recorded, manifest.codec_hash)] = folder, chunk
     return found
 
 
-def older_codecs(folder: Path, run: Run) -> Iterator[tuple[Path, CodecRecord]]:
-    """Yields the codecs of interrupted runs, and of the finished cache, that ``run`` may keep.
+def unfinished_chunks(unfinished: Sequence[Path], run: Run) -> Sources:
+    """Returns the chunks that interrupted runs finished and that ``run`` may use, by inputs.
+
+    Args:
+        unfinished: Folders of interrupted runs, the newest first.
+        run: The new run.
+    """
+    found: Sources = {}
+    for folder, journal in reversed(_suppliers(unfinished, run)):  # the newest overwrites older
+        found.update((inputs, (folder, record)) for inputs, record in journal.notes())
+    return found
+
+
+def older_codecs(
+    folder: Path, unfinished: Sequence[Path], run: Run
+) -> Iterator[tuple[Path, CodecRecord]]:
+    """Yields folder and record of codecs that ``run`` may keep, the preferred one first.
 
     Args:
         folder: The cache folder.
-        run: What is being made.
+        unfinished: Folders of interrupted runs, the newest first.
+        run: The new run.
     """
-    for older in older_folders(folder):
-        journal = Journal(older)
-        left, record = journal.run(), noted_codec(journal)
-        if record and left and left.feeds(run):
+    for older, journal in _suppliers(unfinished, run):
+        if record := journal.codec():
             yield older, record
-    manifest = None if run.fresh else manifest_with(folder, run.key)
+    manifest = _usable_manifest(folder, run)
     if manifest is not None:
         yield folder, manifest.codec
 
 
-def noted_codec(journal: Journal) -> CodecRecord | None:
-    """Returns the codec of an unfinished run; None if it has not been settled."""
-    try:
-        return codec_of(json.loads(journal.other(CODEC)))
-    except (ValueError, RecursionError, fields.InvalidFieldError):
-        return None
-
-
 def is_sound(folder: Path, record: ChunkRecord) -> bool:
-    """Returns whether a chunk is the recorded one, by its checksum."""
+    """Returns whether a chunk's content has the recorded checksum."""
     try:
         verify_chunk(folder, record)
     except CacheError:
@@ -99,20 +71,10 @@ def is_sound(folder: Path, record: ChunkRecord) -> bool:
     return True
 
 
-def move(source: Path, target: Path) -> None:
-    """Renames a chunk of an interrupted run into this one.
-
-    Raises:
-        CacheError: If the file system refuses.
-    """
-    try:
-        source.replace(target)
-    except OSError as error:
-        raise CacheError(_unmoved(source, target, error)) from error
-
-
 def link(source: Path, target: Path) -> None:
-    """Links a chunk of the older cache into this one, or copies it where links do not work.
+    """Links a chunk of the older cache into a run, or copies it where links do not work.
+
+    It is not moved, as the older cache stays valid until the new one is complete.
 
     Raises:
         CacheError: If the file system refuses.
@@ -129,8 +91,20 @@ def _copy(source: Path, stream: BinaryIO) -> None:
         shutil.copyfileobj(original, stream)
 
 
-def _unmoved(source: Path, target: Path, error: OSError) -> str:
-    return (
-        f"CacheWriter: {str(source)!r} must be renamed to {str(target)!r}, got: {error}. Close "
-        "what uses these folders and run again."
-    )
+def _suppliers(unfinished: Sequence[Path], run: Run) -> list[tuple[Path, Journal]]:
+    """Returns the interrupted runs whose chunks ``run`` may use."""
+    journals = [(folder, Journal(folder)) for folder in unfinished]
+    return [
+        (folder, journal)
+        for folder, journal in journals
+        if (older := journal.run()) and older.can_supply(run)
+    ]
+
+
+def _usable_manifest(folder: Path, run: Run) -> Manifest | None:
+    """Returns the manifest of the finished cache if ``run`` may use its chunks and codec."""
+    try:
+        manifest = None if run.fresh else read_manifest(folder)
+    except CacheError:
+        return None
+    return manifest if manifest and manifest.key == run.key else None

@@ -1,9 +1,9 @@
-"""Where a cache is built and how it takes the place of an older one.
+"""Folders: where a cache is built, and how it replaces an older one.
 
 A cache is built in the sibling ``<name>.building`` and renamed to ``<name>`` when it is complete:
-whatever was valid stays valid until then. What an interrupted run left is put aside as
-``<name>.older-N`` until its chunks have been used. A lock per feature type is held for the moments
-in which folders change places; the work itself is shared by claims.
+an older cache stays valid until then. An interrupted run is put aside as ``<name>.older-N`` until
+its chunks have been reused. A lock per feature type is held only while folders are renamed; the
+work itself is shared by claims.
 """
 
 import logging
@@ -23,15 +23,16 @@ from f3rm.store.manifest import MANIFEST
 log = logging.getLogger(__name__)
 
 META = "meta.pt"
+"""For programs that read caches of f3rm's earlier extractor."""
 
 _OVER = f"{PROGRESS}.over"
 
-_LEFTOVERS = ("chunk_*.npy", "chunk_*.tmp", "codec_*.npy", "codec_*.tmp", "progress.jsonl")
-"""Patterns of f3rm's files; the last is the journal of 0.1.0."""
+_LEFTOVERS = ("chunk_*.npy", "chunk_*.tmp", "codec_*.npy", "codec_*.tmp")
+"""Patterns of f3rm's own files; all others are the user's and are never removed."""
 
 
 def is_writable(folder: Path) -> bool:
-    """Returns whether a folder can be written to, or created; root cannot on a read-only mount."""
+    """Returns whether a folder can be written to, or created."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -39,26 +40,25 @@ def is_writable(folder: Path) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that a cache can be written to ``folder`` and beside it.
+    """Checks that a cache can be written to ``folder``, and built beside it.
 
     Raises:
         CacheError: If not.
     """
-    if is_writable(folder) and is_writable(folder.parent):
-        return
-    msg = (
-        f"extract_features: folder must be writable, got {str(folder)!r}. Pass --cache-dir with a "
-        "folder that is, or change the permissions."
-    )
-    raise CacheError(msg)
+    if not (is_writable(folder) and is_writable(folder.parent)):
+        msg = (
+            f"Cannot write to {str(folder)!r}. Pass --cache-dir with a writable folder, or change "
+            "the permissions."
+        )
+        raise CacheError(msg)
 
 
 @contextmanager
 def feature_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a feature type, for as long as folders change places.
+    """Holds the lock of a feature type, while folders are renamed.
 
     Raises:
-        CacheError: If the lock file cannot be made, or its file system has no locks.
+        CacheError: If the lock file cannot be written, or its file system does not support locks.
     """
     path = folder.parent / f".{folder.name}.lock"
     lock = FileLock(path)
@@ -67,8 +67,8 @@ def feature_lock(folder: Path) -> Iterator[None]:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         msg = (
-            f"feature_lock: {str(path)!r} must be writable and lockable, got: {error}. Pass "
-            "--cache-dir with a folder that is."
+            f"Cannot lock {str(path)!r}: {error}. Pass --cache-dir with a writable folder on a "
+            "file system that supports locks."
         )
         raise CacheError(msg) from error
     try:
@@ -83,13 +83,13 @@ def building_folder(folder: Path) -> Path:
 
 
 def older_folders(folder: Path) -> list[Path]:
-    """Returns what interrupted runs left, the newest first."""
+    """Returns the folders of interrupted runs that were put aside, the newest first."""
     found = [path for path in folder.parent.glob(f"{folder.name}.older-*") if path.is_dir()]
     return sorted(found, key=_number, reverse=True)
 
 
 def retire(folder: Path) -> None:
-    """Puts an interrupted run aside; to be called with the lock held and no worker alive.
+    """Puts an interrupted run aside; call it with the lock held and no worker alive.
 
     Raises:
         CacheError: If the file system refuses.
@@ -97,7 +97,7 @@ def retire(folder: Path) -> None:
     building = building_folder(folder)
     if not building.exists():
         return
-    if next(Journal(building).notes(), None) is None:
+    if next(Journal(building).notes(), None) is None:  # no chunk that could be reused
         remove_run(building)
         return
     number = 1 + max((_number(path) for path in older_folders(folder)), default=0)
@@ -105,7 +105,9 @@ def retire(folder: Path) -> None:
 
 
 def end_run(building: Path) -> None:
-    """Takes the journal of a complete cache away, at once, so that its workers see the end.
+    """Removes the journal of a complete cache, so that its workers see that the run has ended.
+
+    It is renamed first: a journal that disappears file by file would look like another run.
 
     Raises:
         CacheError: If the file system refuses.
@@ -115,7 +117,7 @@ def end_run(building: Path) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes the folder of an unfinished run; files that are not f3rm's stay."""
+    """Removes f3rm's files from the folder of an unfinished run; the user's stay."""
     for name in (PROGRESS, _OVER):
         shutil.rmtree(folder / name, ignore_errors=True)
     remove_leftovers(folder, keep=())
@@ -126,15 +128,16 @@ def remove_run(folder: Path) -> None:
 
 
 def finish_swap(folder: Path) -> None:
-    """Completes or cleans up a swap that was cut short; to be called with the lock held."""
+    """Completes or cleans up a swap that was interrupted; call it with the lock held."""
     building = building_folder(folder)
+    # A manifest without a journal: commit() died after end_run().
     if (building / MANIFEST).exists() and not (building / PROGRESS).exists():
         swap_in(building, folder)
-    remove_cache(_sibling(folder, "old"), heir=folder)
+    remove_cache(_sibling(folder, "old"), replacement=folder)
 
 
 def recover(folder: Path) -> None:
-    """Completes a swap that was cut short, if there was one.
+    """Completes a swap that was interrupted, if there was one.
 
     Raises:
         CacheError: If the file system refuses.
@@ -145,54 +148,57 @@ def recover(folder: Path) -> None:
 
 
 def swap_in(building: Path, folder: Path) -> None:
-    """Puts a finished cache in its place; an older one there is removed.
+    """Renames a complete cache to ``folder``, and removes an older one that was there.
 
-    What another program left there is kept under another name.
+    A folder of another program there is kept under another name.
 
     Args:
-        building: The finished cache.
-        folder: Where it belongs.
+        building: The folder in which the complete cache was built.
+        folder: The cache folder.
 
     Raises:
         CacheError: If the file system refuses.
     """
     shutil.rmtree(building / _OVER, ignore_errors=True)
+    # The earlier extractor writes meta.pt but no manifest: its caches are never removed.
     ours = (folder / MANIFEST).exists() or not (folder / META).exists()
     old = _sibling(folder, "old")
+    # remove_cache() cleans .old up after a crash; a name of its own is never removed.
     aside = old if ours and not old.exists() else _free_name(folder)
     if folder.exists():
         _rename(folder, aside)
     _rename(building, folder)
     if ours:
-        remove_cache(aside, heir=folder)
+        remove_cache(aside, replacement=folder)
     elif aside.exists():
         log.warning("%s held features of another program; they are kept as %s.", folder, aside)
 
 
-def remove_cache(folder: Path, *, heir: Path) -> None:
-    """Removes a cache that was replaced by ``heir``, which inherits files that are not f3rm's.
+def remove_cache(folder: Path, *, replacement: Path) -> None:
+    """Removes a cache, and moves the user's files in it to the cache that replaces it.
 
-    What the heir has already, such as a folder in the place of a chunk, is kept under another name.
+    Files whose names the replacement has already, such as a folder with a chunk's name, are kept
+    in a folder of their own beside it.
     """
     if not folder.is_dir():
         return
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed cache is not valid
     remove_run(folder)
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if heir.is_dir() and not (heir / path.name).exists():
-            path.rename(heir / path.name)
+        if replacement.is_dir() and not (replacement / path.name).exists():
+            path.rename(replacement / path.name)
     if any(folder.iterdir()):
-        kept = _free_name(heir)
+        kept = _free_name(replacement)
         folder.rename(kept)
-        log.warning("%s held files that are not f3rm's; they are kept in %s.", heir, kept)
+        log.warning("%s held files that are not f3rm's; they are kept in %s.", replacement, kept)
     else:
         folder.rmdir()
 
 
 def remove_leftovers(folder: Path, keep: tuple[str, ...]) -> None:
-    """Removes chunks that are not in ``keep``, and temporary files of interrupted writes."""
+    """Removes f3rm's files that are not in ``keep``: chunks, codecs, and temporary files."""
     for pattern in (*_LEFTOVERS, f"{MANIFEST}.*.tmp", f"{META}.*.tmp"):
         for path in folder.glob(pattern):
             if path.name not in keep and (path.is_symlink() or path.is_file()):
@@ -205,8 +211,8 @@ def _rename(source: Path, target: Path) -> None:
         sync_folder(target.parent)
     except OSError as error:
         msg = (
-            f"extract_features: {str(source)!r} must be renamed to {str(target)!r}, got: {error}. "
-            "Close what uses these folders and run again."
+            f"Cannot rename {str(source)!r} to {str(target)!r}: {error}. Close the programs that "
+            "use these folders, then run again."
         )
         raise CacheError(msg) from error
 

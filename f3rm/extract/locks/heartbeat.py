@@ -1,11 +1,11 @@
-"""Who works on what: workers that can be seen to be alive, and claims that exactly one can make.
+"""Which workers are alive, and which chunks they have claimed.
 
-A worker is a file that its process keeps touching. A claim is a file made with ``O_EXCL``, so that
-one worker makes it whoever else tries. Claims of one thing are numbered and never removed: who
-finds the owner of the highest one dead makes the next, again exclusively. No clocks are compared,
-on one machine or between several: a worker elsewhere is dead when its file has not changed while
-the observer's own clock ran for :data:`SILENT_SECONDS`; one on this machine is dead when its
-process is gone.
+A worker has a file that its process keeps touching. A claim is a file made with ``O_EXCL``, so that
+exactly one worker can make it. The claims on a chunk are numbered and never removed: a worker that
+finds the owner of the highest one dead makes the next, again exclusively. Clocks of different
+machines are never compared: a worker elsewhere is dead when its file has not changed while the
+observer's own clock ran for :data:`SILENT_SECONDS`; one on this machine is dead when its process
+has ended.
 """
 
 import json
@@ -18,9 +18,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
-from f3rm.errors import CacheError
+from f3rm.extract.locks.journal import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,8 @@ BEAT_SECONDS = 5.0
 """How often a worker touches its file."""
 
 SILENT_SECONDS = 120.0
-"""How long another machine's worker may be silent; more than the 60 s that NFS may cache times."""
+"""After how long without a heartbeat a worker of another machine is taken for dead; longer than the
+60 s for which NFS may cache a file's time."""
 
 _WORKER = "worker-"
 _PROC = Path("/proc")
@@ -36,12 +36,14 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: the machine it runs on, its number there, and when that number was given out.
+    """A process, as written into its worker file.
 
     Attributes:
-        machine: Host name, boot and process namespace; numbers compare within one such only.
+        machine: Host name, boot and process namespace; process numbers are comparable only within
+            one machine.
         pid: Process number.
-        started: Start time in the kernel's ticks; empty where the system does not say.
+        started: Start time in the kernel's ticks, as process numbers are used again; empty where
+            the system does not tell.
     """
 
     machine: str
@@ -54,32 +56,32 @@ class Owner:
         return cls(_machine(), os.getpid(), _start_time(os.getpid()))
 
     def is_gone(self) -> bool:
-        """Returns whether a process of this machine has ended; never true of other machines."""
+        """Returns whether the process has ended; always False for other machines."""
         if self.machine != _machine():
             return False
         if _PROC.joinpath("self", "stat").exists():
             return _start_time(self.pid) != self.started
         try:
-            os.kill(self.pid, 0)
+            os.kill(self.pid, 0)  # signal 0 only asks whether the process exists
         except ProcessLookupError:
             return True
-        except PermissionError:
+        except PermissionError:  # it exists and belongs to another user
             return False
         return False
 
 
-class Worker:
-    """This worker's file and the thread that touches it; a context manager.
+class Heartbeat:
+    """This worker's file, and the thread that touches it; a context manager.
 
     Attributes:
-        name: Unique among all workers anywhere.
+        name: Unique among all workers on all machines.
     """
 
     def __init__(self, folder: Path, *, beat_seconds: float = BEAT_SECONDS) -> None:
-        """Names the worker; entering the context makes it known.
+        """Chooses the name; the file is made on entering the context.
 
         Args:
-            folder: Where workers and claims of one task are; it exists.
+            folder: The journal's folder; it exists.
             beat_seconds: How often the file is touched.
         """
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -88,8 +90,8 @@ class Worker:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="f3rm-heartbeat", daemon=True)
 
-    def __enter__(self) -> "Worker":
-        """Makes the worker known.
+    def __enter__(self) -> "Heartbeat":
+        """Makes the file and starts the thread.
 
         Raises:
             CacheError: If the file cannot be written.
@@ -98,23 +100,18 @@ class Worker:
             self._path.write_text(json.dumps(asdict(Owner.here())), encoding="utf-8")
         except OSError as error:
             self._path.unlink(missing_ok=True)
-            raise CacheError(_unwritable("Worker", self._path, error)) from error
+            raise unwritable(self._path, error) from error
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Takes the worker's file away, so that others go on with what it claimed at once."""
+    def __exit__(self, *_: object) -> None:
+        """Removes the file, so that other workers take over its claims at once."""
         self._stop.set()
         self._thread.join()
         self._path.unlink(missing_ok=True)
 
     def is_known(self) -> bool:
-        """Returns whether the worker's file is still there; others remove it with its task."""
+        """Returns whether the worker's file still exists; other workers remove it with the run."""
         return self._path.exists()
 
     def _beat(self) -> None:
@@ -123,23 +120,23 @@ class Worker:
                 os.utime(self._path)
             except FileNotFoundError:
                 return
-            except OSError as error:
+            except OSError as error:  # one missed beat is harmless; the next may work
                 log.debug("The heartbeat of %s failed: %s", self._path, error)
 
 
 class Watch:
-    """Tells which workers live, by looking at their files again and again."""
+    """Tells which workers are alive, by looking at their files repeatedly."""
 
     def __init__(self, folder: Path, *, silent_seconds: float = SILENT_SECONDS) -> None:
-        """Starts without any observation: a worker of another machine counts as alive at first.
+        """Starts without observations: a worker of another machine first counts as alive.
 
         Args:
-            folder: Where the workers' files are.
-            silent_seconds: How long one of another machine may be silent.
+            folder: The journal's folder.
+            silent_seconds: After how long without a heartbeat a worker of another machine is dead.
         """
         self.folder = folder
         self._silent_seconds = silent_seconds
-        self._seen: dict[Path, tuple[int, float]] = {}
+        self._seen: dict[Path, tuple[int, float]] = {}  # file -> its time, own clock when first met
 
     def living(self) -> Sequence[str]:
         """Returns the names of the workers that are alive."""
@@ -147,7 +144,7 @@ class Watch:
         return [name for name in names if self.is_alive(name)]
 
     def is_alive(self, name: str) -> bool:
-        """Returns whether a worker still works, as far as can be seen."""
+        """Returns whether a worker is alive: its process exists, or its file has changed lately."""
         path = self.folder / f"{_WORKER}{name}"
         try:
             owner = _parse_owner(path.read_text(encoding="utf-8"))
@@ -156,13 +153,14 @@ class Watch:
         return not (owner and owner.is_gone()) and not self.is_silent(path)
 
     def is_silent(self, path: Path) -> bool:
-        """Returns whether a file did not change for long, by this process's own clock."""
+        """Returns whether a file has not changed for long, by this process's own clock."""
         try:
             with path.open("rb") as stream:  # opening makes network file systems look again
                 changed = os.fstat(stream.fileno()).st_mtime_ns
         except OSError:
             return True
         before, since = self._seen.get(path, (None, 0.0))
+        # Unequal, not later: the clock of the other machine may go back.
         if before != changed:
             self._seen[path] = (changed, time.monotonic())
             return False
@@ -170,66 +168,65 @@ class Watch:
 
 
 class Claims:
-    """The claims of one task, as one worker sees and makes them."""
+    """The claims on the chunks of a run, as one worker sees and makes them."""
 
     def __init__(self, folder: Path, worker: str, watch: Watch) -> None:
-        """Keeps where the claims are and who makes them.
+        """Remembers where the claims are and in whose name they are made.
 
         Args:
-            folder: Where the claims are; it exists.
+            folder: The journal's folder; it exists.
             worker: Name of the worker.
-            watch: Tells who else is alive.
+            watch: Tells which other workers are alive.
         """
         self._folder = folder
         self._worker = worker
         self._watch = watch
 
-    def take(self, what: str) -> bool:
-        """Claims something, unless a living worker has; returns whether it is this worker's.
+    def take(self, name: str) -> bool:
+        """Claims a chunk unless a living worker owns it; returns whether this worker owns it now.
 
         Args:
-            what: A file name's stem.
+            name: The chunk file's stem, or ``codec``.
 
         Raises:
             CacheError: If the file system refuses.
         """
         number = 0
-        while self._path(what, number + 1).exists():
+        while self._path(name, number + 1).exists():
             number += 1
-        if number and (owner := self._owner(self._path(what, number))) is not None:
+        if number and (owner := self._owner(self._path(name, number))) is not None:
             return owner == self._worker
-        return self._make(self._path(what, number + 1))
+        return self._make(self._path(name, number + 1))
 
-    def is_contested(self, what: str) -> bool:
-        """Returns whether something was claimed more than once, its first owner taken for dead."""
-        return self._path(what, 2).exists()
+    def is_contested(self, name: str) -> bool:
+        """Returns whether a chunk was claimed twice, so that two workers may have written it."""
+        return self._path(name, 2).exists()
 
-    def _path(self, what: str, number: int) -> Path:
-        return self._folder / f"{what}.claim-{number}"
+    def _path(self, name: str, number: int) -> Path:
+        return self._folder / f"{name}.claim-{number}"
 
     def _owner(self, path: Path) -> str | None:
-        """Returns the living owner of a claim; None if it is dead."""
+        """Returns the living owner of a claim, empty if unknown; None if the owner is dead."""
         try:
             owner = path.read_text(encoding="utf-8")
         except OSError:
             return ""
-        if not owner:  # made a moment ago, or by one who died before the name was in it
+        if not owner:  # made a moment ago, or its maker died before writing its name
             return None if self._watch.is_silent(path) else ""
         return owner if owner == self._worker or self._watch.is_alive(owner) else None
 
     def _make(self, path: Path) -> bool:
+        made = False
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except (FileExistsError, FileNotFoundError):  # another was faster, or all is done
+            with path.open("x", encoding="utf-8") as stream:  # "x" is O_CREAT | O_EXCL
+                made = True
+                stream.write(self._worker)
+        except (FileExistsError, FileNotFoundError):  # another was faster, or the run has ended
             return False
         except OSError as error:
-            raise CacheError(_unwritable("Claims", path, error)) from error
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(self._worker)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise CacheError(_unwritable("Claims", path, error)) from error
+            if made:
+                path.unlink(missing_ok=True)
+            raise unwritable(path, error) from error
         return True
 
 
@@ -243,7 +240,11 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Returns the kernel's start time of a process; empty if it ended or the system is no Linux."""
+    """Returns the kernel's start time of a process; empty if it ended or the system is not Linux.
+
+    *Source:* proc(5): field 22 of ``/proc/<pid>/stat``, 20th after the name, which is in brackets
+    and may itself hold spaces and brackets.
+    """
     after_name = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()
     if len(after_name) < 20 or after_name[0] in "ZX":  # ended, but not yet waited for
         return ""
@@ -263,10 +264,3 @@ def _parse_owner(text: str) -> Owner | None:
         return Owner(str(plain["machine"]), int(plain["pid"]), str(plain["started"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-
-
-def _unwritable(function: str, path: Path, error: OSError) -> str:
-    return (
-        f"{function}: {str(path)!r} must be writable, got: {error}. Make room or pass --cache-dir, "
-        "then run again."
-    )

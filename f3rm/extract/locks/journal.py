@@ -1,13 +1,13 @@
-"""The journal of an unfinished cache: a folder with what is being made and a note per chunk done.
+"""The journal of an unfinished cache: ``run.json``, and one note per finished chunk.
 
-``progress/run.json`` says what is being made; ``progress/chunk_0000.json`` appears, at once and
-whole, when that chunk is. Each file has one writer, so that any number of workers on any number of
-machines can keep the journal together.
+``progress/run.json`` describes the run; ``progress/chunk_0000.json`` appears, at once and whole,
+when that chunk is finished. Each file has one writer, so that any number of workers on any number
+of machines can keep the journal together.
 """
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
@@ -18,24 +18,30 @@ from f3rm.errors import CacheError
 from f3rm.extract.plan import ChunkPlan
 from f3rm.store import json_fields as fields
 from f3rm.store.chunks import write_atomically
+from f3rm.store.codecs import CodecRecord
 from f3rm.store.manifest import SCHEMA_VERSION
-from f3rm.store.manifest_fields import chunk_from_dict
+from f3rm.store.manifest_fields import chunk_from_dict, codec_of
 from f3rm.store.records import ChunkRecord
 
 PROGRESS = "progress"
-_RUN = "run.json"
+"""The journal's folder, inside the folder in which a cache is built."""
+
+CODEC = "codec"
+"""Name of the note, and of the claim, of a run's codec."""
+
+_RUN = "run"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is being made.
+    """One extraction into one cache folder, which any number of workers may share.
 
     Attributes:
         key: Hash of the specification.
         plan: Hash of which images are in which chunk.
-        fresh: Whether no chunk of an older cache may be used (``--force``).
+        fresh: Whether chunks of an older cache must not be used (``--force``).
         chunks: Names of the images of every chunk.
-        token: Tells this run from another of the same task.
+        token: Random; distinguishes this run from an earlier one with the same key and plan.
     """
 
     key: str
@@ -51,13 +57,12 @@ class Run:
         names = tuple(tuple(info.item.name for info in plan.images) for plan in plans)
         return cls(key, xxhash.xxh3_128(text.encode()).hexdigest(), fresh, names)
 
-    def serves(self, wanted: "Run") -> bool:
-        """Returns whether taking part in this run gives what is wanted."""
-        same = (self.key, self.plan) == (wanted.key, wanted.plan)
-        return same and (self.fresh or not wanted.fresh)
+    def satisfies(self, wanted: "Run") -> bool:
+        """Returns whether a worker that wants ``wanted`` can join this run."""
+        return self.plan == wanted.plan and self.can_supply(wanted)
 
-    def feeds(self, wanted: "Run") -> bool:
-        """Returns whether chunks of this run may be used in another."""
+    def can_supply(self, wanted: "Run") -> bool:
+        """Returns whether finished chunks of this run may be reused in ``wanted``."""
         return self.key == wanted.key and (self.fresh or not wanted.fresh)
 
 
@@ -65,15 +70,15 @@ class Journal:
     """Reads and extends the journal in one folder.
 
     Attributes:
-        folder: The journal's own folder, which workers and claims share.
+        folder: The journal's own folder, which also holds workers' files and claims.
     """
 
     def __init__(self, building: Path) -> None:
-        """Looks into the folder in which a cache is being built; writes nothing."""
+        """Remembers the folder in which a cache is built; reads and writes nothing."""
         self.folder = building / PROGRESS
 
     def begin(self, run: Run) -> None:
-        """Writes down what is being made.
+        """Writes ``run.json``, which makes a run visible to other workers.
 
         Raises:
             CacheError: If the file system refuses.
@@ -81,16 +86,12 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = (
-                f"Journal: {str(self.folder)!r} must be writable, got: {error}. Pass --cache-dir "
-                "with a folder that is."
-            )
-            raise CacheError(msg) from error
+            raise unwritable(self.folder, error) from error
         self._write(_RUN, {"schema_version": SCHEMA_VERSION, **asdict(run)})
 
     def run(self) -> Run | None:
-        """Returns what is being made; None if that is unknown or was begun by another f3rm."""
-        plain = _read(self.folder / _RUN)
+        """Returns the run; None if there is none, or another version of f3rm began it."""
+        plain = self._read(_RUN)
         try:
             if fields.integer(plain, "schema_version") != SCHEMA_VERSION:
                 return None
@@ -108,61 +109,65 @@ class Journal:
             return None
 
     def add(self, inputs: str, chunk: ChunkRecord) -> None:
-        """Notes a finished chunk, durably.
+        """Records a finished chunk, durably.
 
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(_note(chunk.file), {"inputs": inputs, "chunk": asdict(chunk)})
+        self._write(Path(chunk.file).stem, {"inputs": inputs, "chunk": asdict(chunk)})
 
     def find(self, plan: ChunkPlan) -> ChunkRecord | None:
-        """Returns the record of a planned chunk if its note says that it is done."""
-        note = _parse(_read(self.folder / _note(plan.file)))
+        """Returns the record of a planned chunk if its note says that it is finished."""
+        note = self._note(Path(plan.file).stem)
+        # The inputs are compared too: another run may have cut its chunks differently.
         return note[1] if note and (note[0], note[1].file) == (plan.inputs, plan.file) else None
 
     def notes(self) -> Iterator[tuple[str, ChunkRecord]]:
-        """Yields inputs and record of every chunk noted; a torn note is a chunk not done."""
+        """Yields inputs and record of every finished chunk; unreadable notes do not count."""
         for path in sorted(self.folder.glob("chunk_*.json")):
-            if note := _parse(_read(path)):
+            if note := self._note(path.stem):
                 yield note
 
-    def other(self, name: str) -> str:
-        """Returns the text of a note about something else than a chunk; empty if there is none."""
+    def codec(self) -> CodecRecord | None:
+        """Returns the codec of the run; None before one is recorded."""
         try:
-            return (self.folder / f"{name}.json").read_text(encoding="utf-8")
-        except OSError:
-            return ""
+            return codec_of(self._read(CODEC))
+        except fields.InvalidFieldError:
+            return None
 
-    def add_other(self, name: str, plain: dict[str, object]) -> None:
-        """Notes something else than a chunk, durably.
+    def add_codec(self, record: CodecRecord) -> None:
+        """Records the codec for all workers of the run, durably.
 
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(f"{name}.json", plain)
+        self._write(CODEC, asdict(record))
 
-    def _write(self, name: str, plain: dict[str, object]) -> None:
+    def _note(self, name: str) -> tuple[str, ChunkRecord] | None:
+        plain = self._read(name)
+        try:
+            return fields.text(plain, "inputs"), chunk_from_dict(plain.get("chunk"))
+        except (CacheError, fields.InvalidFieldError):
+            return None
+
+    def _read(self, name: str) -> fields.Plain:
+        try:
+            plain = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # the last: JSON nested too deeply
+            return {}
+        return cast(fields.Plain, plain) if isinstance(plain, dict) else {}
+
+    def _write(self, name: str, plain: Mapping[str, object]) -> None:
         text = json.dumps(plain, ensure_ascii=False).encode()
-        write_atomically(self.folder / name, lambda stream: stream.write(text))
+        write_atomically(self.folder / f"{name}.json", lambda stream: stream.write(text))
 
 
-def _note(file: str) -> str:
-    return f"{Path(file).stem}.json"
-
-
-def _read(path: Path) -> fields.Plain:
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return cast(fields.Plain, plain) if isinstance(plain, dict) else {}
-
-
-def _parse(plain: fields.Plain) -> tuple[str, ChunkRecord] | None:
-    try:
-        return fields.text(plain, "inputs"), chunk_from_dict(plain.get("chunk"))
-    except (CacheError, fields.InvalidFieldError):
-        return None
+def unwritable(path: Path, error: OSError) -> CacheError:
+    """Returns the error about a file that cannot be written."""
+    return CacheError(
+        f"Cannot write {str(path)!r}: {error}. Make room, or pass --cache-dir with another folder, "
+        "then run again."
+    )
 
 
 def _is_texts(names: object) -> bool:

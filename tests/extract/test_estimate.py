@@ -1,4 +1,4 @@
-"""What a run will cost is said before it starts; a dry run says it and does nothing."""
+"""The costs of a run are logged before it starts; a dry run prints them and writes nothing."""
 
 import logging
 import re
@@ -6,9 +6,9 @@ import re
 import pytest
 
 from f3rm.errors import ImageError
+from f3rm.extract.estimate import Countdown, duration
+from f3rm.extract.extraction import preview_job
 from f3rm.extract.job import Job
-from f3rm.extract.preflight import Countdown, duration
-from f3rm.extract.preview import preview_job
 from f3rm.scripts import cli
 from tests.extract.interrupted import StopError, stop_before
 from tests.extract.toy import (

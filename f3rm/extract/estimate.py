@@ -1,4 +1,4 @@
-"""What a run will cost, said before it starts: images, chunks, bytes, room on the disk, time."""
+"""The costs of a run, known before it starts: images, chunks, bytes, free space, time."""
 
 import logging
 import math
@@ -28,14 +28,14 @@ class Preflight:
     Attributes:
         name: The feature type.
         folder: Where the cache will be.
-        device: What computes.
+        device: The device that computes, e.g. ``cuda:0``.
         num_images: Images of the dataset.
         num_chunks: Chunk files of the cache.
         new_images: Images to be computed.
         new_chunks: Chunk files to be written.
         bytes_needed: Bytes of these files.
-        bytes_free: Room on the disk.
-        seconds: Expected time of one worker; None if unknown.
+        bytes_free: Free space on the disk.
+        seconds: Expected time of one worker; None if not measured.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Preflight:
         """
         if self.bytes_needed > self.bytes_free:
             msg = (
-                f"extract_features: {str(self.folder)!r} must have room for {self.bytes_needed} "
-                f"bytes, got {self.bytes_free} bytes free. Make room, or pass --cache-dir with a "
-                "folder on another disk, or a smaller --codec."
+                f"{self.name} features need {self.bytes_needed} bytes in {str(self.folder)!r}, but "
+                f"only {self.bytes_free} are free. Make room, or pass --cache-dir with a folder on "
+                "another disk, or a smaller --codec."
             )
             raise CacheError(msg)
 
@@ -77,11 +77,11 @@ class Preflight:
 def estimate(
     plans: Sequence[ChunkPlan], new: Sequence[ChunkPlan], encoder: Encoder, folder: Path
 ) -> Preflight:
-    """Counts what is to be done.
+    """Counts images, chunks and bytes.
 
     Args:
         plans: All chunks.
-        new: Those that no earlier run has made.
+        new: The chunks that must be computed.
         encoder: Computes them.
         folder: Where the cache will be; it need not exist.
     """
@@ -103,10 +103,10 @@ def estimate(
 
 
 def seconds_of(plans: Sequence[ChunkPlan], encoder: Encoder) -> float:
-    """Predicts how long chunks take, from one batch of the first; two if that one was short.
+    """Predicts how long chunks take, from one batch of the first chunk.
 
     Raises:
-        ImageError: If an image cannot be read any more.
+        ImageError: If an image cannot be read.
         DeviceError: If not even one image fits into memory.
     """
     if not plans:
@@ -114,38 +114,35 @@ def seconds_of(plans: Sequence[ChunkPlan], encoder: Encoder) -> float:
     plan = plans[0]
     batch = plan.images[: encoder.batch_size(plan.network_size)]
     seconds = _time(encoder, plan, len(batch))
-    if seconds < _SHORT_SECONDS:  # the first one also warmed up
+    if seconds < _SHORT_SECONDS:  # the first batch also warms up: measure once more if it is cheap
         seconds = _time(encoder, plan, len(batch))
+    # The time of an image is taken as proportional to its pixels.
     pixels = sum(len(other.images) * math.prod(other.network_size) for other in plans)
     return seconds * pixels / (len(batch) * math.prod(plan.network_size))
 
 
 class Countdown:
-    """Says once, after the first batches, how long the rest will take."""
+    """Logs once, after the second batch, how long the remaining images will take."""
 
     def __init__(self, num_images: int) -> None:
-        """Starts the clock; ``num_images`` are to be computed by this worker or others."""
+        """Starts; ``num_images`` are to be computed by this worker or others."""
         self._left = num_images
-        self._batches = 0
-        self._start = 0.0
-        self._timed = 0
+        self._ends: list[float] = []  # when the first two batches were done
 
     def advance(self, num_images: int) -> None:
         """Counts a batch; the first one only starts the clock, as it also warms up."""
         self._left -= num_images
-        self._batches += 1
-        if self._batches == 1:
-            self._start = time.monotonic()
+        if len(self._ends) == 2:
             return
-        self._timed += num_images
-        elapsed = time.monotonic() - self._start
-        if self._batches == 2 and self._left > 0:
-            expected = duration(elapsed * self._left / self._timed)
+        self._ends.append(time.monotonic())
+        if len(self._ends) == 2 and self._left > 0:
+            elapsed = self._ends[1] - self._ends[0]
+            expected = duration(elapsed * self._left / num_images)
             log.info("About %s for the %d images left.", expected, self._left)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as people say it."""
+    """Returns a time in seconds, minutes or hours, whichever reads best."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -164,7 +161,8 @@ def _time(encoder: Encoder, plan: ChunkPlan, count: int) -> float:
 
 
 def free_bytes(folder: Path) -> int:
-    """Returns the room on the disk of a folder, which need not exist."""
+    """Returns the free bytes on the disk of a folder, which need not exist."""
+    # The nearest folder that exists is on the disk on which the others will be made.
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
