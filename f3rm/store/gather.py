@@ -18,7 +18,7 @@ from torch import Tensor
 
 from f3rm.distribution import how_to_install
 from f3rm.errors import ImplementationError
-from f3rm.store.paging import ReadAhead
+from f3rm.store.mapped_files import ReadAhead
 
 Engine = Literal["auto", "numpy", "numba"]
 Chunk = Shaped[np.ndarray, "_ channels"]

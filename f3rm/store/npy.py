@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from f3rm.store.mapping import map_file
+from f3rm.store.mapped_files import map_file
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm.errors import ImplementationError
-from f3rm.store import gather, paging
+from f3rm.store import gather, mapped_files
 from f3rm.store.gather import MappedRows, take_reference
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -101,8 +101,10 @@ def test_auto_takes_numba():
 
 def test_rows_are_announced_as_long_as_gathers_read_from_the_disk(monkeypatch):
     reads, announced = iter([0, 5, 5, 5, 5, 9, 9, 9]), []
-    monkeypatch.setattr(paging, "_disk_reads", lambda: next(reads))
-    monkeypatch.setattr(paging, "announce", lambda addresses, _: announced.append(len(addresses)))
+    monkeypatch.setattr(mapped_files, "_disk_reads", lambda: next(reads))
+    monkeypatch.setattr(
+        mapped_files, "announce", lambda addresses, _: announced.append(len(addresses))
+    )
     rows = MappedRows(chunks_of([8], 2))
     for number in (1, 2, 3, 4):
         rows.take(np.arange(number))
@@ -111,9 +113,9 @@ def test_rows_are_announced_as_long_as_gathers_read_from_the_disk(monkeypatch):
 
 
 def test_page_runs_cover_the_rows_and_join():
-    page = paging.mmap.PAGESIZE
+    page = mapped_files.mmap.PAGESIZE
     addresses = np.array([10 * page + 100, 3 * page - 10, 3 * page + 200, 10 * page])
-    runs = paging._page_runs(addresses, 50)
+    runs = mapped_files._page_runs(addresses, 50)
     assert runs.tolist() == [[2 * page, 3 * page + 250], [10 * page, 10 * page + 150]]
 
 
@@ -122,6 +124,6 @@ def test_announcing_mapped_rows_is_harmless(tmp_path):
     np.save(tmp_path / "rows.npy", chunks[0])
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     places = np.random.default_rng(0).integers(0, 3000, 500)
-    paging.announce(mapped.ctypes.data + places * mapped.strides[0], mapped.strides[0])
+    mapped_files.announce(mapped.ctypes.data + places * mapped.strides[0], mapped.strides[0])
     rows = MappedRows([np.asarray(mapped)])
     assert torch.equal(rows.take(places), take_reference(chunks, places.tolist()))
