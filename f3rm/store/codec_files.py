@@ -1,7 +1,6 @@
 """A codec's state on disk: one ``codec_<name>.npy`` per array beside the chunks, no pickles."""
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,8 @@ import xxhash
 
 from f3rm.errors import CacheMismatchError
 from f3rm.store.chunks import write_atomically
-from f3rm.store.codecs import Codec, CodecArray, CodecRecord, load_codec
+from f3rm.store.codecs import CODEC_FILE, Codec, CodecArray, CodecRecord, load_codec
 from f3rm.store.npy import load_npy
-
-CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
-"""The names that such a file may have."""
 
 _LARGEST_BYTES = 1 << 30
 """A basis of 16,384 channels by as many components."""

@@ -21,6 +21,9 @@ from f3rm.errors import CacheError, FeatureTypeError
 CodecName = Literal["none", "int8", "pca"]
 CodedDtype = Literal["float16", "float32", "int8"]
 
+CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
+"""File names that a codec's arrays may have in a cache folder."""
+
 _INT8_LEVELS = 127
 _TORCH_DTYPES: Mapping[CodedDtype, torch.dtype] = {
     "float16": torch.float16,

@@ -14,8 +14,16 @@ import xxhash
 from f3rm.errors import CacheError, F3rmError
 from f3rm.store import json_fields as fields
 from f3rm.store.codecs import CodecRecord
-from f3rm.store.manifest_fields import chunk_of, codec_of, failed_of, image_of, spec_of
-from f3rm.store.records import ChunkRecord, FailedRecord, ImageRecord
+from f3rm.store.records import (
+    ChunkRecord,
+    FailedRecord,
+    ImageRecord,
+    chunk_of,
+    codec_of,
+    failed_of,
+    image_of,
+    spec_of,
+)
 from f3rm.store.spec import FeatureSpec
 
 SCHEMA_VERSION = 1

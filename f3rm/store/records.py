@@ -1,10 +1,42 @@
-"""The records of a cache: one per chunk file and one per image, as the manifest lists them."""
+"""The records of a cache, one per chunk and one per image, and reading each from JSON.
 
+The manifest lists them, and an unfinished cache's journal notes them chunk by chunk. Every field
+read has its type and its bounds.
+"""
+
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
-from f3rm.store.codecs import CodedDtype, CosineError
-from f3rm.store.geometry import PixelAffine, Size, ValidRect
+from f3rm.errors import BackboneRef
+from f3rm.store import json_fields as fields
+from f3rm.store.codecs import (
+    CODEC_FILE,
+    CodecArray,
+    CodecName,
+    CodecRecord,
+    CodedDtype,
+    CosineError,
+)
+from f3rm.store.geometry import Fit, PixelAffine, Size, ValidRect
 from f3rm.store.items import ImageItem
+from f3rm.store.spec import FeatureSpec, Interpolation, Precision, StoredDtype
+
+_CHUNK_NAME = re.compile(r"chunk_\d{4,9}\.npy")
+_ITEM_SIZES = {"float16": 2, "float32": 4, "int8": 1}
+
+Value = TypeVar("Value")
+
+_LATER_FIELDS: fields.Plain = {
+    "precision": "float32",
+    "codec": "none",
+    "fit": "stretch",
+    "window": None,
+    "scales": [1.0],
+}
+"""Fields that a specification of 0.1.0 had not, as it meant them."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +117,178 @@ class FailedRecord:
         except OSError:
             return cls(item.name, 0, 0, error)
         return cls(item.name, status.st_size, status.st_mtime_ns, error)
+
+
+def _window_of(plain: fields.Plain) -> tuple[int, int] | None:
+    if plain["window"] is None:
+        return None
+    side, step = fields.numbers(plain, "window", 2)
+    return int(side), int(step)
+
+
+def spec_of(plain: fields.Plain) -> FeatureSpec:
+    """Rebuilds the specification.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+        FeatureTypeError: If the fields make no specification.
+    """
+    backbone = fields.mapping(plain.get("backbone"), "backbone")
+    background = fields.numbers(plain, "background", 3)
+    later = {**_LATER_FIELDS, **plain}
+    return FeatureSpec(
+        name=fields.text(plain, "name"),
+        backbone=BackboneRef(
+            *(fields.text(backbone, part) for part in ("adapter", "model", "weights"))
+        ),
+        tap=fields.text(plain, "tap"),
+        short_side=fields.integer(plain, "short_side"),
+        interpolation=cast(
+            Interpolation, fields.one_of(plain, "interpolation", ("bicubic", "bilinear"))
+        ),
+        background=(background[0], background[1], background[2]),
+        dtype=cast(StoredDtype, fields.one_of(plain, "dtype", ("float16", "float32"))),
+        precision=cast(
+            Precision, fields.one_of(later, "precision", ("float32", "bfloat16", "float16"))
+        ),
+        codec=fields.text(later, "codec"),
+        fit=cast(Fit, fields.one_of(later, "fit", ("stretch", "square"))),
+        window=_window_of(later),
+        scales=tuple(fields.number(scale, "scales") for scale in fields.items_of(later, "scales")),
+    )
+
+
+def chunk_of(item: object) -> ChunkRecord:
+    """Rebuilds a chunk's record.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+    """
+    plain = fields.mapping(item, "a chunk")
+    file, images, shape = (
+        fields.text(plain, "file"),
+        fields.items_of(plain, "images"),
+        fields.items_of(plain, "shape"),
+    )
+    if not _CHUNK_NAME.fullmatch(file):
+        raise fields.InvalidFieldError(f"file {file!r} is no chunk of this folder")
+    if not all(isinstance(name, str) for name in images):
+        raise fields.InvalidFieldError(f"images of {file} must be texts")
+    sizes = tuple(fields.bounded(size, "shape", 1) for size in shape)
+    dtype = cast(CodedDtype, fields.one_of(plain, "dtype", tuple(_ITEM_SIZES)))
+    length = fields.integer(plain, "bytes")
+    if len(sizes) != 4 or sizes[0] != len(images):
+        raise fields.InvalidFieldError(
+            f"the shape {sizes} of {file} does not fit its {len(images)} images"
+        )
+    if math.prod(sizes) * _ITEM_SIZES[dtype] >= length:
+        raise fields.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {sizes}")
+    return ChunkRecord(
+        file=file,
+        bytes=length,
+        shape=(sizes[0], sizes[1], sizes[2], sizes[3]),
+        dtype=dtype,
+        checksum=fields.text(plain, "checksum"),
+        codec_error=fields.number(plain.get("codec_error"), "codec_error"),
+        images=tuple(images),
+        cosine_error=_cosine_error(plain.get("cosine_error")),
+    )
+
+
+def image_of(item: object) -> ImageRecord:
+    """Rebuilds an image's record.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+    """
+    plain = fields.mapping(item, "an image")
+    size = fields.items_of(plain, "size")
+    if len(size) != 2:
+        raise fields.InvalidFieldError("size must be height and width")
+    error = plain.get("error")
+    if error is not None:
+        raise fields.InvalidFieldError(
+            f"image {fields.shown(plain.get('name'))!r} has an error: {fields.shown(error)}"
+        )
+    return ImageRecord(
+        name=fields.text(plain, "name"),
+        bytes=fields.integer(plain, "bytes"),
+        mtime_ns=_time(plain),
+        content=fields.text(plain, "content"),
+        size=(fields.bounded(size[0], "size", 1), fields.bounded(size[1], "size", 1)),
+        chunk=fields.integer(plain, "chunk"),
+        row=fields.integer(plain, "row"),
+        affine=_floats(
+            plain, "affine", PixelAffine, ("scale_x", "offset_x", "scale_y", "offset_y")
+        ),
+        valid=_floats(plain, "valid", ValidRect, ("x_min", "y_min", "x_max", "y_max")),
+    )
+
+
+def failed_of(item: object) -> FailedRecord:
+    """Rebuilds the record of an image that failed.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds.
+    """
+    plain = fields.mapping(item, "a failed image")
+    return FailedRecord(
+        name=fields.text(plain, "name"),
+        bytes=fields.integer(plain, "bytes"),
+        mtime_ns=_time(plain),
+        error=fields.text(plain, "error"),
+    )
+
+
+def codec_of(item: object) -> CodecRecord:
+    """Rebuilds the codec's record; caches of 0.1.0 have only its name, ``none``.
+
+    Raises:
+        InvalidFieldError: If a field is missing or out of bounds, or a file is no codec's.
+    """
+    plain = fields.mapping(item, "codec")
+    name = cast(CodecName, fields.one_of(plain, "name", ("none", "int8", "pca")))
+    arrays = fields.items_of(plain, "arrays") if "arrays" in plain else []
+    return CodecRecord(
+        name, tuple(_array(array) for array in arrays), _cosine_error(plain.get("cosine_error"))
+    )
+
+
+def _array(item: object) -> CodecArray:
+    plain = fields.mapping(item, "a codec's array")
+    file = fields.text(plain, "file")
+    if not CODEC_FILE.fullmatch(file):
+        raise fields.InvalidFieldError(f"file {file!r} is no codec's of this folder")
+    shape = tuple(fields.bounded(size, "shape", 1) for size in fields.items_of(plain, "shape"))
+    if not 1 <= len(shape) <= 2:
+        raise fields.InvalidFieldError(f"the shape of {file} must have one or two sides")
+    length = fields.integer(plain, "bytes")
+    if math.prod(shape) * _ITEM_SIZES["float32"] >= length:
+        raise fields.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
+    return CodecArray(
+        name=fields.text(plain, "name"),
+        file=file,
+        bytes=length,
+        shape=shape,
+        dtype=fields.one_of(plain, "dtype", ("float32",)),
+        checksum=fields.text(plain, "checksum"),
+    )
+
+
+def _cosine_error(item: object) -> CosineError | None:
+    if item is None:
+        return None
+    plain = fields.mapping(item, "cosine_error")
+    mean, p99, worst = (fields.number(plain.get(part), part) for part in ("mean", "p99", "worst"))
+    return CosineError(fields.integer(plain, "num"), mean, p99, worst)
+
+
+def _time(plain: fields.Plain) -> int:
+    return fields.bounded(plain.get("mtime_ns"), "mtime_ns", -(2**63), 2**63)
+
+
+def _floats(
+    plain: fields.Plain, key: str, kind: Callable[..., Value], names: tuple[str, ...]
+) -> Value:
+    record = fields.mapping(plain.get(key), key)
+    return kind(**{name: fields.number(record.get(name), name) for name in names})

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm.errors import CacheError, CacheMismatchError, FeatureTypeError
-from f3rm.store.codec_files import CODEC_FILE, read_codec, write_codec
+from f3rm.store.codec_files import read_codec, write_codec
 from f3rm.store.codecs import (
+    CODEC_FILE,
     CodecRecord,
     CodecSpec,
     CosineError,

@@ -15,8 +15,7 @@ from f3rm.store import json_fields as fields
 from f3rm.store.chunks import verify_chunk, write_atomically
 from f3rm.store.codecs import CodecRecord
 from f3rm.store.manifest import Manifest, read_manifest
-from f3rm.store.manifest_fields import codec_of
-from f3rm.store.records import ChunkRecord
+from f3rm.store.records import ChunkRecord, codec_of
 
 CODEC = "codec"
 """Name of the note, and of the claim, of a run's codec."""

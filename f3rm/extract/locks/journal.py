@@ -19,8 +19,7 @@ from f3rm.extract.plan import ChunkPlan
 from f3rm.store import json_fields as fields
 from f3rm.store.chunks import write_atomically
 from f3rm.store.manifest import SCHEMA_VERSION
-from f3rm.store.manifest_fields import chunk_from_dict
-from f3rm.store.records import ChunkRecord
+from f3rm.store.records import ChunkRecord, chunk_of
 
 PROGRESS = "progress"
 _RUN = "run.json"
@@ -160,8 +159,8 @@ def _read(path: Path) -> fields.Plain:
 
 def _parse(plain: fields.Plain) -> tuple[str, ChunkRecord] | None:
     try:
-        return fields.text(plain, "inputs"), chunk_from_dict(plain.get("chunk"))
-    except (CacheError, fields.InvalidFieldError):
+        return fields.text(plain, "inputs"), chunk_of(plain.get("chunk"))
+    except fields.InvalidFieldError:
         return None
 
 
