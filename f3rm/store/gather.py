@@ -22,8 +22,8 @@ from f3rm.store.mapped_files import ReadAhead
 
 Engine = Literal["auto", "numpy", "numba"]
 Chunk = Shaped[np.ndarray, "_ channels"]
-Places = Int[np.ndarray, " rows"]
-_Copy = Callable[[Places, int, int], None]
+RowIds = Int[np.ndarray, " rows"]
+_Copy = Callable[[RowIds, int, int], None]
 
 _FAST_MODULE = "f3rm.store.gather_fast"
 _KEPT_BYTES = 1 << 27
@@ -39,13 +39,13 @@ class RowSource(ABC):
     device: torch.device
 
     @abstractmethod
-    def take(self, places: Places) -> Shaped[Tensor, "rows channels"]:
+    def take(self, row_ids: RowIds) -> Shaped[Tensor, "rows channels"]:
         """Returns rows by number, in the stored type.
 
         The memory may be used again by this thread's next call: copy or convert what is to stay.
 
         Args:
-            places: Row numbers, all within range.
+            row_ids: Row numbers, all within range.
         """
 
 
@@ -88,13 +88,13 @@ class MappedRows(RowSource):
         """Returns the number of rows."""
         return int(self._first[-1])
 
-    def take(self, places: Places) -> Shaped[Tensor, "rows channels"]:
+    def take(self, row_ids: RowIds) -> Shaped[Tensor, "rows channels"]:
         """Returns rows by number; see :meth:`RowSource.take`."""
-        chunk_of = self._chunk_of(places)
-        local = places - self._first[chunk_of]
+        chunk_of = self._chunk_of(row_ids)
+        local = row_ids - self._first[chunk_of]
         row_bytes = self._row_bytes[chunk_of]
         addresses = self._address[chunk_of] + local * row_bytes
-        rows = self._scratch.buffer("rows", len(places), self._channels, self.dtype)
+        rows = self._scratch.buffer("rows", len(row_ids), self._channels, self.dtype)
         with self._read_ahead.around(addresses, int(self._row_bytes.max())):
             if self._copy is not None:
                 self._copy(addresses, rows.ctypes.data, rows.strides[0])
@@ -102,14 +102,14 @@ class MappedRows(RowSource):
                 self._take_by_chunk(chunk_of, local, rows)
         return torch.from_numpy(rows)
 
-    def _chunk_of(self, places: Places) -> Places:
+    def _chunk_of(self, row_ids: RowIds) -> RowIds:
         """Finds the chunk of each row, by division where all chunks but the last have one size."""
         if self._uniform:
-            return np.minimum(places // self._first[1], len(self._chunks) - 1)
-        return np.searchsorted(self._first[1:], places, side="right")
+            return np.minimum(row_ids // self._first[1], len(self._chunks) - 1)
+        return np.searchsorted(self._first[1:], row_ids, side="right")
 
     def _take_by_chunk(
-        self, chunk_of: Places, local: Places, rows: Shaped[np.ndarray, "rows channels"]
+        self, chunk_of: RowIds, local: RowIds, rows: Shaped[np.ndarray, "rows channels"]
     ) -> None:
         """Fills ``rows`` chunk by chunk, through a buffer in the order of the chunks."""
         order = np.argsort(chunk_of.astype(_smallest_type(len(self._chunks))), kind="stable")
@@ -152,17 +152,17 @@ class _Scratch(threading.local):
 
 
 def take_reference(
-    chunks: Sequence[Chunk], places: Sequence[int]
+    chunks: Sequence[Chunk], row_ids: Sequence[int]
 ) -> Shaped[Tensor, "rows channels"]:
     """Does what :meth:`MappedRows.take` does, row by row; slow, for tests and for reading.
 
     Args:
         chunks: Arrays of rows.
-        places: Row numbers, at least one.
+        row_ids: Row numbers, at least one.
     """
     found: list[Tensor] = []
-    for place in places:
-        local = place
+    for row_id in row_ids:
+        local = row_id
         for chunk in chunks:
             if local < len(chunk):
                 found.append(torch.from_numpy(np.array(chunk[local])))

@@ -17,10 +17,10 @@ from torch import Tensor
 from f3rm.errors import DeviceError
 from f3rm.store.gather import Chunk, RowSource
 
-Residence = Literal["auto", "gpu", "ram", "mmap"]
-Place = Literal["gpu", "ram", "mmap"]
+Placement = Literal["auto", "gpu", "ram", "mmap"]
+ChosenPlacement = Literal["gpu", "ram", "mmap"]
 
-WORDS: Mapping[Place, str] = {"gpu": "GPU memory", "ram": "RAM", "mmap": "mapped files"}
+WORDS: Mapping[ChosenPlacement, str] = {"gpu": "GPU memory", "ram": "RAM", "mmap": "mapped files"}
 """What places are called in messages."""
 
 _GPU_SHARE = 0.3
@@ -53,9 +53,9 @@ class Memory:
         return cls(device, int(torch.cuda.mem_get_info(device)[0]) + unused, available_ram())
 
 
-def choose_residence(
-    wanted: Residence, num_bytes: int, *, memory: Memory, budget: int | None = None
-) -> Place:
+def choose_placement(
+    wanted: Placement, num_bytes: int, *, memory: Memory, budget: int | None = None
+) -> ChosenPlacement:
     """Decides where rows live.
 
     Args:
@@ -80,7 +80,7 @@ def choose_residence(
         return "gpu" if fits else "mmap"
     if memory.device.type != "cuda":
         msg = (
-            "choose_residence: wanted must be auto, ram or mmap when the batch goes to "
+            "choose_placement: wanted must be auto, ram or mmap when the batch goes to "
             f"{memory.device}, got 'gpu'. Train on a GPU, or choose auto."
         )
         raise DeviceError(msg)
@@ -114,9 +114,9 @@ class ResidentRows(RowSource):
                 self._rows[start : start + len(part)] = part
                 start += len(part)
 
-    def take(self, places: Int[np.ndarray, " rows"]) -> Shaped[Tensor, "rows channels"]:
+    def take(self, row_ids: Int[np.ndarray, " rows"]) -> Shaped[Tensor, "rows channels"]:
         """Returns rows by number; see :meth:`f3rm.store.gather.RowSource.take`."""
-        return self._rows.index_select(0, torch.from_numpy(places).to(self.device))
+        return self._rows.index_select(0, torch.from_numpy(row_ids).to(self.device))
 
 
 def available_ram() -> int:
@@ -134,11 +134,11 @@ def _limit(budget: int | None, free: int, share: float) -> int:
     return int(free * share) if budget is None else budget
 
 
-def _check_fits(place: Place, num_bytes: int, limit: int) -> None:
+def _check_fits(placement: ChosenPlacement, num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
         msg = (
-            f"choose_residence: the features must fit the budget of {limit / _GIB:.2f} GiB for "
-            f"{place!r}, got {num_bytes / _GIB:.2f} GiB. Raise the budget, choose a codec that "
+            f"choose_placement: the features must fit the budget of {limit / _GIB:.2f} GiB for "
+            f"{placement!r}, got {num_bytes / _GIB:.2f} GiB. Raise the budget, choose a codec that "
             "takes less, or choose mmap."
         )
         raise DeviceError(msg)

@@ -1,6 +1,6 @@
 """Reading a finished cache: whole maps, rows at pixels, random cells.
 
-A pixel's place among all rows comes from :class:`~f3rm.store.row_index.PlaceTable`, the rows from
+A pixel's place among all rows comes from :class:`~f3rm.store.row_index.RowIndex`, the rows from
 mapped chunks or from wherever :meth:`FeatureStore.resident` put them, and the codec makes features
 of them. :func:`gather_reference` is the readable twin of :meth:`FeatureStore.gather`.
 """
@@ -25,11 +25,11 @@ from f3rm.store.manifest import Manifest, read_manifest
 from f3rm.store.placement import (
     WORDS,
     Memory,
-    Residence,
+    Placement,
     ResidentRows,
-    choose_residence,
+    choose_placement,
 )
-from f3rm.store.row_index import PlaceTable
+from f3rm.store.row_index import RowIndex
 
 GatherMode = Literal["nearest", "bilinear"]
 
@@ -58,7 +58,7 @@ class FeatureStore:
         self._codecs: dict[torch.device, Codec] = {}  # by device; filled by any thread
         maps = [map_chunk(folder, chunk) for chunk in manifest.chunks]
         self._chunks = [chunk.reshape(-1, chunk.shape[-1]) for chunk in maps]
-        self._places = PlaceTable(manifest)
+        self._row_index = RowIndex(manifest)
         self.rows: RowSource = MappedRows(self._chunks, engine=engine)
 
     @classmethod
@@ -134,7 +134,7 @@ class FeatureStore:
 
     def feature_map(self, index: int) -> Float32[Tensor, "rows cols channels"]:
         """Returns a copy of an image's whole map in fp32."""
-        features = self._features(self._places.whole(int(index)))
+        features = self._features(self._row_index.whole(int(index)))
         return features.reshape(*self.grid_size(index), self.channels)
 
     def gather(
@@ -163,9 +163,9 @@ class FeatureStore:
         """
         numbers = self._checked_images(images)
         if mode == "nearest":
-            return self._features(self._places.nearest(numbers, xy), device)
-        corners = self._places.corners(numbers, xy)
-        codes = self.rows.take(corners.places.reshape(-1))
+            return self._features(self._row_index.nearest(numbers, xy), device)
+        corners = self._row_index.corners(numbers, xy)
+        codes = self.rows.take(corners.row_ids.reshape(-1))
         codes = codes.to(device or self.rows.device).view(4, len(numbers), codes.shape[-1])
         weights = torch.from_numpy(corners.weights).to(codes.device, torch.float32)
         blended = torch.zeros(codes.shape[1:], device=codes.device)
@@ -186,7 +186,7 @@ class FeatureStore:
         """
         numbers = self._checked_images(images)
         row, col = rows.cpu().long().numpy(), cols.cpu().long().numpy()
-        return self._features(self._places.cells(numbers, row, col))
+        return self._features(self._row_index.cells(numbers, row, col))
 
     def sample(self, num: int, seed: int) -> Float32[Tensor, "num channels"]:
         """Draws distinct valid cells at random over all images, reading only these.
@@ -200,7 +200,7 @@ class FeatureStore:
         Returns:
             Features in fp32 on the CPU.
         """
-        return self._features(self._places.sample(num, seed), "cpu")
+        return self._features(self._row_index.sample(num, seed), "cpu")
 
     def _checked_images(self, images: Int[Tensor, " rays"]) -> Int[np.ndarray, " rays"]:
         numbers = images.detach().cpu().long().numpy()
@@ -213,10 +213,10 @@ class FeatureStore:
         return numbers
 
     def _features(
-        self, places: Int[np.ndarray, " rows"], device: torch.device | str | None = None
+        self, row_ids: Int[np.ndarray, " rows"], device: torch.device | str | None = None
     ) -> Float32[Tensor, "rows channels"]:
         """Reads rows; they travel in the stored type and widen where they arrive."""
-        codes = self.rows.take(places).to(device or self.rows.device)
+        codes = self.rows.take(row_ids).to(device or self.rows.device)
         features = self._decoded(codes)
         # A row source may use its memory again, so what is handed out is never a view of it.
         return features.clone() if features.data_ptr() == codes.data_ptr() else features
@@ -230,7 +230,7 @@ class FeatureStore:
 
 def place_stores(
     stores: Mapping[str, FeatureStore],
-    residence: Residence,
+    wanted: Placement,
     *,
     device: torch.device,
     budget: int | None = None,
@@ -239,7 +239,7 @@ def place_stores(
 
     Args:
         stores: Stores by name; all go to the same place.
-        residence: ``auto``, ``gpu``, ``ram`` or ``mmap``.
+        wanted: ``auto``, ``gpu``, ``ram`` or ``mmap``.
         device: Where the batches go.
         budget: Bytes that the rows of all stores may take together; by default 30 % of the free
             GPU memory, or 50 % of the available RAM.
@@ -249,12 +249,14 @@ def place_stores(
     """
     num_bytes = sum(store.resident_bytes for store in stores.values())
     memory = Memory.now(device)
-    place = choose_residence(residence, num_bytes, memory=memory, budget=budget)
+    placement = choose_placement(wanted, num_bytes, memory=memory, budget=budget)
     names = ", ".join(stores)
-    log.info("Features (%s): %.2f GiB, read from %s.", names, num_bytes / (1 << 30), WORDS[place])
-    if place == "mmap":
+    log.info(
+        "Features (%s): %.2f GiB, read from %s.", names, num_bytes / (1 << 30), WORDS[placement]
+    )
+    if placement == "mmap":
         return dict(stores)
-    target = device if place == "gpu" else torch.device("cpu")
+    target = device if placement == "gpu" else torch.device("cpu")
     return {name: store.resident(target) for name, store in stores.items()}
 
 

@@ -19,15 +19,15 @@ class Corners:
     """The four cells around feature coordinates.
 
     Attributes:
-        places: Row numbers of the upper left, upper right, lower left and lower right cell.
+        row_ids: Row numbers of the upper left, upper right, lower left and lower right cell.
         weights: Bilinear weights in the same order; they sum to one.
     """
 
-    places: Int[np.ndarray, "4 rays"]
+    row_ids: Int[np.ndarray, "4 rays"]
     weights: Float[np.ndarray, "4 rays"]
 
 
-class PlaceTable:
+class RowIndex:
     """What a manifest says about its images, laid out as arrays over images."""
 
     def __init__(self, manifest: Manifest) -> None:

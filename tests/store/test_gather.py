@@ -36,11 +36,11 @@ def chunks_of(lengths, channels, dtypes=("float16",), seed=0):
 def test_every_engine_equals_the_reference(engine, lengths, channels, dtypes, data):
     """Bit for bit, over sizes, types and orders, repeated rows among them."""
     chunks = chunks_of(lengths, channels, dtypes)
-    places = data.draw(st.lists(st.integers(0, sum(lengths) - 1), min_size=1, max_size=50))
+    row_ids = data.draw(st.lists(st.integers(0, sum(lengths) - 1), min_size=1, max_size=50))
     rows = MappedRows(chunks, engine=engine)
     assert len(rows) == sum(lengths)
-    taken = rows.take(np.array(places))
-    expected = take_reference(chunks, places)
+    taken = rows.take(np.array(row_ids))
+    expected = take_reference(chunks, row_ids)
     assert taken.dtype == expected.dtype
     assert torch.equal(taken, expected)
 
@@ -73,8 +73,8 @@ def test_threads_do_not_share_their_buffers():
     def work(seed):
         random = np.random.default_rng(seed)
         for _ in range(200):
-            places = random.integers(0, 80, 30)
-            if not torch.equal(rows.take(places), take_reference(chunks, places.tolist())):
+            row_ids = random.integers(0, 80, 30)
+            if not torch.equal(rows.take(row_ids), take_reference(chunks, row_ids.tolist())):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
@@ -123,7 +123,7 @@ def test_announcing_mapped_rows_is_harmless(tmp_path):
     chunks = chunks_of([3000], 64)
     np.save(tmp_path / "rows.npy", chunks[0])
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    places = np.random.default_rng(0).integers(0, 3000, 500)
-    mapped_files.announce(mapped.ctypes.data + places * mapped.strides[0], mapped.strides[0])
+    row_ids = np.random.default_rng(0).integers(0, 3000, 500)
+    mapped_files.announce(mapped.ctypes.data + row_ids * mapped.strides[0], mapped.strides[0])
     rows = MappedRows([np.asarray(mapped)])
-    assert torch.equal(rows.take(places), take_reference(chunks, places.tolist()))
+    assert torch.equal(rows.take(row_ids), take_reference(chunks, row_ids.tolist()))
