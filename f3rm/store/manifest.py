@@ -148,7 +148,7 @@ def _manifest(plain: object) -> Manifest:
         raise fields.InvalidFieldError(f"schema_version is {version}")
     chunks = tuple(chunk_of(item) for item in fields.items_of(record, "chunks"))
     images = tuple(image_of(item) for item in fields.items_of(record, "images"))
-    failed = fields.items_of(record, "failed") if "failed" in record else []
+    failed = tuple(failed_of(item) for item in fields.items_of(record, "failed"))
     manifest = Manifest(
         spec=spec_of(fields.mapping(record.get("spec"), "spec")),
         weights_identity=fields.text(record, "weights_identity"),
@@ -160,7 +160,7 @@ def _manifest(plain: object) -> Manifest:
         versions=fields.texts(record, "versions"),
         chunks=chunks,
         images=images,
-        failed=tuple(failed_of(item) for item in failed),
+        failed=failed,
         codec=codec_of(record.get("codec")),
     )
     _check_consistent(manifest)

@@ -29,15 +29,6 @@ _ITEM_SIZES = {"float16": 2, "float32": 4, "int8": 1}
 
 Value = TypeVar("Value")
 
-_LATER_FIELDS: fields.Plain = {
-    "precision": "float32",
-    "codec": "none",
-    "fit": "stretch",
-    "window": None,
-    "scales": [1.0],
-}
-"""Fields that a specification of 0.1.0 had not, as it meant them."""
-
 
 @dataclass(frozen=True)
 class ChunkRecord:
@@ -78,7 +69,6 @@ class ImageRecord:
         row: Index within the chunk.
         affine: From pixel centres to feature coordinates.
         valid: Part of the feature map that shows the image.
-        error: Always None; images that failed have a :class:`FailedRecord`.
     """
 
     name: str
@@ -90,7 +80,6 @@ class ImageRecord:
     row: int
     affine: PixelAffine
     valid: ValidRect
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ class FailedRecord:
 
 
 def _window_of(plain: fields.Plain) -> tuple[int, int] | None:
-    if plain["window"] is None:
+    if plain.get("window") is None:
         return None
     side, step = fields.numbers(plain, "window", 2)
     return int(side), int(step)
@@ -135,7 +124,6 @@ def spec_of(plain: fields.Plain) -> FeatureSpec:
     """
     backbone = fields.mapping(plain.get("backbone"), "backbone")
     background = fields.numbers(plain, "background", 3)
-    later = {**_LATER_FIELDS, **plain}
     return FeatureSpec(
         name=fields.text(plain, "name"),
         backbone=BackboneRef(
@@ -149,12 +137,12 @@ def spec_of(plain: fields.Plain) -> FeatureSpec:
         background=(background[0], background[1], background[2]),
         dtype=cast(StoredDtype, fields.one_of(plain, "dtype", ("float16", "float32"))),
         precision=cast(
-            Precision, fields.one_of(later, "precision", ("float32", "bfloat16", "float16"))
+            Precision, fields.one_of(plain, "precision", ("float32", "bfloat16", "float16"))
         ),
-        codec=fields.text(later, "codec"),
-        fit=cast(Fit, fields.one_of(later, "fit", ("stretch", "square"))),
-        window=_window_of(later),
-        scales=tuple(fields.number(scale, "scales") for scale in fields.items_of(later, "scales")),
+        codec=fields.text(plain, "codec"),
+        fit=cast(Fit, fields.one_of(plain, "fit", ("stretch", "square"))),
+        window=_window_of(plain),
+        scales=tuple(fields.number(scale, "scales") for scale in fields.items_of(plain, "scales")),
     )
 
 
@@ -205,13 +193,11 @@ def image_of(item: object) -> ImageRecord:
     size = fields.items_of(plain, "size")
     if len(size) != 2:
         raise fields.InvalidFieldError("size must be height and width")
-    error = plain.get("error")
-    if error is not None:
-        raise fields.InvalidFieldError(
-            f"image {fields.shown(plain.get('name'))!r} has an error: {fields.shown(error)}"
-        )
+    name = fields.text(plain, "name")
+    if "error" in plain:  # of a time when images that failed had no record of their own
+        raise fields.InvalidFieldError(f"image {name!r} has a record of an earlier f3rm")
     return ImageRecord(
-        name=fields.text(plain, "name"),
+        name=name,
         bytes=fields.integer(plain, "bytes"),
         mtime_ns=_time(plain),
         content=fields.text(plain, "content"),
@@ -241,17 +227,15 @@ def failed_of(item: object) -> FailedRecord:
 
 
 def codec_of(item: object) -> CodecRecord:
-    """Rebuilds the codec's record; caches of 0.1.0 have only its name, ``none``.
+    """Rebuilds the codec's record.
 
     Raises:
         InvalidFieldError: If a field is missing or out of bounds, or a file is no codec's.
     """
     plain = fields.mapping(item, "codec")
     name = cast(CodecName, fields.one_of(plain, "name", ("none", "int8", "pca")))
-    arrays = fields.items_of(plain, "arrays") if "arrays" in plain else []
-    return CodecRecord(
-        name, tuple(_array(array) for array in arrays), _cosine_error(plain.get("cosine_error"))
-    )
+    arrays = tuple(_array(array) for array in fields.items_of(plain, "arrays"))
+    return CodecRecord(name, arrays, _cosine_error(plain.get("cosine_error")))
 
 
 def _array(item: object) -> CodecArray:

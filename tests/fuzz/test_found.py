@@ -71,7 +71,7 @@ def test_vissl_configurations_of_another_form_are_refused(tmp_path):
     [
         ({"chunks": [], "images": [], "failed": ["x"]}, "it has no chunks"),
         ({"channels": 0}, "channels is 0, not a whole number from 1"),
-        ({"codec": {"name": "int8"}}, "chunks and codec are not of one type"),
+        ({"codec": {"name": "int8", "arrays": []}}, "chunks and codec are not of one type"),
         ({"weights_identity": "\ud800"}, "weights_identity is missing or no text"),
         (
             {

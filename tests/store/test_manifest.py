@@ -56,7 +56,7 @@ def test_manifest_records_images_chunks_and_provenance(cache):
         assert chunk["bytes"] - stored.nbytes == 4096
     image = plain["images"][3]
     assert (image["name"], image["chunk"], image["row"]) == ("images/3.png", 1, 1)
-    assert (image["size"], image["error"]) == ([24, 33], None)
+    assert image["size"] == [24, 33]
     assert image["affine"]["scale_x"] == 11 / 33
     assert image["valid"] == {"x_min": -0.5, "y_min": -0.5, "x_max": 10.5, "y_max": 7.5}
 
@@ -96,7 +96,11 @@ def change(path, value):
         (["images", 0, "affine", "scale_x"], 1e300, "not a number"),
         (["images", 0, "valid", "x_max"], 99.0, "valid rectangle of 'images/0.png' is not inside"),
         (["images", 0, "valid", "x_max"], -0.5, "valid rectangle of 'images/0.png' is"),
-        (["images", 0, "error"], "failed", "image 'images/0.png' has an error"),
+        (["images", 0, "error"], None, "'images/0.png' has a record of an earlier f3rm. Extract"),
+        (["images", 0, "error"], "failed", "'images/0.png' has a record of an earlier f3rm"),
+        (["spec", "scales"], None, "scales is missing or no list. Extract again"),
+        (["failed"], None, "failed is missing or no list. Extract again"),
+        (["codec", "arrays"], None, "arrays is missing or no list. Extract again"),
         (["images"], [], "do not list the same images"),
         (["channels"], 4, "chunk_0000.npy has 3 channels, not 4"),
         (["key"], "0" * 32, "key does not belong to its settings"),
