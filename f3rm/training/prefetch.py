@@ -29,28 +29,22 @@ _MISSES = 4
 
 
 class PendingBatch(Batch):
-    """A batch some of whose entries are still on their way; asking for one waits for it."""
+    """A batch that holds futures for entries that are being looked up; asking for one waits."""
 
     def __init__(self, ready: Batch, pending: Mapping[str, Future[Tensor]]) -> None:
-        """Joins what is ``ready`` with what is ``pending``."""
-        super().__init__(ready)
-        self._pending = dict(pending)
+        super().__init__({**ready, **pending})
 
-    def __missing__(self, key: str) -> Tensor:
-        """Waits for an entry; an error of its look-up is raised here."""
-        if key not in self._pending:
-            raise KeyError(key)
-        self[key] = found = self._pending[key].result()
-        return found
+    def __getitem__(self, key: str) -> Any:
+        """Returns an entry, waiting for it if need be; an error of its look-up is raised here."""
+        value = super().__getitem__(key)
+        if isinstance(value, Future):
+            self[key] = value = value.result()
+        return value
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        """Sets an entry, which is then no longer waited for."""
-        self._pending.pop(key, None)
-        super().__setitem__(key, value)
-
-    def __contains__(self, key: object) -> bool:
-        """Tells whether there is such an entry, without waiting."""
-        return super().__contains__(key) or key in self._pending
+    def __iter__(self) -> Iterator[str]:
+        # Overridden only so that dict(batch) and {**batch} call __getitem__: CPython copies the
+        # stored values, here futures, of any dict that has dict's own __iter__.
+        return super().__iter__()
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns an entry, or ``default`` if there is none."""
@@ -58,18 +52,6 @@ class PendingBatch(Batch):
             return self[key]
         except KeyError:
             return default
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over all keys, without waiting."""
-        return iter([*super().__iter__(), *self._pending])
-
-    def __len__(self) -> int:
-        """Counts all entries, without waiting."""
-        return super().__len__() + len(self._pending)
-
-    def keys(self) -> Any:
-        """Returns all keys, without waiting."""
-        return dict.fromkeys(self).keys()
 
     def values(self) -> Any:
         """Waits for every entry and returns them."""
@@ -79,14 +61,15 @@ class PendingBatch(Batch):
         """Waits for every entry and returns keys and entries."""
         return self.complete().items()
 
-    def cancel(self) -> None:
-        """Gives up what has not been started."""
-        for future in self._pending.values():
-            future.cancel()
-
     def complete(self) -> Batch:
         """Waits for every entry and returns a plain dict."""
         return {key: self[key] for key in self}
+
+    def cancel(self) -> None:
+        """Cancels the look-ups that have not started."""
+        for value in super().values():
+            if isinstance(value, Future):
+                value.cancel()
 
 
 @dataclass(frozen=True)
