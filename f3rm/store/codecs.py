@@ -128,11 +128,10 @@ def parse_codec(text: str) -> CodecSpec:
         return plain[wanted]
     match = re.fullmatch(r"pca([1-9]\d{0,4})", wanted)
     if match is None:
-        msg = (
+        raise FeatureTypeError(
             "parse_codec: text must be fp16, fp32, int8 or pca and a number of components, got "
             f"{text!r}. Try pca128."
         )
-        raise FeatureTypeError(msg)
     return CodecSpec("pca", "float16", int(match[1]))
 
 
@@ -203,11 +202,10 @@ def fit_codec(spec: CodecSpec, rows: Float[Tensor, "rows channels"]) -> Codec:
     if spec.name == "none":
         return Codec(spec, channels)
     if num < 2 or (spec.components or 0) > channels:
-        msg = (
+        raise CacheError(
             f"fit_codec: rows must be at least 2 with at least {spec.components or 1} channels, "
             f"got {num} with {channels}. Choose a smaller pca, or fp16."
         )
-        raise CacheError(msg)
     exact = rows.detach().cpu().double()
     state = _fit_int8(exact) if spec.name == "int8" else _fit_pca(exact, spec.components or 1)
     return Codec(spec, channels, {name: array.float() for name, array in state.items()})
@@ -230,11 +228,10 @@ def load_codec(name: CodecName, arrays: Mapping[str, np.ndarray], channels: int)
     if name == "pca":
         expected["basis"] = (components, channels)
     if shapes != expected or (name == "pca" and not 1 <= components <= channels):
-        msg = (
+        raise CacheError(
             f"load_codec: arrays must be {expected} for the codec {name!r}, got {shapes}. Extract "
             "again."
         )
-        raise CacheError(msg)
     state = {key: torch.from_numpy(array.astype(np.float32)) for key, array in arrays.items()}
     if name == "pca":
         return Codec(CodecSpec("pca", "float16", components), channels, state)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 from typing import Literal
 
 import torch
@@ -35,12 +36,12 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return _automatic()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(_unknown(name)) from error
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(_unknown(name))
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name):
+        raise DeviceError(
+            f"resolve_device: device must be auto, cpu, cuda or cuda:N, got {name!r}. Choose one "
+            "of these."
+        )
+    device = torch.device(name)
     if device.type == "cuda":
         _check_gpu(name, device.index or 0)
     return device
@@ -93,25 +94,16 @@ def _number(*variables: str) -> int:
     return next((int(value) for value in values if value.isdecimal()), 0)
 
 
-def _unknown(name: str) -> str:
-    return (
-        f"resolve_device: device must be auto, cpu, cuda or cuda:N, got {name!r}. Choose one of "
-        "these."
-    )
-
-
 def _check_gpu(name: str, index: int) -> None:
     if not torch.cuda.is_available():
-        msg = (
+        raise DeviceError(
             f"resolve_device: device must exist, got {name!r}, but PyTorch {torch.__version__} "
             "sees no CUDA GPU here. Use --device cpu, or install a GPU driver and a CUDA build of "
             "PyTorch."
         )
-        raise DeviceError(msg)
     count = torch.cuda.device_count()
     if index >= count:
-        msg = (
+        raise DeviceError(
             f"resolve_device: device must exist, got {name!r}, but this machine has {count} "
             f"GPU(s), cuda:0 to cuda:{count - 1}. Choose one of these."
         )
-        raise DeviceError(msg)

@@ -37,11 +37,10 @@ def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
     for word in text.split("+"):
         found = _PART.fullmatch(word.strip())
         if found is None:
-            msg = (
+            raise FeatureTypeError(
                 "resolve_feature_type: a type must look like CLIP or CLIP[window=336,224], got "
                 f"{word!r}. Correct it."
             )
-            raise FeatureTypeError(msg)
         settings = (found["settings"] or "").split(";")
         changes = dict(_setting(setting) for setting in settings if setting.strip())
         parts.append((found["name"].strip().upper(), changes))
@@ -60,11 +59,10 @@ def parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, st
     for entry in weights:
         name, separator, value = entry.partition("=")
         if not (name and separator and value):
-            msg = (
+            raise FeatureTypeError(
                 f"resolve_feature_type: weights must look like CLIP=PATH, got {entry!r}. Name the "
                 "type they are for."
             )
-            raise FeatureTypeError(msg)
         parsed[name] = value
     return parsed
 
@@ -78,11 +76,10 @@ def by_type(argument: str, values: Mapping[str, Value], parts: Sequence[str]) ->
     chosen = {name.strip().upper(): value for name, value in values.items()}
     for name in chosen:
         if name not in parts:
-            msg = (
+            raise FeatureTypeError(
                 f"resolve_feature_type: {argument} must name one of the types in use, "
                 f"{', '.join(parts)}, got {name!r}. {suggestion(name, list(parts))}"
             )
-            raise FeatureTypeError(msg)
     return chosen
 
 
@@ -105,21 +102,17 @@ def _absolute(weights: str) -> str:
 def _setting(text: str) -> tuple[str, Any]:
     key, _, value = (word.strip() for word in text.partition("="))
     if key not in _SETTINGS:
-        msg = f"resolve_feature_type: there is no setting {key!r}; {near_matches(key, _SETTINGS)}"
-        raise FeatureTypeError(msg)
+        raise FeatureTypeError(
+            f"resolve_feature_type: there is no setting {key!r}; {near_matches(key, _SETTINGS)}"
+        )
     field, read, meaning = _SETTINGS[key]
     try:
         return field, read(value)
     except ValueError as error:
-        msg = (
+        raise FeatureTypeError(
             f"resolve_feature_type: {key} must be {meaning}, got {value!r}. Write e.g. "
             "CLIP[window=336,224;scales=0.75,1]."
-        )
-        raise FeatureTypeError(msg) from error
-
-
-def _tap(value: str) -> str:
-    return str(Tap.parse(value))
+        ) from error
 
 
 def _window(value: str) -> tuple[int, int]:
@@ -132,7 +125,7 @@ def _scales(value: str) -> tuple[float, ...]:
 
 
 _SETTINGS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
-    "tap": ("tap", _tap, "a tap"),
+    "tap": ("tap", lambda value: str(Tap.parse(value)), "a tap"),
     "side": ("short_side", int, "a whole number of pixels"),
     "window": ("window", _window, "a side and a step in pixels"),
     "scales": ("scales", _scales, "factors"),

@@ -112,7 +112,9 @@ class MappedRows(RowSource):
         self, chunk_of: RowIds, local: RowIds, rows: Shaped[np.ndarray, "rows channels"]
     ) -> None:
         """Fills ``rows`` chunk by chunk, through a buffer in the order of the chunks."""
-        order = np.argsort(chunk_of.astype(_smallest_type(len(self._chunks))), kind="stable")
+        # NumPy sorts 16-bit numbers by radix, which is faster.
+        kind = np.uint16 if len(self._chunks) <= 1 << 16 else np.uint32
+        order = np.argsort(chunk_of.astype(kind), kind="stable")
         counts = np.bincount(chunk_of, minlength=len(self._chunks))
         used = np.flatnonzero(counts)
         ends = np.cumsum(counts[used])
@@ -185,13 +187,7 @@ def _fast_copy(engine: Engine) -> _Copy | None:
     except ImportError as error:
         if engine == "auto":
             return None
-        msg = (
+        raise ImplementationError(
             f"MappedRows: engine must be installed, got 'numba': {error}. Choose "
             f"numpy, or run {how_to_install('fast')}."
-        )
-        raise ImplementationError(msg) from error
-
-
-def _smallest_type(count: int) -> type[np.unsignedinteger]:
-    """Returns a type for chunk numbers; NumPy sorts 16-bit ones by radix, which is faster."""
-    return np.uint16 if count <= 1 << 16 else np.uint32
+        ) from error

@@ -64,6 +64,10 @@ class ImageInfo:
     size: Size
 
 
+_Found = tuple[ImageInfo, str, bool]
+"""An image's record, its mode if that is refused (else ""), and whether EXIF turns the image."""
+
+
 class ImageFailedError(ImageError):
     """An image has no features; what it says can be recorded instead.
 
@@ -104,20 +108,22 @@ def inspect_images(
         ImageError: If an image is missing or damaged and ``failed`` is not given, or one is in a
             mode that training would misread.
     """
-    inspect = _inspect if failed is None else _inspect_or_fail
-    results = track(
-        prefetched(inspect, items), total=len(items), label="checking images", show=progress
+
+    def inspect(item: ImageItem) -> _Found | ImageFailedError:
+        try:
+            return _inspect(item)
+        except ImageFailedError as error:
+            if failed is None:
+                raise
+            return error
+
+    checked = list(
+        track(prefetched(inspect, items), total=len(items), label="checking images", show=progress)
     )
-    checked = list(results)
     found = [result for result in checked if not isinstance(result, ImageFailedError)]
     for result in checked:
         if failed is not None and isinstance(result, ImageFailedError):
             failed[result.name] = result.reason
-    _report_modes(found)
-    return [info for info, _, _ in found]
-
-
-def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
     refused = [(info.item, mode) for info, mode, _ in found if mode]
     if refused:
         raise ImageError(_mode_message(refused))
@@ -128,6 +134,7 @@ def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
             len(turned),
             printable(turned[0]),
         )
+    return [info for info, _, _ in found]
 
 
 def content_hash(path: Path) -> str:
@@ -142,9 +149,15 @@ def content_hash(path: Path) -> str:
 def _content(path: Path) -> bytes:
     """Reads a file; a device or a pipe would never end."""
     if not is_regular_file(path):
-        msg = f"{str(path)!r} is missing or no file"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{str(path)!r} is missing or no file")
     return path.read_bytes()
+
+
+def _content_of(item: ImageItem) -> bytes:
+    try:
+        return _content(item.path)
+    except OSError as error:
+        raise _broken(item.name, error) from error
 
 
 def read_image(
@@ -159,11 +172,8 @@ def read_image(
     Raises:
         ImageError: If the file is missing, damaged, or in a mode that training would misread.
     """
-    try:
-        content = _content(path)
-    except OSError as error:
-        raise _broken("read_image", str(path), error) from error
-    return _decode(content, ImageItem(str(path), path), background)
+    item = ImageItem(str(path), path)
+    return _decode(_content_of(item), item, background)
 
 
 def read_inspected(
@@ -178,17 +188,11 @@ def read_inspected(
     Raises:
         ImageError: If the file is missing or another one now.
     """
-    name = info.item.name
-    try:
-        content = _content(info.item.path)
-    except OSError as error:
-        raise _broken("extract_features", name, error) from error
+    content = _content_of(info.item)
     if xxhash.xxh3_128(content).hexdigest() != info.content:
-        msg = (
-            f"extract_features: {name!r} must not change during extraction, got another content "
-            "than at its start. Run again."
+        raise ImageError(
+            f"{info.item.name!r} must not change during extraction, but its content did. Run again."
         )
-        raise ImageError(msg)
     return _decode(content, info.item, background)
 
 
@@ -225,7 +229,7 @@ def _decode(
             mode = image.mode
             pixels = np.array(image)
     except _BROKEN as error:
-        raise _broken("read_image", item.name, error) from error
+        raise _broken(item.name, error) from error
     if mode not in _ACCEPTED:
         raise ImageError(_mode_message([(item, mode)]))
     if mode == "L":
@@ -237,8 +241,7 @@ def _decode(
     return np.floor(pixels[:, :, :3] * alpha + colour * (1 - alpha) + 0.5).astype(np.uint8)
 
 
-def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
-    """Returns the record, the mode if it is refused (else ""), and whether EXIF says turned."""
+def _inspect(item: ImageItem) -> _Found:
     try:
         content = _content(item.path)
         with Image.open(io.BytesIO(content)) as image:
@@ -248,24 +251,16 @@ def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
             size = (image.height, image.width)
         changed = item.path.stat().st_mtime_ns
     except _BROKEN as error:
-        raise _broken("inspect_images", item.name, error) from error
+        raise _broken(item.name, error) from error
     digest = xxhash.xxh3_128(content).hexdigest()
-    info = ImageInfo(item, len(content), changed, digest, size)
-    return info, mode, turned
+    return ImageInfo(item, len(content), changed, digest, size), mode, turned
 
 
-def _inspect_or_fail(item: ImageItem) -> tuple[ImageInfo, str, bool] | ImageFailedError:
-    try:
-        return _inspect(item)
-    except ImageFailedError as error:
-        return error
-
-
-def _broken(function: str, name: str, error: Exception) -> ImageFailedError:
+def _broken(name: str, error: Exception) -> ImageFailedError:
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "its format is unknown" if unknown else str(error) or type(error).__name__
     msg = (
-        f"{function}: {name!r} must be a complete image, got: {reason}. Copy or export the file "
+        f"{name!r} must be a complete image, got: {reason}. Copy or export the file "
         f"again, take its frame out of transforms.json, or {LEAVE_OUT}"
     )
     return ImageFailedError(msg, name=name, reason=f"it is no complete image: {reason}")

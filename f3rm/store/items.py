@@ -88,37 +88,33 @@ def _frames(source: Path) -> list[Any]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        msg = (
+        raise DatasetError(
             f"read_items: data must be a dataset with {TRANSFORMS}, got {str(source.parent)!r} "
             f"without {source.name}. Point --data at such a folder, or make one with "
             "ns-process-data."
-        )
-        raise DatasetError(msg) from error
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        msg = (
+        raise DatasetError(
             f"read_items: {str(source)!r} must be readable JSON, got: {error}. Make it again with "
             "ns-process-data."
-        )
-        raise DatasetError(msg) from error
+        ) from error
     frames = content.get("frames") if isinstance(content, Mapping) else None
     if not isinstance(frames, list) or not frames:
         found = "an empty list" if frames == [] else "none"
-        msg = (
+        raise DatasetError(
             f'read_items: {str(source)!r} must have "frames", at least one, got {found}. '
             "Check how the file was made; ns-process-data writes such a list."
         )
-        raise DatasetError(msg)
     return frames
 
 
 def _frame_name(frame: object, number: int, source: Path) -> str:
     name = frame.get("file_path") if isinstance(frame, Mapping) else None
     if not isinstance(name, str) or not name:
-        msg = (
+        raise DatasetError(
             f'read_items: frame {number} of {str(source)!r} must have a "file_path", got none. '
             "Add the path of its image, relative to the dataset folder."
         )
-        raise DatasetError(msg)
     _check_name(name, f'the "file_path" of frame {number} in {str(source)!r}')
     return Path(name).as_posix()
 
@@ -130,11 +126,10 @@ def _check_name(name: str, what: str) -> None:
         DatasetError: If it is such a name.
     """
     if "\0" in name or not is_unicode(name):
-        msg = (
+        raise DatasetError(
             f"read_items: {what} must be Unicode text without NUL, got {name[:_SHOWN_LETTERS]!r}. "
             "Rename the file."
         )
-        raise DatasetError(msg)
 
 
 def is_unicode(text: str) -> bool:
@@ -164,8 +159,7 @@ def check_present(items: Sequence[ImageItem], source: Path) -> None:
     if not missing:
         return
     shown = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else "")
-    msg = (
+    raise ImageError(
         f"read_items: every frame's image must exist, but {len(missing)} of {len(items)} named in "
         f"{str(source)!r} are missing: {shown}. Put the files there, or take these frames out."
     )
-    raise ImageError(msg)

@@ -85,8 +85,7 @@ def boolean(plain: Plain, key: str) -> bool:
     """
     value = plain.get(key)
     if not isinstance(value, bool):
-        msg = f"{key} is {shown(value)}, not true or false"
-        raise InvalidFieldError(msg)
+        raise InvalidFieldError(f"{key} is {shown(value)}, not true or false")
     return value
 
 

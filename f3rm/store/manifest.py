@@ -108,21 +108,19 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError) as error:
-        msg = (
+        raise CacheError(
             f"read_manifest: folder must hold a finished cache, got {str(folder)!r} without "
             f"{MANIFEST}. Run f3rm extract."
-        )
-        raise CacheError(msg) from error
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CacheError(_damaged(path, f"it is not readable JSON ({error})")) from error
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        msg = (
+        raise CacheError(
             f"read_manifest: {str(path)!r} must have schema version {SCHEMA_VERSION} or older, got "
             f"{version}. It was written by a newer f3rm: update f3rm, or extract again with "
             "--force."
         )
-        raise CacheError(msg)
     try:
         return _manifest(plain)
     except (fields.InvalidFieldError, F3rmError, RecursionError) as error:
@@ -137,8 +135,7 @@ def _damaged(path: Path, reason: str) -> str:
 
 
 def _refuse_constant(name: str) -> float:
-    msg = f"{name} is no JSON number"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _manifest(plain: object) -> Manifest:

@@ -59,8 +59,9 @@ def safe_path(name: str) -> PurePosixPath:
     parts = re.split(r"[/\\]", _DRIVE.sub("", name, count=1))
     kept = [part for part in parts if part.strip(". ")]
     if not kept:
-        msg = f"safe_path: a name must have a part that is no '.' or '..', got {name!r}. Rename it."
-        raise UnsafeNameError(msg)
+        raise UnsafeNameError(
+            f"safe_path: a name must have a part that is no '.' or '..', got {name!r}. Rename it."
+        )
     return PurePosixPath(*(safe_part(part) for part in kept))
 
 
@@ -79,11 +80,10 @@ def safe_paths(names: Iterable[str]) -> dict[str, PurePosixPath]:
         path = safe_path(name)
         other = owners.setdefault(path, name)
         if other != name:
-            msg = (
+            raise UnsafeNameError(
                 f"safe_paths: names must give different files, but {other!r} and {name!r} both "
                 f"give {str(path)!r}. Rename one."
             )
-            raise UnsafeNameError(msg)
         paths[name] = path
     return paths
 
@@ -100,9 +100,8 @@ def place_below(folder: Path, relative: PurePosixPath) -> Path:
     """
     path = folder / relative
     if not path.parent.resolve().is_relative_to(folder.resolve()):
-        msg = (
+        raise UnsafeNameError(
             f"place_below: {str(path)!r} must lie in {str(folder)!r}, but a link on the way leads "
             "out of it. Remove the link, or choose another folder."
         )
-        raise UnsafeNameError(msg)
     return path

@@ -70,17 +70,16 @@ def read_npy_header(stream: BinaryIO, length: int) -> NpyHeader:
     if start[: len(_MAGIC)] != _MAGIC or len(start) < len(_MAGIC) + 2:
         raise ValueError("it is no .npy file")
     if start[-2] not in _LENGTH_BYTES:
-        msg = f"its format version {start[-2]} is unknown"
-        raise ValueError(msg)
+        raise ValueError(f"its format version {start[-2]} is unknown")
     width = _LENGTH_BYTES[start[-2]]
     size = int.from_bytes(stream.read(width), "little")
     if size > min(length, _LARGEST_HEADER):
-        msg = f"its header cannot have {size} bytes"
-        raise ValueError(msg)
+        raise ValueError(f"its header cannot have {size} bytes")
     header = _parsed(stream.read(size).decode("latin1"), len(start) + width + size)
     if header.num_bytes != length and not header.dtype.hasobject:
-        msg = f"its {length} bytes do not fit the shape {header.shape} of {header.dtype}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"its {length} bytes do not fit the shape {header.shape} of {header.dtype}"
+        )
     return header
 
 
@@ -98,8 +97,7 @@ def load_npy(path: Path, *, largest: int | None = None) -> np.ndarray:
     with _regular(path) as stream:
         header = _data_header(stream)
         if largest is not None and header.num_bytes > largest:
-            msg = f"its {header.num_bytes} bytes are more than {largest}"
-            raise ValueError(msg)
+            raise ValueError(f"its {header.num_bytes} bytes are more than {largest}")
         content = stream.read(header.num_bytes - header.offset)
     return _array(np.frombuffer(content, np.uint8), header).copy()
 

@@ -79,11 +79,10 @@ def choose_placement(
         fits = memory.device.type == "cuda" and num_bytes <= limit
         return "gpu" if fits else "mmap"
     if memory.device.type != "cuda":
-        msg = (
+        raise DeviceError(
             "choose_placement: wanted must be auto, ram or mmap when the batch goes to "
             f"{memory.device}, got 'gpu'. Train on a GPU, or choose auto."
         )
-        raise DeviceError(msg)
     _check_fits("gpu", num_bytes, limit)
     return "gpu"
 
@@ -136,9 +135,8 @@ def _limit(budget: int | None, free: int, share: float) -> int:
 
 def _check_fits(placement: ChosenPlacement, num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
-        msg = (
+        raise DeviceError(
             f"choose_placement: the features must fit the budget of {limit / _GIB:.2f} GiB for "
             f"{placement!r}, got {num_bytes / _GIB:.2f} GiB. Raise the budget, choose a codec that "
             "takes less, or choose mmap."
         )
-        raise DeviceError(msg)

@@ -116,11 +116,10 @@ class FeatureStore:
             CacheMismatchError: If the cache has no such image.
         """
         if name not in self._index:
-            msg = (
+            raise CacheMismatchError(
                 f"FeatureStore.index: name must be one of the {len(self)} images in "
                 f"{str(self.folder)!r}, got {name!r}. Run f3rm extract again."
             )
-            raise CacheMismatchError(msg)
         return self._index[name]
 
     def image_size(self, index: int) -> Size:
@@ -205,11 +204,10 @@ class FeatureStore:
     def _checked_images(self, images: Int[Tensor, " rays"]) -> Int[np.ndarray, " rays"]:
         numbers = images.detach().cpu().long().numpy()
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
-            msg = (
+            raise IndexError(
                 f"FeatureStore: images must be indices from 0 to {len(self) - 1}, got "
                 f"{numbers.min()} to {numbers.max()}. Use FeatureStore.index to find an image."
             )
-            raise IndexError(msg)
         return numbers
 
     def _features(

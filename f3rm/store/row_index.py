@@ -74,11 +74,10 @@ class RowIndex:
         """
         height, width = self._grids[images].T
         if np.any((rows < 0) | (rows >= height) | (cols < 0) | (cols >= width)):
-            msg = (
+            raise IndexError(
                 "FeatureStore.cells: rows and cols must lie inside the feature map, got rows up to "
                 f"{rows.max()} and cols up to {cols.max()}. See grid_size."
             )
-            raise IndexError(msg)
         return self._starts[images] + rows * width + cols
 
     def whole(self, image: int) -> Numbers:

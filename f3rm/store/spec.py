@@ -81,29 +81,25 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.name):
-            msg = (
+            raise FeatureTypeError(
                 "FeatureSpec: name must be lower-case letters, digits, '.', '_' or '-', got "
                 f"{self.name!r}. Rename it."
             )
-            raise FeatureTypeError(msg)
         if self.short_side < 1:
-            msg = (
+            raise FeatureTypeError(
                 f"FeatureSpec: short_side must be at least 1 pixel, got {self.short_side}. Ask for "
                 "more."
             )
-            raise FeatureTypeError(msg)
         if self.window is not None and not 1 <= self.window[1] <= self.window[0]:
-            msg = (
+            raise FeatureTypeError(
                 "FeatureSpec: window must be a side and a step of at least 1 and at most the side, "
                 f"got {self.window}. Take e.g. (336, 224)."
             )
-            raise FeatureTypeError(msg)
         if not self.scales or min(self.scales) <= 0:
-            msg = (
+            raise FeatureTypeError(
                 f"FeatureSpec: scales must be one or more positive factors, got {self.scales}. "
                 "Take e.g. (0.75, 1, 1.25)."
             )
-            raise FeatureTypeError(msg)
 
     def settings(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> dict[str, Any]:
         """Returns what the values depend on; weights count by what they are, not by where.
@@ -117,11 +113,10 @@ class FeatureSpec:
             FeatureTypeError: If the precision has not been settled.
         """
         if self.precision == "auto":
-            msg = (
+            raise FeatureTypeError(
                 f"FeatureSpec: precision must be one of {', '.join(PRECISIONS)} where values are "
                 "recorded, got 'auto'. Use settled."
             )
-            raise FeatureTypeError(msg)
         settings: dict[str, Any] = {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
@@ -273,26 +268,19 @@ def resolve_feature_type(
     parts = [part for part, _ in named]
     repeated = sorted({part for part in parts if parts.count(part) > 1})
     if repeated:
-        msg = (
+        raise FeatureTypeError(
             f"resolve_feature_type: a type must be named once, got {text!r} with {repeated[0]} "
             "twice. Drop one."
         )
-        raise FeatureTypeError(msg)
-    found = {part: replace(_lookup(part), **changes) for part, changes in named}
-    chosen_weights = by_type("weights", parse_weights(weights), parts)
-    chosen_sides = by_type("short_side", short_side or {}, parts)
-    specs: list[FeatureSpec] = []
-    for part, spec in found.items():
-        spec = replace(spec, background=BACKGROUNDS[background], precision=precision)
-        if stored.name == "none":
-            spec = replace(spec, dtype=stored.dtype)
-        else:
-            spec = replace(spec, codec=stored.text)
-        if part in chosen_weights:
-            ref = replace(spec.backbone, weights=absolute_if_local(chosen_weights[part]))
-            spec = replace(spec, backbone=ref)
-        specs.append(replace(spec, short_side=chosen_sides.get(part, spec.short_side)))
-    return tuple(specs)
+    common: dict[str, Any] = {"background": BACKGROUNDS[background], "precision": precision}
+    common |= {"dtype": stored.dtype} if stored.name == "none" else {"codec": stored.text}
+    specs = {part: replace(_lookup(part), **changes, **common) for part, changes in named}
+    for part, path in by_type("weights", parse_weights(weights), parts).items():
+        backbone = replace(specs[part].backbone, weights=absolute_if_local(path))
+        specs[part] = replace(specs[part], backbone=backbone)
+    for part, side in by_type("short_side", short_side or {}, parts).items():
+        specs[part] = replace(specs[part], short_side=side)
+    return tuple(specs.values())
 
 
 def _lookup(name: str) -> FeatureSpec:
@@ -315,9 +303,8 @@ def _third_party(point: EntryPoint) -> FeatureSpec:
         ref = BackboneRef(point.name, adapter.default_model, adapter.default_weights)
         return FeatureSpec(point.name.lower(), ref, adapter.default_tap, adapter.default_short_side)
     except (ImportError, AttributeError) as error:
-        msg = (
+        raise FeatureTypeError(
             f"resolve_feature_type: the adapter {point.name!r} ({point.value}) must be importable "
             "and have default_model, default_weights, default_tap and default_short_side, got: "
             f"{error}. Update the package that brings it."
-        )
-        raise FeatureTypeError(msg) from error
+        ) from error

@@ -32,8 +32,7 @@ def check_held_out(dataset: InputDataset) -> None:
         DatasetError: If the split has none.
     """
     if not len(dataset):
-        msg = f"There is nothing to evaluate: this run holds out no image. {HOLD_OUT}"
-        raise DatasetError(msg)
+        raise DatasetError(f"There is nothing to evaluate: this run holds out no image. {HOLD_OUT}")
 
 
 class _WithTargets(EvalDataloader):

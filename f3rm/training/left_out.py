@@ -81,11 +81,10 @@ def check_trainable(outputs: DataparserOutputs) -> DataparserOutputs:
         DatasetError: If all of its images are left out.
     """
     if not outputs.image_filenames:
-        msg = (
+        raise DatasetError(
             "ns-train: a training image must have features, got only images that are left out. "
             "f3rm cache verify says why; repair the images."
         )
-        raise DatasetError(msg)
     return outputs
 
 

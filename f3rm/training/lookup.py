@@ -108,11 +108,10 @@ def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
         exact = by_path.get(path.resolve())
         if exact is None and len(candidates) != 1:
             found = f"{len(candidates)} images share its name" if candidates else "none matches"
-            msg = (
+            raise DatasetError(
                 f"match_items: {printable(str(path))} must belong to one image of "
                 f"transforms.json, but {found}. Give images in different folders different "
                 "names, or train at full size."
             )
-            raise DatasetError(msg)
         matched.append(exact if exact is not None else candidates[0])
     return matched

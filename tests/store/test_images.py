@@ -109,11 +109,9 @@ def test_damaged_images_are_named(tmp_path, damage):
     elif damage == "folder.png":
         path.mkdir()
     good = save(tmp_path / "good.png", Image.fromarray(PIXELS))
-    with pytest.raises(
-        ImageError, match=f"inspect_images: '{damage}' must be a complete image, got"
-    ):
+    with pytest.raises(ImageError, match=f"^'{damage}' must be a complete image, got"):
         inspect_images([good, ImageItem(damage, path)])
-    with pytest.raises(ImageError, match=f"read_image: .*{damage}' must be a complete image, got"):
+    with pytest.raises(ImageError, match=f"^'.*{damage}' must be a complete image, got"):
         read_image(path, WHITE)
 
 
