@@ -1,8 +1,8 @@
-"""Feature types as text: names joined by ``+``, each with settings of its own in brackets.
+"""Parsing feature types: names joined by ``+``, each with its own settings in brackets.
 
-``DINO+CLIP[tap=-1|dense(nacclip);window=336,224]`` is DINO as it is, and CLIP by another rule and
-in windows. Settings are ``tap``, ``side`` (length of the shorter image side in pixels), ``window``
-(side and step in pixels) and ``scales`` (factors).
+``DINO+CLIP[tap=-1|dense(nacclip);window=336,224]`` is DINO with its defaults, and CLIP with another
+dense rule and in windows. Settings are ``tap``, ``side`` (length of the shorter image side in
+pixels), ``window`` (side and step in pixels) and ``scales`` (factors).
 """
 
 import difflib
@@ -21,7 +21,7 @@ _PART = re.compile(r"(?P<name>[^\[\]+]*)(?:\[(?P<settings>[^\[\]]*)\])?")
 
 
 def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Splits a feature type into names and the changes that their settings mean.
+    """Splits a feature type into names and the fields that their settings change.
 
     Args:
         text: A type as a user writes it.
@@ -31,15 +31,14 @@ def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
 
     Raises:
         FeatureTypeError: If brackets or settings are malformed.
-        TapError: If a tap is.
+        TapError: If a tap is malformed.
     """
     parts: list[tuple[str, dict[str, Any]]] = []
     for word in text.split("+"):
         found = _PART.fullmatch(word.strip())
         if found is None:
             raise FeatureTypeError(
-                "resolve_feature_type: a type must look like CLIP or CLIP[window=336,224], got "
-                f"{word!r}. Correct it."
+                f"--feature-type: a type must look like CLIP or CLIP[window=336,224], got {word!r}."
             )
         settings = (found["settings"] or "").split(";")
         changes = dict(_setting(setting) for setting in settings if setting.strip())
@@ -48,7 +47,7 @@ def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
-    """Reads entries like ``CLIP=PATH``; a mapping stays.
+    """Parses entries like ``CLIP=PATH``; a mapping is returned as it is.
 
     Raises:
         FeatureTypeError: If an entry is malformed.
@@ -60,24 +59,28 @@ def parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, st
         name, separator, value = entry.partition("=")
         if not (name and separator and value):
             raise FeatureTypeError(
-                f"resolve_feature_type: weights must look like CLIP=PATH, got {entry!r}. Name the "
-                "type they are for."
+                f"--weights must look like CLIP=PATH, got {entry!r}. Name the type they are for."
             )
         parsed[name] = value
     return parsed
 
 
-def by_type(argument: str, values: Mapping[str, Value], parts: Sequence[str]) -> dict[str, Value]:
-    """Returns what is given for each type by upper-case name.
+def by_type(option: str, values: Mapping[str, Value], parts: Sequence[str]) -> dict[str, Value]:
+    """Returns an option's values by upper-case type.
+
+    Args:
+        option: Name of the option, for the message.
+        values: Values by type, in any case.
+        parts: Types in use.
 
     Raises:
-        FeatureTypeError: If something is given for a type that is not in use.
+        FeatureTypeError: If a value is given for a type that is not in use.
     """
     chosen = {name.strip().upper(): value for name, value in values.items()}
     for name in chosen:
         if name not in parts:
             raise FeatureTypeError(
-                f"resolve_feature_type: {argument} must name one of the types in use, "
+                f"{option} must name one of the types in use, "
                 f"{', '.join(parts)}, got {name!r}. {suggestion(name, list(parts))}"
             )
     return chosen
@@ -90,7 +93,7 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def absolute_if_local(weights: str) -> str:
-    """Makes paths absolute, so that a saved run finds them; names stay."""
+    """Makes local paths absolute, so that a saved run finds them; keeps the names of weights."""
     return ",".join(_absolute(part) for part in joined_parts(weights))
 
 
@@ -103,14 +106,14 @@ def _setting(text: str) -> tuple[str, Any]:
     key, _, value = (word.strip() for word in text.partition("="))
     if key not in _SETTINGS:
         raise FeatureTypeError(
-            f"resolve_feature_type: there is no setting {key!r}; {near_matches(key, _SETTINGS)}"
+            f"--feature-type: there is no setting {key!r}; {near_matches(key, _SETTINGS)}"
         )
     field, read, meaning = _SETTINGS[key]
     try:
         return field, read(value)
     except ValueError as error:
         raise FeatureTypeError(
-            f"resolve_feature_type: {key} must be {meaning}, got {value!r}. Write e.g. "
+            f"--feature-type: {key} must be {meaning}, got {value!r}. Write e.g. "
             "CLIP[window=336,224;scales=0.75,1]."
         ) from error
 
@@ -130,4 +133,4 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     "window": ("window", _window, "a side and a step in pixels"),
     "scales": ("scales", _scales, "factors"),
 }
-"""Name in brackets -> field, how it is read, what it must be."""
+"""Name in brackets -> field of the specification, its parser, its meaning in messages."""

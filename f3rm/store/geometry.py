@@ -1,7 +1,7 @@
-"""Sizes of network inputs and the map from image pixels to feature cells.
+"""Sizes of network inputs, and the affine from image pixels to cells of the feature map.
 
 Sizes are (height, width). A pixel centre has integer coordinates: x = 0 is the centre of the first
-pixel; u = 0 is the centre of the first feature cell. This module knows no tensors and no files.
+pixel; u = 0 is the centre of the first cell. No tensors and no files here.
 """
 
 import math
@@ -12,12 +12,12 @@ Size = tuple[int, int]
 """(height, width), in pixels or in cells."""
 
 Fit = Literal["stretch", "square"]
-"""How an image becomes a network input: stretched to a whole number of patches, or put into the
-middle of a square whose border is not part of the image."""
+"""How an image becomes a network input: stretched to a whole number of patches, or centred in a
+square whose border does not belong to the image."""
 
 
 def network_size(image_size: Size, short_side: int, patch: int, fit: Fit = "stretch") -> Size:
-    """Chooses the size that an image is resized to before the network sees it.
+    """Computes the size that an image is resized to for the network.
 
     Stretched, the short side becomes ``short_side`` and the aspect ratio is kept; then both sides
     are rounded to the nearest whole number of patches, at least one. A square has ``short_side``
@@ -37,19 +37,20 @@ def network_size(image_size: Size, short_side: int, patch: int, fit: Fit = "stre
     """
     if min(*image_size, short_side, patch) < 1:
         raise ValueError(
-            "network_size: image_size, short_side and patch must be positive, "
-            f"got {image_size}, {short_side}, {patch}. Check the image and the feature type."
+            "Image size, short side and patch must be positive, got "
+            f"{image_size}, {short_side}, {patch}. Check the image and the feature type."
         )
     if fit == "square":
         image_size = (1, 1)
     scale = short_side / min(image_size)
+    # floor(x + 0.5), because round() takes halves to the even number.
     height, width = (max(1, math.floor(side * scale / patch + 0.5)) * patch for side in image_size)
     return height, width
 
 
 @dataclass(frozen=True)
 class PixelAffine:
-    """Maps pixel centres of the image file to feature coordinates: ``u = scale_x * x + offset_x``.
+    """Maps pixel coordinates of the image file to feature coordinates: u = scale_x * x + offset_x.
 
     Attributes:
         scale_x: Cells per pixel, horizontally.
@@ -84,9 +85,9 @@ class PixelAffine:
 
 @dataclass(frozen=True)
 class ValidRect:
-    """The part of a feature map that shows the image and not padding, in feature coordinates.
+    """The part of a feature map that shows the image and no padding, in feature coordinates.
 
-    The edges of the first cell are at -0.5 and 0.5, so a map without padding has the rectangle
+    The first cell's edges are at -0.5 and 0.5: a map without padding has the rectangle
     ``(-0.5, -0.5, cols - 0.5, rows - 0.5)``.
 
     Attributes:
@@ -107,14 +108,14 @@ class ValidRect:
         return cls(-0.5, -0.5, grid[1] - 0.5, grid[0] - 0.5)
 
     def cells(self) -> tuple[range, range]:
-        """Returns the rows and the columns whose cell centres lie inside the rectangle."""
+        """Returns the rows and the columns whose cell centres are inside the rectangle."""
         rows = range(math.ceil(self.y_min), math.floor(self.y_max) + 1)
         cols = range(math.ceil(self.x_min), math.floor(self.x_max) + 1)
         return rows, cols
 
 
 def border_of(image_size: Size) -> Size:
-    """Returns the rows above and the columns left of an image in the middle of its square."""
+    """Returns the rows above and the columns left of an image centred in its square."""
     height, width = image_size
     side = max(height, width)
     return (side - height) // 2, (side - width) // 2

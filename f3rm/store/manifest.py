@@ -1,8 +1,8 @@
-"""What a finished cache says about itself: ``manifest.json``, schema version 1.
+"""The manifest of a finished cache: ``manifest.json``, schema version 1.
 
-The manifest is written last and is the only thing that makes chunks valid. Reading it is strict:
-every field has its type, every number its bounds, every file name stays in the folder; nothing is
-opened or allocated on its word alone.
+The manifest is written last; chunks without one do not count. It is read as untrusted: every field
+has its type, every number its bounds, every file name stays in the folder, and no size in it is
+allocated before the files have been checked.
 """
 
 import json
@@ -32,21 +32,21 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole record of a cache.
+    """The record of a cache.
 
     Attributes:
-        spec: What was extracted.
-        weights_identity: What the weights were: a file's hash, or a hub name.
+        spec: The features' specification.
+        weights_identity: A weight file's hash, or a hub name.
         algorithm: Version of the preparation.
         key: Hash of the specification, the weights and the algorithm.
         channels: Feature channels C.
         has_text: Whether the backbone has a text tower.
-        provenance: What the backbone says about itself.
+        provenance: The backbone's own description of its library and weights.
         versions: Versions of the software that made the cache.
-        chunks: The files.
+        chunks: The chunk files.
         images: The images, in the order of the dataset.
         failed: Images of the dataset that have no features.
-        codec: How features became the numbers on disk.
+        codec: The codec and its fitted arrays.
     """
 
     spec: FeatureSpec
@@ -64,12 +64,12 @@ class Manifest:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that the manifest names."""
+        """Names of the cache's files besides the manifest."""
         return tuple(record.file for record in (*self.chunks, *self.codec.arrays))
 
     @property
     def codec_hash(self) -> str:
-        """A hash of the fitted codec; empty if there is none."""
+        """Hash of the codec's fitted arrays; empty if it has none."""
         return codec_hash(self.codec)
 
     def to_json(self) -> str:
@@ -98,7 +98,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks ``manifest.json`` in a cache folder; looks at no other file.
+    """Reads and checks ``manifest.json`` in a cache folder, without the files that it names.
 
     Raises:
         CacheError: If there is none, or it is damaged, of a newer schema, or names files outside
@@ -109,15 +109,14 @@ def read_manifest(folder: Path) -> Manifest:
         plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheError(
-            f"read_manifest: folder must hold a finished cache, got {str(folder)!r} without "
-            f"{MANIFEST}. Run f3rm extract."
+            f"There is no finished cache in {str(folder)!r}: no {MANIFEST}. Run f3rm extract."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CacheError(_damaged(path, f"it is not readable JSON ({error})")) from error
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise CacheError(
-            f"read_manifest: {str(path)!r} must have schema version {SCHEMA_VERSION} or older, got "
+            f"{str(path)!r} must have schema version {SCHEMA_VERSION} or older, got "
             f"{version}. It was written by a newer f3rm: update f3rm, or extract again with "
             "--force."
         )
@@ -128,10 +127,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return (
-        f"read_manifest: {str(path)!r} must be a complete manifest, but {reason}. Extract again "
-        "with f3rm extract."
-    )
+    return f"{str(path)!r} is not a complete manifest: {reason}. Extract again with f3rm extract."
 
 
 def _refuse_constant(name: str) -> float:
@@ -165,9 +161,9 @@ def _manifest(plain: object) -> Manifest:
 
 
 def _check_consistent(manifest: Manifest) -> None:
-    """Checks that key, chunks and images agree with one another."""
+    """Checks that key, chunks, codec and images agree with one another."""
     if manifest.key != manifest.spec.key(manifest.weights_identity, manifest.algorithm):
-        raise fields.InvalidFieldError("key does not belong to its settings")
+        raise fields.InvalidFieldError("key is not the hash of its settings")
     files = [chunk.file for chunk in manifest.chunks]
     names = [image.name for image in (*manifest.images, *manifest.failed)]
     if not files:
@@ -178,13 +174,13 @@ def _check_consistent(manifest: Manifest) -> None:
         raise fields.InvalidFieldError("chunks and images do not list the same images")
     is_int8 = manifest.codec.name == "int8"
     if any((chunk.dtype == "int8") != is_int8 for chunk in manifest.chunks):
-        raise fields.InvalidFieldError("chunks and codec are not of one type")
+        raise fields.InvalidFieldError("the chunks are not of the codec's type")
     for image in manifest.images:
         _check_place(image, manifest)
 
 
 def codec_hash(record: CodecRecord) -> str:
-    """Hashes what a codec was fitted to; empty for one without state."""
+    """Returns a hash of a codec's fitted arrays; empty if it has none."""
     text = " ".join(array.checksum for array in record.arrays)
     return xxhash.xxh3_128(text.encode()).hexdigest() if text else ""
 

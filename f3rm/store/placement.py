@@ -1,7 +1,7 @@
-"""Where a store's rows live while training: mapped files, RAM, or the GPU.
+"""Placement of a store's rows while training: mapped files, RAM, or the GPU.
 
-Mapped files need no memory of their own: the kernel keeps in its page cache what is used. On the
-GPU a batch costs no transfer. RAM is for file systems that forget, such as network mounts.
+Mapped files need no memory of their own: the kernel keeps used pages in its page cache. On the GPU
+a batch needs no transfer. RAM is for file systems that do not cache, such as network mounts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Placement = Literal["auto", "gpu", "ram", "mmap"]
 ChosenPlacement = Literal["gpu", "ram", "mmap"]
 
 WORDS: Mapping[ChosenPlacement, str] = {"gpu": "GPU memory", "ram": "RAM", "mmap": "mapped files"}
-"""What places are called in messages."""
+"""Placements in the words of messages."""
 
 _GPU_SHARE = 0.3
 _RAM_SHARE = 0.5
@@ -31,13 +31,13 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Memory:
-    """What the choice of a residence depends on.
+    """Free memory, on which the placement depends.
 
     Attributes:
-        device: Where the batch is wanted.
-        free_gpu: Bytes that this process can have on that device: what is free, and what PyTorch
-            keeps without using it; 0 if it is no GPU.
-        free_ram: Bytes of RAM that can be had without swapping.
+        device: Device of the batches.
+        free_gpu: Bytes that this process can allocate on that device: the free ones, and those that
+            PyTorch caches unused; 0 if it is not a GPU.
+        free_ram: Bytes of RAM that can be allocated without swapping.
     """
 
     device: torch.device
@@ -46,7 +46,7 @@ class Memory:
 
     @classmethod
     def now(cls, device: torch.device) -> "Memory":
-        """Asks the device and the system."""
+        """Reads the free memory of the device and the system."""
         if device.type != "cuda":
             return cls(device, 0, available_ram())
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -56,18 +56,18 @@ class Memory:
 def choose_placement(
     wanted: Placement, num_bytes: int, *, memory: Memory, budget: int | None = None
 ) -> ChosenPlacement:
-    """Decides where rows live.
+    """Chooses the placement of rows.
 
     Args:
-        wanted: ``auto`` takes the GPU if the batch is wanted there and the rows fit the budget,
-            else mapped files.
+        wanted: ``auto`` is the GPU if batches go there and the rows fit the budget, else mapped
+            files.
         num_bytes: Size of all rows in the stored type.
-        memory: Where the batch is wanted, and what is free.
+        memory: Device of the batches, and free memory.
         budget: Bytes that rows may take; by default 30 % of the free GPU memory, or 50 % of the
             available RAM.
 
     Raises:
-        DeviceError: If the GPU or RAM is asked for and there is none, or the rows do not fit.
+        DeviceError: If the GPU is wanted and batches go elsewhere, or the rows do not fit.
     """
     if wanted == "mmap":
         return "mmap"
@@ -80,26 +80,22 @@ def choose_placement(
         return "gpu" if fits else "mmap"
     if memory.device.type != "cuda":
         raise DeviceError(
-            "choose_placement: wanted must be auto, ram or mmap when the batch goes to "
-            f"{memory.device}, got 'gpu'. Train on a GPU, or choose auto."
+            f"feature-residence must be auto, ram or mmap when batches go to {memory.device}, got "
+            "'gpu'. Train on a GPU, or choose auto."
         )
     _check_fits("gpu", num_bytes, limit)
     return "gpu"
 
 
 class ResidentRows(RowSource):
-    """All rows of a store in one tensor.
-
-    Attributes:
-        device: Where the tensor is.
-    """
+    """All rows of a store in one tensor, in RAM or on the GPU."""
 
     def __init__(self, chunks: Sequence[Chunk], device: torch.device) -> None:
-        """Copies the chunks, some megabytes at a time.
+        """Copies the chunks to ``device``, 64 MiB at a time to keep the peak memory low.
 
         Args:
             chunks: Arrays of rows, at least one, all with the same number of channels.
-            device: Where they go.
+            device: The GPU, or the CPU for RAM.
         """
         self.device = device
         dtype = np.result_type(*(chunk.dtype for chunk in chunks))
@@ -119,7 +115,7 @@ class ResidentRows(RowSource):
 
 
 def available_ram() -> int:
-    """Returns the bytes that can be allocated without swapping; 0 where the system does not say."""
+    """Returns the bytes that can be allocated without swapping; 0 where that is unknown."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return 0
@@ -136,7 +132,7 @@ def _limit(budget: int | None, free: int, share: float) -> int:
 def _check_fits(placement: ChosenPlacement, num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
         raise DeviceError(
-            f"choose_placement: the features must fit the budget of {limit / _GIB:.2f} GiB for "
-            f"{placement!r}, got {num_bytes / _GIB:.2f} GiB. Raise the budget, choose a codec that "
-            "takes less, or choose mmap."
+            f"The features must fit the budget of {limit / _GIB:.2f} GiB for {placement!r}, got "
+            f"{num_bytes / _GIB:.2f} GiB. Raise feature-budget-gb, or choose a smaller "
+            "codec or mmap."
         )

@@ -40,9 +40,9 @@ class ChunkRecord:
         shape: Images, rows, columns, channels.
         dtype: ``float16``, ``float32`` or ``int8``.
         checksum: ``xxh3_128:`` and the hash of the whole file.
-        codec_error: Largest relative error that rounding to ``dtype`` made in any cell.
+        codec_error: Largest relative error of a cell from rounding to ``dtype``.
         images: Names of the images, in the order of the rows.
-        cosine_error: What the codec cost in this chunk; None if it was not measured.
+        cosine_error: Error of the codec in this chunk; None if it was not measured.
     """
 
     file: str
@@ -57,7 +57,7 @@ class ChunkRecord:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and where its features are.
+    """One image, and its feature map's chunk and geometry.
 
     Attributes:
         name: Path relative to the dataset, as in ``transforms.json``.
@@ -67,7 +67,7 @@ class ImageRecord:
         size: Height and width in pixels.
         chunk: Index of the chunk.
         row: Index within the chunk.
-        affine: From pixel centres to feature coordinates.
+        affine: From pixel to feature coordinates.
         valid: Part of the feature map that shows the image.
     """
 
@@ -88,8 +88,8 @@ class FailedRecord:
 
     Attributes:
         name: Path relative to the dataset.
-        bytes: Length of the file when it failed; 0 if it was not there.
-        mtime_ns: Its modification time in nanoseconds; 0 if it was not there.
+        bytes: Length of the file when it failed; 0 if there was none.
+        mtime_ns: Its modification time in nanoseconds; 0 if there was none.
         error: Why it failed.
     """
 
@@ -159,7 +159,7 @@ def chunk_of(item: object) -> ChunkRecord:
         fields.items_of(plain, "shape"),
     )
     if not _CHUNK_NAME.fullmatch(file):
-        raise fields.InvalidFieldError(f"file {file!r} is no chunk of this folder")
+        raise fields.InvalidFieldError(f"file {file!r} is not a chunk of this folder")
     if not all(isinstance(name, str) for name in images):
         raise fields.InvalidFieldError(f"images of {file} must be texts")
     sizes = tuple(fields.bounded(size, "shape", 1) for size in shape)
@@ -242,7 +242,7 @@ def _array(item: object) -> CodecArray:
     plain = fields.mapping(item, "a codec's array")
     file = fields.text(plain, "file")
     if not CODEC_FILE.fullmatch(file):
-        raise fields.InvalidFieldError(f"file {file!r} is no codec's of this folder")
+        raise fields.InvalidFieldError(f"file {file!r} is not a codec's file in this folder")
     shape = tuple(fields.bounded(size, "shape", 1) for size in fields.items_of(plain, "shape"))
     if not 1 <= len(shape) <= 2:
         raise fields.InvalidFieldError(f"the shape of {file} must have one or two sides")

@@ -1,8 +1,7 @@
-"""What to extract: one :class:`FeatureSpec` per feature type, and the table of presets.
+"""Specifications of features: one :class:`FeatureSpec` per feature type, and the presets.
 
 A feature type is a preset's name, an alias, the name of a third-party adapter (entry-point group
-``f3rm.backbones``), or several of these joined by ``+``. Nothing elsewhere depends on a type's
-name.
+``f3rm.backbones``), or several of these joined by ``+``. No other code depends on a type's name.
 """
 
 import json
@@ -26,7 +25,7 @@ from f3rm.store.feature_types import (
 from f3rm.store.geometry import Fit
 
 ALGORITHM_VERSION = 1
-"""Raised when decoding, resizing or normalising changes, so that no older cache is mistaken."""
+"""Increased when decoding, resizing or normalising changes: caches of an older one do not match."""
 
 ENTRY_POINT_GROUP = "f3rm.backbones"
 
@@ -36,27 +35,26 @@ Interpolation = Literal["bicubic", "bilinear"]
 Background = Literal["black", "white"]
 StoredDtype = Literal["float16", "float32"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""What a network computes in; ``auto`` is settled by the device, or by what is cached already."""
+"""A network's precision; ``auto`` becomes that of an existing cache, else the device's best."""
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-"""What ``auto`` may become; a cache has one of these."""
+"""The precisions a cache can have, which ``auto`` becomes."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Everything that decides the values of a feature cache, apart from the images.
+    """Everything besides the images that determines the features of a cache.
 
     Attributes:
         name: Short lower-case name; also the name of the cache folder.
         backbone: The model.
-        tap: Where in the model the features are read, in the words of the adapter; recorded in the
-            cache.
+        tap: Where in the model the features are read, in the adapter's words.
         short_side: Length in pixels that the shorter image side is resized to.
         interpolation: How images are resized, always with antialiasing.
         background: RGB colour in [0, 1] behind images with an alpha channel.
         dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
-        precision: What the network computes in: float32, or mixed with one of the half types; or
-            ``auto``, which any cache satisfies and which no cache has.
+        precision: float32, or mixed with one of the half types; or ``auto``, which is satisfied by
+            a cache of any precision.
         codec: ``int8`` or ``pca<d>``, which :mod:`~f3rm.store.codecs` explains; ``none`` stores
             the channels themselves.
         fit: Whether images are stretched to whole patches, or put into the middle of a square of
@@ -82,41 +80,42 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.name):
             raise FeatureTypeError(
-                "FeatureSpec: name must be lower-case letters, digits, '.', '_' or '-', got "
-                f"{self.name!r}. Rename it."
+                "A feature type's name must be lower-case letters, digits, '.', '_' or '-', got "
+                f"{self.name!r}."
             )
         if self.short_side < 1:
             raise FeatureTypeError(
-                f"FeatureSpec: short_side must be at least 1 pixel, got {self.short_side}. Ask for "
-                "more."
+                f"{self.name}: short_side must be at least 1 pixel, got {self.short_side}."
             )
         if self.window is not None and not 1 <= self.window[1] <= self.window[0]:
             raise FeatureTypeError(
-                "FeatureSpec: window must be a side and a step of at least 1 and at most the side, "
+                f"{self.name}: window must be a side and a step from 1 to the side, "
                 f"got {self.window}. Take e.g. (336, 224)."
             )
         if not self.scales or min(self.scales) <= 0:
             raise FeatureTypeError(
-                f"FeatureSpec: scales must be one or more positive factors, got {self.scales}. "
+                f"{self.name}: scales must be one or more positive factors, got {self.scales}. "
                 "Take e.g. (0.75, 1, 1.25)."
             )
 
     def settings(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> dict[str, Any]:
-        """Returns what the values depend on; weights count by what they are, not by where.
+        """Returns all that the features depend on, for hashing.
 
         Args:
-            weights_identity: What :func:`f3rm.backbones.registry.weights_identity` says of
-                :attr:`backbone`.
+            weights_identity: Identity of :attr:`backbone`'s weights, wherever they are stored, from
+                :func:`f3rm.backbones.registry.weights_identity`.
             algorithm: Version of the preparation.
 
         Raises:
-            FeatureTypeError: If the precision has not been settled.
+            FeatureTypeError: If the precision is still ``auto``.
         """
         if self.precision == "auto":
             raise FeatureTypeError(
-                f"FeatureSpec: precision must be one of {', '.join(PRECISIONS)} where values are "
-                "recorded, got 'auto'. Use settled."
+                f"{self.name}: precision must be one of {', '.join(PRECISIONS)} before "
+                "features are recorded, got 'auto'. Choose one with FeatureSpec.settled."
             )
+        # Later settings enter only where they differ from their default, so that adding one changes
+        # no key of an existing cache.
         settings: dict[str, Any] = {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
@@ -128,7 +127,7 @@ class FeatureSpec:
             "background": [float(value) for value in self.background],
             "dtype": self.dtype,
         }
-        if self.precision != "float32":  # else left out, so that older caches keep their keys
+        if self.precision != "float32":
             settings["precision"] = self.precision
         if self.codec != "none":
             settings["codec"] = self.codec
@@ -148,10 +147,10 @@ class FeatureSpec:
         return xxhash.xxh3_128(canonical.encode()).hexdigest()
 
     def settled(self, preferred: Precision) -> tuple["FeatureSpec", ...]:
-        """Returns the specifications that this one may become, the preferred one first.
+        """Returns this specification with each precision that ``auto`` allows, preferred one first.
 
         Args:
-            preferred: What ``auto`` becomes where nothing is cached.
+            preferred: Precision where nothing is cached.
         """
         if self.precision != "auto":
             return (self,)
@@ -216,7 +215,7 @@ PRESETS: Mapping[str, FeatureSpec] = {
         short_side=360,
     ),
 }
-"""The feature types that ship with the project, by upper-case name."""
+"""The built-in feature types by upper-case name."""
 
 BACKGROUNDS: Mapping[Background, tuple[float, float, float]] = {
     "black": (0.0, 0.0, 0.0),
@@ -237,7 +236,7 @@ def resolve_feature_type(
     codec: str = "fp16",
     precision: Precision = "auto",
 ) -> tuple[FeatureSpec, ...]:
-    """Looks up a feature type by name; upper and lower case are the same.
+    """Looks up a feature type by name, in upper or lower case.
 
     Args:
         text: A type, an alias, or several joined by ``+``, e.g. ``"DINO+CLIP"``; with settings in
@@ -245,10 +244,10 @@ def resolve_feature_type(
         weights: Weights other than the default, by type: a mapping, or entries like
             ``"CLIP=PATH"``.
         short_side: Resizing other than the default, by type, in pixels.
-        background: What shows through where an image has alpha; black is what Nerfacto's default
-            background trains such images on.
+        background: Colour behind images with alpha; with its default background, Nerfacto trains
+            such images over black.
         codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
-        precision: What the network computes in; ``auto`` takes what is cached, else what suits
+        precision: Of the network; ``auto`` takes that of an existing cache, else the one best for
             the device.
 
     Returns:
@@ -269,13 +268,13 @@ def resolve_feature_type(
     repeated = sorted({part for part in parts if parts.count(part) > 1})
     if repeated:
         raise FeatureTypeError(
-            f"resolve_feature_type: a type must be named once, got {text!r} with {repeated[0]} "
-            "twice. Drop one."
+            f"--feature-type must name each type once, got {text!r} with {repeated[0]} twice. Drop "
+            "one."
         )
     common: dict[str, Any] = {"background": BACKGROUNDS[background], "precision": precision}
     common |= {"dtype": stored.dtype} if stored.name == "none" else {"codec": stored.text}
     specs = {part: replace(_lookup(part), **changes, **common) for part, changes in named}
-    for part, path in by_type("weights", parse_weights(weights), parts).items():
+    for part, path in by_type("--weights", parse_weights(weights), parts).items():
         backbone = replace(specs[part].backbone, weights=absolute_if_local(path))
         specs[part] = replace(specs[part], backbone=backbone)
     for part, side in by_type("short_side", short_side or {}, parts).items():
@@ -290,11 +289,10 @@ def _lookup(name: str) -> FeatureSpec:
     if name in adapters:
         return _third_party(adapters[name])
     known = [*PRESETS, *ALIASES, *adapters]
-    msg = (
-        f"resolve_feature_type: feature type must be one of {', '.join(known)} or several joined "
-        f"by '+', got {name!r}."
+    raise FeatureTypeError(
+        f"--feature-type: there is no feature type {name!r}. {suggestion(name, known)} There are "
+        f"{', '.join(known)}, also several joined by '+'."
     )
-    raise FeatureTypeError(f"{msg} {suggestion(name, known)}")
 
 
 def _third_party(point: EntryPoint) -> FeatureSpec:
@@ -304,7 +302,7 @@ def _third_party(point: EntryPoint) -> FeatureSpec:
         return FeatureSpec(point.name.lower(), ref, adapter.default_tap, adapter.default_short_side)
     except (ImportError, AttributeError) as error:
         raise FeatureTypeError(
-            f"resolve_feature_type: the adapter {point.name!r} ({point.value}) must be importable "
-            "and have default_model, default_weights, default_tap and default_short_side, got: "
-            f"{error}. Update the package that brings it."
+            f"--feature-type: the adapter {point.name!r} ({point.value}) must be importable and "
+            "have default_model, default_weights, default_tap and default_short_side, got: "
+            f"{error}. Update the package that provides it."
         ) from error

@@ -90,7 +90,9 @@ def test_without_numba_auto_is_numpy_and_asking_for_it_says_what_to_install(monk
     monkeypatch.setattr(gather, "_FAST_MODULE", "f3rm.extract.no_such_module")
     chunks = chunks_of([3], 5)
     assert MappedRows(chunks).engine == "numpy"
-    with pytest.raises(ImplementationError, match=r"engine must be .* pip install 'numba>=0.60' "):
+    with pytest.raises(
+        ImplementationError, match=r"engine 'numba' is not installed: .* pip install 'numba>=0.60' "
+    ):
         MappedRows(chunks, engine="numba")
 
 

@@ -80,7 +80,7 @@ UNSUITABLE = {
 def test_other_modes_are_refused_with_a_command_that_converts_them(tmp_path, name):
     image = UNSUITABLE[name]
     item = save(tmp_path / name, image)
-    message = f"images must be 8-bit RGB, RGBA or greyscale, got mode '{image.mode}' in "
+    message = f"Images must be 8-bit RGB, RGBA or greyscale, got mode '{image.mode}' in "
     with pytest.raises(ImageError, match=message) as caught:
         inspect_images([item])
     with pytest.raises(ImageError, match=message):

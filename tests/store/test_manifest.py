@@ -77,9 +77,13 @@ def change(path, value):
         (["schema_version"], 2, "schema version 1 or older, got 2. .* update f3rm"),
         (["schema_version"], 0, "schema_version is 0"),
         (["schema_version"], "1", "schema_version is 1, not a whole number"),
-        (["chunks", 0, "file"], "../../secret.npy", "file '../../secret.npy' is no chunk of this"),
-        (["chunks", 0, "file"], "/etc/passwd", "file '/etc/passwd' is no chunk of this"),
-        (["chunks", 0, "file"], "chunk_0000.npy/../x", "is no chunk of this folder"),
+        (
+            ["chunks", 0, "file"],
+            "../../secret.npy",
+            "file '../../secret.npy' is not a chunk of this",
+        ),
+        (["chunks", 0, "file"], "/etc/passwd", "file '/etc/passwd' is not a chunk of this"),
+        (["chunks", 0, "file"], "chunk_0000.npy/../x", "is not a chunk of this folder"),
         (["chunks", 1, "file"], "chunk_0000.npy", "listed twice"),
         (["chunks", 0, "shape"], [2, 10**9, 10**9, 3], "cannot have .* bytes and the shape"),
         (["chunks", 0, "shape"], [2, -8, -11, 3], "shape is -8"),
@@ -103,8 +107,8 @@ def change(path, value):
         (["codec", "arrays"], None, "arrays is missing or no list. Extract again"),
         (["images"], [], "do not list the same images"),
         (["channels"], 4, "chunk_0000.npy has 3 channels, not 4"),
-        (["key"], "0" * 32, "key does not belong to its settings"),
-        (["spec", "short_side"], 33, "key does not belong to its settings"),
+        (["key"], "0" * 32, "key is not the hash of its settings"),
+        (["spec", "short_side"], 33, "key is not the hash of its settings"),
         (["spec", "name"], "../up", "name must be lower-case"),
         (["spec"], None, "spec is missing or no object"),
         (["provenance"], {"library": 1}, "library is missing or no text"),
@@ -126,7 +130,7 @@ def test_a_wrong_manifest_is_refused_with_the_reason(cache, path, value, message
 def test_text_that_is_no_manifest_is_refused(cache, text):
     folder, _ = cache
     (folder / MANIFEST).write_bytes(text.encode("latin1"))
-    with pytest.raises(CacheError, match=r"must be a complete manifest, but .*Extract again"):
+    with pytest.raises(CacheError, match=r"is not a complete manifest: .*Extract again"):
         read_manifest(folder)
 
 
@@ -140,7 +144,9 @@ def test_a_cut_manifest_is_refused_wherever_it_is_cut(cache):
 
 
 def test_a_missing_manifest_is_no_cache(tmp_path):
-    with pytest.raises(CacheError, match=r"without manifest\.json\. Run f3rm extract"):
+    with pytest.raises(
+        CacheError, match=r"no finished cache in .*: no manifest\.json\. Run f3rm extract"
+    ):
         read_manifest(tmp_path)
 
 
