@@ -85,8 +85,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        publish(temporary, path)
     except OSError as error:
         raise CacheError(_unwritten(path, error)) from error
     finally:

@@ -25,16 +25,6 @@ CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
 """File names that a codec's arrays may have in a cache folder."""
 
 _INT8_LEVELS = 127
-_TORCH_DTYPES: Mapping[CodedDtype, torch.dtype] = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "int8": torch.int8,
-}
-_ARRAYS: Mapping[CodecName, tuple[str, ...]] = {
-    "none": (),
-    "int8": ("scale", "offset"),
-    "pca": ("mean", "basis"),
-}
 
 
 @dataclass(frozen=True)
@@ -176,7 +166,7 @@ class Codec:
             return levels.clamp(-_INT8_LEVELS, _INT8_LEVELS).to(torch.int8)
         if self.spec.name == "pca":
             rows = (rows - self.arrays["mean"]) @ self.arrays["basis"].T  # (..., d)
-        return rows.to(_TORCH_DTYPES[dtype or self.spec.dtype])
+        return rows.to(getattr(torch, dtype or self.spec.dtype))
 
     def decode(self, stored: Shaped[Tensor, "*rows stored"]) -> Float32[Tensor, "*rows channels"]:
         """Decodes stored numbers, or a blend of them, which affine decoding keeps exact."""
@@ -225,9 +215,11 @@ def load_codec(name: CodecName, arrays: Mapping[str, np.ndarray], channels: int)
     """
     shapes = {key: array.shape for key, array in arrays.items()}
     components = shapes.get("basis", (0,))[0]
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys(_ARRAYS[name], (channels,))
-    if name == "pca":
-        expected["basis"] = (components, channels)
+    expected: dict[str, tuple[int, ...]] = {
+        "none": {},
+        "int8": {"scale": (channels,), "offset": (channels,)},
+        "pca": {"mean": (channels,), "basis": (components, channels)},
+    }[name]
     if shapes != expected or (name == "pca" and not 1 <= components <= channels):
         raise CacheError(
             f"The codec {name!r} needs arrays of the shapes {expected}, got {shapes}. "

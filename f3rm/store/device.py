@@ -40,7 +40,17 @@ def resolve_device(name: str) -> torch.device:
         raise DeviceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}.")
     device = torch.device(name)
     if device.type == "cuda":
-        _check_gpu(name, device.index or 0)
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here. Use "
+                "--device cpu, or install a GPU driver and a CUDA build of PyTorch."
+            )
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"--device {name}: this machine has {count} GPU(s), cuda:0 to cuda:{count - 1}. "
+                "Choose one of these."
+            )
     return device
 
 
@@ -89,17 +99,3 @@ def _number(*variables: str) -> int:
     """Returns the first of the environment variables that is a number; 0 if none is."""
     values = (os.environ.get(variable, "") for variable in variables)
     return next((int(value) for value in values if value.isdecimal()), 0)
-
-
-def _check_gpu(name: str, index: int) -> None:
-    if not torch.cuda.is_available():
-        raise DeviceError(
-            f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here. Use --device "
-            "cpu, or install a GPU driver and a CUDA build of PyTorch."
-        )
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise DeviceError(
-            f"--device {name}: this machine has {count} GPU(s), cuda:0 to cuda:{count - 1}. "
-            "Choose one of these."
-        )

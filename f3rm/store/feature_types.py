@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.weights import joined_parts, near_matches
@@ -17,10 +17,12 @@ from f3rm.errors import FeatureTypeError
 
 Value = TypeVar("Value")
 
+SettingValue = str | int | tuple[int, int] | tuple[float, ...]
+
 _PART = re.compile(r"(?P<name>[^\[\]+]*)(?:\[(?P<settings>[^\[\]]*)\])?")
 
 
-def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
+def split_type(text: str) -> list[tuple[str, dict[str, SettingValue]]]:
     """Splits a feature type into names and the fields that their settings change.
 
     Args:
@@ -33,7 +35,7 @@ def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
         FeatureTypeError: If brackets or settings are malformed.
         TapError: If a tap is malformed.
     """
-    parts: list[tuple[str, dict[str, Any]]] = []
+    parts: list[tuple[str, dict[str, SettingValue]]] = []
     for word in text.split("+"):
         found = _PART.fullmatch(word.strip())
         if found is None:
@@ -102,7 +104,7 @@ def _absolute(weights: str) -> str:
     return str(path.absolute()) if path.exists() else weights
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str) -> tuple[str, SettingValue]:
     key, _, value = (word.strip() for word in text.partition("="))
     if key not in _SETTINGS:
         raise FeatureTypeError(
@@ -127,7 +129,7 @@ def _scales(value: str) -> tuple[float, ...]:
     return tuple(float(number) for number in value.split(","))
 
 
-_SETTINGS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
+_SETTINGS: Mapping[str, tuple[str, Callable[[str], SettingValue], str]] = {
     "tap": ("tap", lambda value: str(Tap.parse(value)), "a tap"),
     "side": ("short_side", int, "a whole number of pixels"),
     "window": ("window", _window, "a side and a step in pixels"),

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from f3rm.errors import DatasetError, ImageError, StrPath, as_path, printable
 
@@ -83,7 +82,7 @@ def items_from_paths(paths: Iterable[Path], root: Path) -> list[ImageItem]:
     return list(items.values())
 
 
-def _frames(source: Path) -> list[Any]:
+def _frames(source: Path) -> list[object]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

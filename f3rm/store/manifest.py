@@ -14,6 +14,7 @@ import xxhash
 from f3rm.errors import CacheError, F3rmError
 from f3rm.store import json_fields as fields
 from f3rm.store.codecs import CodecRecord
+from f3rm.store.json_fields import InvalidFieldError
 from f3rm.store.records import (
     ChunkRecord,
     FailedRecord,
@@ -122,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return _manifest(plain)
-    except (fields.InvalidFieldError, F3rmError, RecursionError) as error:
+    except (InvalidFieldError, F3rmError, RecursionError) as error:
         raise CacheError(_damaged(path, str(error))) from error
 
 
@@ -138,7 +139,7 @@ def _manifest(plain: object) -> Manifest:
     record = fields.mapping(plain, "the manifest")
     version = fields.integer(record, "schema_version")
     if version != SCHEMA_VERSION:
-        raise fields.InvalidFieldError(f"schema_version is {version}")
+        raise InvalidFieldError(f"schema_version is {version}")
     chunks = tuple(chunk_of(item) for item in fields.items_of(record, "chunks"))
     images = tuple(image_of(item) for item in fields.items_of(record, "images"))
     failed = tuple(failed_of(item) for item in fields.items_of(record, "failed"))
@@ -163,20 +164,20 @@ def _manifest(plain: object) -> Manifest:
 def _check_consistent(manifest: Manifest) -> None:
     """Checks that key, chunks, codec and images agree with one another."""
     if manifest.key != manifest.spec.key(manifest.weights_identity, manifest.algorithm):
-        raise fields.InvalidFieldError("key is not the hash of its settings")
+        raise InvalidFieldError("key is not the hash of its settings")
     files = [chunk.file for chunk in manifest.chunks]
     names = [image.name for image in (*manifest.images, *manifest.failed)]
     if not files:
-        raise fields.InvalidFieldError("it has no chunks")
+        raise InvalidFieldError("it has no chunks")
     if len(set(files)) != len(files) or len(set(names)) != len(names):
-        raise fields.InvalidFieldError("a chunk or an image is listed twice")
+        raise InvalidFieldError("a chunk or an image is listed twice")
     if sum(len(chunk.images) for chunk in manifest.chunks) != len(manifest.images) or not names:
-        raise fields.InvalidFieldError("chunks and images do not list the same images")
+        raise InvalidFieldError("chunks and images do not list the same images")
     is_int8 = manifest.codec.name == "int8"
     if any((chunk.dtype == "int8") != is_int8 for chunk in manifest.chunks):
-        raise fields.InvalidFieldError("the chunks are not of the codec's type")
+        raise InvalidFieldError("the chunks are not of the codec's type")
     for image in manifest.images:
-        _check_place(image, manifest)
+        _check_image(image, manifest)
 
 
 def codec_hash(record: CodecRecord) -> str:
@@ -190,26 +191,20 @@ def _stored_channels(manifest: Manifest) -> int:
     return bases[0] if bases else manifest.channels
 
 
-def _check_place(image: ImageRecord, manifest: Manifest) -> None:
+def _check_image(image: ImageRecord, manifest: Manifest) -> None:
     if image.chunk >= len(manifest.chunks):
-        raise fields.InvalidFieldError(
+        raise InvalidFieldError(
             f"image {image.name!r} is in chunk {image.chunk}, which does not exist"
         )
     chunk = manifest.chunks[image.chunk]
     if image.row >= len(chunk.images) or chunk.images[image.row] != image.name:
-        raise fields.InvalidFieldError(
-            f"image {image.name!r} is not row {image.row} of {chunk.file}"
-        )
+        raise InvalidFieldError(f"image {image.name!r} is not row {image.row} of {chunk.file}")
     channels = _stored_channels(manifest)
     if chunk.shape[3] != channels:
-        raise fields.InvalidFieldError(
-            f"{chunk.file} has {chunk.shape[3]} channels, not {channels}"
-        )
+        raise InvalidFieldError(f"{chunk.file} has {chunk.shape[3]} channels, not {channels}")
     rows, cols = image.valid.cells()
     inside = rows.start >= 0 and cols.start >= 0
     if not (inside and 0 < rows.stop <= chunk.shape[1] and 0 < cols.stop <= chunk.shape[2]):
-        raise fields.InvalidFieldError(
-            f"the valid rectangle of {image.name!r} is not inside its map"
-        )
+        raise InvalidFieldError(f"the valid rectangle of {image.name!r} is not inside its map")
     if not (rows and cols):
-        raise fields.InvalidFieldError(f"the valid rectangle of {image.name!r} is empty")
+        raise InvalidFieldError(f"the valid rectangle of {image.name!r} is empty")

@@ -163,10 +163,10 @@ class FeatureStore:
         numbers = self._checked_images(images)
         if mode == "nearest":
             return self._features(self._row_index.nearest(numbers, xy), device)
-        corners = self._row_index.corners(numbers, xy)
-        codes = self.rows.take(corners.row_ids.reshape(-1))
+        row_ids, corner_weights = self._row_index.corners(numbers, xy)
+        codes = self.rows.take(row_ids.reshape(-1))
         codes = codes.to(device or self.rows.device).view(4, len(numbers), codes.shape[-1])
-        weights = torch.from_numpy(corners.weights).to(codes.device, torch.float32)
+        weights = torch.from_numpy(corner_weights).to(codes.device, torch.float32)
         blended = torch.zeros(codes.shape[1:], device=codes.device)
         for corner, weight in zip(codes, weights, strict=True):
             blended.addcmul_(corner.float(), weight[:, None])

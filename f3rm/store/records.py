@@ -22,6 +22,7 @@ from f3rm.store.codecs import (
 )
 from f3rm.store.geometry import Fit, PixelAffine, Size, ValidRect
 from f3rm.store.items import ImageItem
+from f3rm.store.json_fields import InvalidFieldError
 from f3rm.store.spec import FeatureSpec, Interpolation, Precision, StoredDtype
 
 _CHUNK_NAME = re.compile(r"chunk_\d{4,9}\.npy")
@@ -120,7 +121,7 @@ def spec_of(plain: fields.Plain) -> FeatureSpec:
 
     Raises:
         InvalidFieldError: If a field is missing or out of bounds.
-        FeatureTypeError: If the fields make no specification.
+        FeatureTypeError: If a field's value is not allowed.
     """
     backbone = fields.mapping(plain.get("backbone"), "backbone")
     background = fields.numbers(plain, "background", 3)
@@ -159,18 +160,18 @@ def chunk_of(item: object) -> ChunkRecord:
         fields.items_of(plain, "shape"),
     )
     if not _CHUNK_NAME.fullmatch(file):
-        raise fields.InvalidFieldError(f"file {file!r} is not a chunk of this folder")
+        raise InvalidFieldError(f"file {file!r} is not a chunk of this folder")
     if not all(isinstance(name, str) for name in images):
-        raise fields.InvalidFieldError(f"images of {file} must be texts")
+        raise InvalidFieldError(f"images of {file} must be texts")
     sizes = tuple(fields.bounded(size, "shape", 1) for size in shape)
     dtype = cast(CodedDtype, fields.one_of(plain, "dtype", tuple(_ITEM_SIZES)))
     length = fields.integer(plain, "bytes")
     if len(sizes) != 4 or sizes[0] != len(images):
-        raise fields.InvalidFieldError(
+        raise InvalidFieldError(
             f"the shape {sizes} of {file} does not fit its {len(images)} images"
         )
     if math.prod(sizes) * _ITEM_SIZES[dtype] >= length:
-        raise fields.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {sizes}")
+        raise InvalidFieldError(f"{file} cannot have {length} bytes and the shape {sizes}")
     return ChunkRecord(
         file=file,
         bytes=length,
@@ -192,10 +193,10 @@ def image_of(item: object) -> ImageRecord:
     plain = fields.mapping(item, "an image")
     size = fields.items_of(plain, "size")
     if len(size) != 2:
-        raise fields.InvalidFieldError("size must be height and width")
+        raise InvalidFieldError("size must be height and width")
     name = fields.text(plain, "name")
     if "error" in plain:  # of a time when images that failed had no record of their own
-        raise fields.InvalidFieldError(f"image {name!r} has a record of an earlier f3rm")
+        raise InvalidFieldError(f"image {name!r} has a record of an earlier f3rm")
     return ImageRecord(
         name=name,
         bytes=fields.integer(plain, "bytes"),
@@ -230,7 +231,7 @@ def codec_of(item: object) -> CodecRecord:
     """Rebuilds the codec's record.
 
     Raises:
-        InvalidFieldError: If a field is missing or out of bounds, or a file is no codec's.
+        InvalidFieldError: If a field is missing or out of bounds, or a file is not a codec's.
     """
     plain = fields.mapping(item, "codec")
     name = cast(CodecName, fields.one_of(plain, "name", ("none", "int8", "pca")))
@@ -242,13 +243,13 @@ def _array(item: object) -> CodecArray:
     plain = fields.mapping(item, "a codec's array")
     file = fields.text(plain, "file")
     if not CODEC_FILE.fullmatch(file):
-        raise fields.InvalidFieldError(f"file {file!r} is not a codec's file in this folder")
+        raise InvalidFieldError(f"file {file!r} is not a codec's file in this folder")
     shape = tuple(fields.bounded(size, "shape", 1) for size in fields.items_of(plain, "shape"))
     if not 1 <= len(shape) <= 2:
-        raise fields.InvalidFieldError(f"the shape of {file} must have one or two sides")
+        raise InvalidFieldError(f"the shape of {file} must have one or two sides")
     length = fields.integer(plain, "bytes")
     if math.prod(shape) * _ITEM_SIZES["float32"] >= length:
-        raise fields.InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
+        raise InvalidFieldError(f"{file} cannot have {length} bytes and the shape {shape}")
     return CodecArray(
         name=fields.text(plain, "name"),
         file=file,

@@ -3,8 +3,6 @@
 Every pixel goes through the affine that the manifest records for its image.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,19 +10,6 @@ from torch import Tensor
 from f3rm.store.manifest import Manifest
 
 Numbers = Int[np.ndarray, " rays"]
-
-
-@dataclass(frozen=True)
-class Corners:
-    """The four cells around feature coordinates.
-
-    Attributes:
-        row_ids: Of the upper left, upper right, lower left and lower right cell.
-        weights: Bilinear weights in the same order; they sum to one.
-    """
-
-    row_ids: Int[np.ndarray, "4 rays"]
-    weights: Float[np.ndarray, "4 rays"]
 
 
 class RowIndex:
@@ -50,8 +35,13 @@ class RowIndex:
         cell = np.floor(self._coordinates(images, xy) + 0.5).astype(np.int64)
         return self._starts[images] + cell[:, 1] * self._cols[images] + cell[:, 0]
 
-    def corners(self, images: Numbers, xy: Float[Tensor, "rays 2"]) -> Corners:
-        """Returns the four valid cells around each pixel, and their weights."""
+    def corners(
+        self, images: Numbers, xy: Float[Tensor, "rays 2"]
+    ) -> tuple[Int[np.ndarray, "4 rays"], Float[np.ndarray, "4 rays"]]:
+        """Returns row ids and bilinear weights of the four valid cells around each pixel.
+
+        The order is upper left, upper right, lower left, lower right; weights sum to one.
+        """
         uv = self._coordinates(images, xy)
         near = np.floor(uv).astype(np.int64)
         far = np.minimum(near + 1, self._high[images])
@@ -60,10 +50,8 @@ class RowIndex:
         left, right = near[:, 0], far[:, 0]
         across, down = (uv - near).T
         weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across))
-        return Corners(
-            np.stack([upper + left, upper + right, lower + left, lower + right]),
-            np.stack([*weights, down * across]),
-        )
+        row_ids = np.stack([upper + left, upper + right, lower + left, lower + right])
+        return row_ids, np.stack([*weights, down * across])
 
     def cells(self, images: Numbers, rows: Numbers, cols: Numbers) -> Numbers:
         """Returns the row ids of cells of feature maps.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Literal
 
 import xxhash
 
@@ -98,7 +98,9 @@ class FeatureSpec:
                 "Take e.g. (0.75, 1, 1.25)."
             )
 
-    def settings(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> dict[str, Any]:
+    def settings(
+        self, weights_identity: str, algorithm: int = ALGORITHM_VERSION
+    ) -> dict[str, object]:
         """Returns all that the features depend on, for hashing.
 
         Args:
@@ -116,7 +118,7 @@ class FeatureSpec:
             )
         # Later settings enter only where they differ from their default, so that adding one changes
         # no key of an existing cache.
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
             "model": self.backbone.model,
@@ -157,10 +159,9 @@ class FeatureSpec:
         precisions = dict.fromkeys((preferred, *PRECISIONS))
         return tuple(replace(self, precision=precision) for precision in precisions)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain strings, numbers, lists and dicts for JSON."""
-        plain = {**asdict(self), "background": list(self.background), "scales": list(self.scales)}
-        return {**plain, "window": None if self.window is None else list(self.window)}
+    def to_dict(self) -> dict[str, object]:
+        """Returns plain strings, numbers, tuples and dicts for JSON."""
+        return asdict(self)
 
 
 _ROBOPOINT = BackboneRef(
@@ -194,20 +195,8 @@ PRESETS: Mapping[str, FeatureSpec] = {
         tap="-1|dense(proxy)",
         short_side=448,
     ),
-    "ROBOPOINTPROJ": FeatureSpec(
-        name="robopointproj",
-        backbone=_ROBOPOINT,
-        tap="-2|proj",
-        short_side=336,
-        fit="square",
-    ),
-    "ROBOPOINTNOPROJ": FeatureSpec(
-        name="robopointnoproj",
-        backbone=_ROBOPOINT,
-        tap="-2",
-        short_side=336,
-        fit="square",
-    ),
+    "ROBOPOINTPROJ": FeatureSpec("robopointproj", _ROBOPOINT, "-2|proj", 336, fit="square"),
+    "ROBOPOINTNOPROJ": FeatureSpec("robopointnoproj", _ROBOPOINT, "-2", 336, fit="square"),
     "TINYCLIP": FeatureSpec(
         name="tinyclip",
         backbone=BackboneRef("clip", "tinyclip", "builtin:tinyclip"),
@@ -271,7 +260,7 @@ def resolve_feature_type(
             f"--feature-type must name each type once, got {text!r} with {repeated[0]} twice. Drop "
             "one."
         )
-    common: dict[str, Any] = {"background": BACKGROUNDS[background], "precision": precision}
+    common: dict[str, object] = {"background": BACKGROUNDS[background], "precision": precision}
     common |= {"dtype": stored.dtype} if stored.name == "none" else {"codec": stored.text}
     specs = {part: replace(_lookup(part), **changes, **common) for part, changes in named}
     for part, path in by_type("--weights", parse_weights(weights), parts).items():
