@@ -43,7 +43,7 @@ from f3rm.store.geometry import PixelAffine, ValidRect
 from f3rm.store.manifest import Manifest
 from f3rm.store.reader import FeatureStore
 from f3rm.store.records import ChunkRecord, ImageRecord
-from f3rm.store.row_index import PlaceTable
+from f3rm.store.row_index import RowIndex
 from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 
 GRID = (40, 50)
@@ -107,8 +107,8 @@ def make_store(folder: Path, num_images: int) -> Manifest:
 
 def taking(store: FeatureStore) -> Gather:
     """Returns cells to rows, in the stored type like the earlier loop."""
-    table = PlaceTable(store.manifest)
-    return lambda cells: store.rows.take(table.cells(*cells))
+    row_index = RowIndex(store.manifest)
+    return lambda cells: store.rows.take(row_index.cells(*cells))
 
 
 def looking_up(store: FeatureStore) -> Gather:
@@ -228,7 +228,7 @@ class Bench:
 
     def resident(self) -> dict[str, float]:
         """Measures beside one tensor that holds all rows, in seconds."""
-        table = PlaceTable(self.manifest)
+        row_index = RowIndex(self.manifest)
         ours = taking(self.open("numpy"))
         rows = torch.empty(self.num_images * math.prod(GRID), CHANNELS, dtype=torch.float16)
         start = 0
@@ -239,8 +239,8 @@ class Bench:
         kept = torch.empty(ROWS, CHANNELS, dtype=torch.float16)
 
         def index(cells: Cells) -> torch.Tensor:
-            places = torch.from_numpy(table.cells(*cells))
-            return torch.index_select(rows, 0, places, out=kept)
+            row_ids = torch.from_numpy(row_index.cells(*cells))
+            return torch.index_select(rows, 0, row_ids, out=kept)
 
         self.warm_up([ours])
         self.lock()

@@ -1,8 +1,8 @@
-"""The distribution that f3rm is installed from: its name, its extras, and its namesake.
+"""f3rm's distribution: its name, its extras, and another project's distribution named f3rm.
 
-On the package index ``f3rm`` is the project of F3RM's authors. It has the import package and the
-method ``f3rm`` too, so the two cannot share an environment. Only the standard library is imported
-here: commands ask before they load anything else.
+On the package index, ``f3rm`` is the project of F3RM's authors. It also has an import package and a
+method ``f3rm``, so the two cannot share an environment. Only the standard library is imported here,
+because commands check this before they load anything else.
 """
 
 import logging
@@ -26,7 +26,7 @@ EXTRAS: Mapping[str, str] = {
 
 
 def how_to_install(extra: str) -> str:
-    """Returns the command that installs an extra's package, wherever f3rm was installed from.
+    """Returns the command that installs an extra's package; f3rm itself is not reinstalled.
 
     Args:
         extra: A key of :data:`EXTRAS`.
@@ -39,13 +39,10 @@ def how_to_install(extra: str) -> str:
 
 
 def namesake_beside() -> str | None:
-    """Says what to do about the other ``f3rm`` that is installed beside this one, if there is one.
+    """Returns a warning if the other project ``f3rm`` is installed beside this one, else None.
 
-    A checkout's ``*.egg-info`` does not count, nor does a distribution ``f3rm`` alone: there is
-    nothing that it could be mixed with.
-
-    Returns:
-        A sentence for the user, or None where nothing is mixed.
+    A checkout's ``*.egg-info`` does not count, nor does a distribution ``f3rm`` alone, which has
+    nothing to overwrite.
     """
     namesake = _installed(NAMESAKE)
     if namesake is None or _installed(DISTRIBUTION) is None:
@@ -59,13 +56,13 @@ def namesake_beside() -> str | None:
 
 
 def warn_of_namesake() -> None:
-    """Logs what :func:`namesake_beside` says; never raises, so that a plugin may call it."""
+    """Logs the warning of :func:`namesake_beside`, if any; safe to call while plugins load."""
     message = namesake_beside()
     if message is not None:
         logger.warning("%s", message)
 
 
 def _installed(name: str) -> Distribution | None:
-    """Finds a distribution that an installer put here."""
+    """Returns a distribution that an installer has put here, or None."""
     found = distributions(name=name)
     return next((each for each in found if each.read_text("INSTALLER") is not None), None)

@@ -1,6 +1,6 @@
-"""Errors and value types that every room shares.
+"""Errors and value types shared by all rooms.
 
-Nothing here imports torch or any other package of ours, so that the light paths (the entry point,
+Neither torch nor any other module of f3rm is imported here, so that light paths (the entry point,
 the command line's help) stay light.
 """
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 StrPath = str | os.PathLike[str]
-"""What every public entry takes where it wants a file or folder; see :func:`as_path`."""
+"""A file or folder as an argument of public functions; see :func:`as_path`."""
 
 
 def as_path(path: StrPath) -> Path:
-    """Returns what a caller gave for a file or folder, a string or any path, as a path."""
+    """Returns a file or folder argument, a string or any path-like object, as a path."""
     return Path(path)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Writes the letters that a terminal would not show, or would obey, as Python's escapes.
+    """Replaces unprintable characters, such as a terminal's control sequences, by Python's escapes.
 
-    Names of files and texts in files are not ours: every one of them passes through here before it
-    is printed, logged or put into a table.
+    File names and texts in files are untrusted: each one passes through here before it is printed,
+    logged or put into a table.
 
     Args:
         text: The text.
-        lines: Whether line breaks and tabs stay.
+        lines: Whether to keep line breaks and tabs.
     """
     kept = "\n\t" if lines else ""
     return "".join(
@@ -36,7 +36,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 class F3rmError(Exception):
-    """Base of every error that f3rm raises on purpose; its message says what to do next."""
+    """Base class of f3rm's errors; messages say what was found and what to do next."""
 
     def __str__(self) -> str:
         """Returns the message, with control characters of names in it escaped."""
@@ -56,19 +56,19 @@ class FeatureTypeError(F3rmError):
 
 
 class TapError(F3rmError):
-    """A tap is malformed, or names what its backbone does not have."""
+    """A tap is malformed, or names a layer that its backbone does not have."""
 
 
 class BackboneUnavailableError(F3rmError):
-    """A backbone's package, weights or text tower cannot be had."""
+    """A backbone's package, weights or text tower is not available."""
 
 
 class DeviceError(F3rmError):
-    """The asked device does not exist on this machine."""
+    """The requested device or placement is not available on this machine, or its memory is full."""
 
 
 class ImplementationError(F3rmError):
-    """The asked network implementation (tiny-cuda-nn, torch) is not available here."""
+    """The requested implementation or engine (tiny-cuda-nn, numba, ...) is not available here."""
 
 
 class CacheError(F3rmError):
@@ -81,7 +81,7 @@ class CacheMismatchError(CacheError):
 
 @dataclass(frozen=True)
 class BackboneRef:
-    """Which frozen 2D model makes a feature: enough to load it again, as plain strings.
+    """A frozen 2D model by plain strings that are enough to load it again.
 
     Attributes:
         adapter: Name in the registry of backbones, e.g. ``"clip"``.
@@ -104,9 +104,8 @@ class HeadSpec:
         channels: Number of feature channels C.
         has_text: Whether the backbone has a text tower, so that the head answers text queries.
         backbone: The model whose features the head distils.
-        identity: Which weights these are, wherever they lie (``xxh3:...`` of a local file or
-            folder, ``hub:...`` of a name), and the tap that reads them; empty where a checkpoint
-            was written without it.
+        identity: The weights' identity, wherever they are stored (``xxh3:...`` of a local file or
+            folder, ``hub:...`` of a name), and the tap; empty if unknown.
     """
 
     name: str
@@ -116,9 +115,9 @@ class HeadSpec:
     identity: str = ""
 
     def is_same_model(self, other: "HeadSpec") -> bool:
-        """Tells whether two heads distil one model; the place of its weights does not matter.
+        """Returns whether two heads distil the same model, wherever its weights are stored.
 
-        Where one of them does not know its weights, the model's name decides.
+        If the identity of one is unknown, the model's name decides.
         """
         if self.backbone.adapter != other.backbone.adapter:
             return False

@@ -42,7 +42,7 @@ from f3rm.store.items import (
     items_from_paths,
     read_items,
 )
-from f3rm.store.placement import Residence
+from f3rm.store.placement import Placement
 from f3rm.store.reader import FeatureStore, GatherMode, place_stores
 from f3rm.store.spec import Background, FeatureSpec, Precision, resolve_feature_type
 from f3rm.training.eval_loaders import HOLD_OUT, FixedEvalLoader, RandomEvalLoader, check_held_out
@@ -92,7 +92,7 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     feature_device: str = "auto"
     """Device that extracts: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the GPU that trains (with
     several, each process its own), else any GPU, else the CPU."""
-    feature_residence: Residence = "auto"
+    feature_residence: Placement = "auto"
     """Where features are while training: ``mmap`` reads them from the cache's files, ``gpu`` and
     ``ram`` hold all of them there, ``auto`` is ``gpu`` if they fit the budget and else ``mmap``."""
     feature_budget_gb: float | None = None

@@ -1,1 +1,1 @@
-"""The cache of features: its format, and reading it. Loads no model."""
+"""The feature cache: its format, and reading it. Loads no model."""

@@ -1,7 +1,7 @@
 """Chunk files: plain ``.npy``, written atomically and checked before they are mapped.
 
-A chunk is (images, rows, cols, channels). The header fills one page, so that the data starts on a
-page boundary; ``np.load`` reads the files like any other.
+A chunk has the shape (images, rows, cols, channels). Its header fills one page, so that the data
+starts on a page boundary; ``np.load`` reads the file like any other.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from jaxtyping import Shaped
 
 from f3rm.errors import CacheError, CacheMismatchError
 from f3rm.store.codecs import CodedDtype
-from f3rm.store.mapping import map_file
+from f3rm.store.mapped_files import expect_random, map_file
 from f3rm.store.npy import read_npy_header
-from f3rm.store.paging import expect_random
 from f3rm.store.records import ChunkRecord
 
 HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 22
+# NumPy's own writer pads to 64 bytes only, hence a header of our own.
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 Rows = Shaped[np.ndarray, "images rows cols channels"]
@@ -35,7 +35,7 @@ Rows = Shaped[np.ndarray, "images rows cols channels"]
 
 @dataclass(frozen=True)
 class WrittenChunk:
-    """What writing a chunk gave: the file's length in bytes and its checksum."""
+    """Length in bytes and checksum of a chunk file that has been written."""
 
     bytes: int
     checksum: str
@@ -50,7 +50,7 @@ def write_chunk(
         path: The final name; its folder exists.
         shape: Images, rows, columns, channels of the whole chunk.
         dtype: Type on disk.
-        parts: Consecutive images, already of that type; may compute while it is consumed.
+        parts: Consecutive images of that type; may be computed as they are asked for.
 
     Raises:
         CacheError: If the file system refuses.
@@ -72,19 +72,20 @@ def write_chunk(
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Fills a temporary file, syncs it and renames it to ``path``; on failure nothing stays.
+    """Fills a temporary file, syncs it and renames it to ``path``; a failure leaves no file.
 
     Raises:
         CacheError: If the file system refuses.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
+        # Synced before the rename, and the folder after it: else a crash could leave the final name
+        # with no content, or no name at all.
         with temporary.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        publish(temporary, path)
     except OSError as error:
         raise CacheError(_unwritten(path, error)) from error
     finally:
@@ -115,17 +116,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_chunk(folder: Path, record: ChunkRecord) -> None:
-    """Checks that a chunk is there with the recorded length, shape and type; reads only its header.
+    """Checks a chunk's length, shape and type against its record; reads only the header.
 
     Raises:
-        CacheMismatchError: If it is not.
+        CacheMismatchError: If it is missing, or one of them differs.
     """
     with _checked(folder, record):
         pass
 
 
 def verify_chunk(folder: Path, record: ChunkRecord) -> None:
-    """Checks a chunk like :func:`check_chunk`, and its whole content against the checksum.
+    """Checks a chunk like :func:`check_chunk`, and its content against the checksum.
 
     Raises:
         CacheMismatchError: If it is not the recorded chunk.
@@ -136,14 +137,14 @@ def verify_chunk(folder: Path, record: ChunkRecord) -> None:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
     if f"xxh3_128:{digest.hexdigest()}" != record.checksum:
-        raise _mismatch(folder / record.file, "its checksum is another")
+        raise _mismatch(folder / record.file, "its checksum differs")
 
 
 def map_chunk(folder: Path, record: ChunkRecord) -> Rows:
     """Maps a chunk into memory, read-only, shared and without read-ahead, after checking it.
 
-    The file that is checked is the file that is mapped. While it is mapped it must keep its length:
-    whoever reads a page that was cut off is ended by the system (SIGBUS).
+    The checked file is the one mapped, even if another takes its name meanwhile. While it is mapped
+    it must keep its length: reading a page that was cut off ends the process (SIGBUS).
 
     Raises:
         CacheMismatchError: If the file does not have the recorded length, shape and type.
@@ -171,12 +172,12 @@ def _header(shape: tuple[int, ...], dtype: CodedDtype) -> bytes:
 
 @contextlib.contextmanager
 def _checked(folder: Path, record: ChunkRecord) -> Iterator[tuple[BinaryIO, int]]:
-    """Opens a chunk as recorded, and tells where its data starts."""
+    """Opens a chunk that is as recorded; yields the stream and the offset of the data in bytes."""
     path = folder / record.file
     with contextlib.ExitStack() as closing:
         try:
             if not path.is_file():
-                raise _mismatch(path, "it is missing or no file")
+                raise _mismatch(path, "it is missing or not a file")
             stream = closing.enter_context(path.open("rb"))
             length = os.fstat(stream.fileno()).st_size
             if length != record.bytes:
@@ -196,20 +197,19 @@ def _stored_dtype(record: ChunkRecord) -> np.dtype:
 
 
 def _unwritten(path: Path, error: OSError) -> str:
-    """Says why a file could not be written, and how much room there is if that is the reason."""
+    """Says why a file could not be written, with the free space if that is the reason."""
     room = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             room = f" ({shutil.disk_usage(path.parent).free} bytes are free)"
     return (
-        f"write_atomically: {str(path)!r} must be writable, got: {error}{room}. Make room or pass "
-        "--cache-dir, then run again: what is finished is kept."
+        f"{str(path)!r} must be writable, got: {error}{room}. Free some space or pass --cache-dir, "
+        "then run again: finished chunks are kept."
     )
 
 
 def _mismatch(path: Path, reason: str) -> CacheMismatchError:
-    msg = (
-        f"check_chunk: {str(path)!r} must be the chunk that the manifest names, but {reason}. Run "
-        "f3rm extract again."
+    return CacheMismatchError(
+        f"{str(path)!r} is not the chunk that the manifest describes: {reason}. Run f3rm extract "
+        "again."
     )
-    return CacheMismatchError(msg)

@@ -1,7 +1,6 @@
-"""A codec's state on disk: one ``codec_<name>.npy`` per array beside the chunks, no pickles."""
+"""A codec's fitted arrays on disk: one ``codec_<name>.npy`` each beside the chunks, no pickles."""
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +8,19 @@ import xxhash
 
 from f3rm.errors import CacheMismatchError
 from f3rm.store.chunks import write_atomically
-from f3rm.store.codecs import Codec, CodecArray, CodecRecord, load_codec
+from f3rm.store.codecs import CODEC_FILE, Codec, CodecArray, CodecRecord, load_codec
 from f3rm.store.npy import load_npy
 
-CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
-"""The names that such a file may have."""
-
 _LARGEST_BYTES = 1 << 30
-"""A basis of 16,384 channels by as many components."""
+"""Enough for a basis of 16,384 channels by as many components in fp32."""
 
 
 def write_codec(folder: Path, codec: Codec) -> tuple[CodecArray, ...]:
-    """Writes a codec's state, each file atomically.
+    """Writes a codec's arrays, each file atomically; fp16 and fp32 have none.
 
     Args:
         folder: The cache folder; it exists.
-        codec: The codec; fp16 and fp32 have no state and write nothing.
+        codec: The codec.
 
     Returns:
         The records for the manifest.
@@ -47,16 +43,16 @@ def write_codec(folder: Path, codec: Codec) -> tuple[CodecArray, ...]:
 
 
 def read_codec(folder: Path, record: CodecRecord, channels: int) -> Codec:
-    """Reads a codec's state after checking every file's length, checksum, shape and type.
+    """Reads a codec's arrays after checking every file's length, checksum, shape and type.
 
     Args:
         folder: The cache folder.
-        record: What the manifest says.
+        record: The manifest's record.
         channels: Feature channels C.
 
     Raises:
         CacheMismatchError: If a file is missing or not the recorded one.
-        CacheError: If the arrays do not make such a codec.
+        CacheError: If the arrays do not fit the codec.
     """
     arrays = {array.name: _read_array(folder, array) for array in record.arrays}
     return load_codec(record.name, arrays, channels)
@@ -65,15 +61,15 @@ def read_codec(folder: Path, record: CodecRecord, channels: int) -> Codec:
 def _read_array(folder: Path, record: CodecArray) -> np.ndarray:
     path = folder / record.file
     if not CODEC_FILE.fullmatch(record.file):
-        raise _mismatch(path, "its name is none of a codec's")
+        raise _mismatch(path, "it does not have the name of a codec's array")
     if record.bytes > _LARGEST_BYTES:
-        raise _mismatch(path, f"{record.bytes} bytes are too many for a codec's")
+        raise _mismatch(path, f"{record.bytes} bytes are too many for a codec")
     try:
         if not path.is_file() or path.stat().st_size != record.bytes:
             raise _mismatch(path, f"it does not have {record.bytes} bytes")
         content = path.read_bytes()
         if _checksum(content) != record.checksum:
-            raise _mismatch(path, "its checksum is another")
+            raise _mismatch(path, "its checksum differs")
         array = load_npy(path, largest=record.bytes)
     except (OSError, ValueError) as error:
         raise _mismatch(path, f"it cannot be read ({error})") from error
@@ -89,8 +85,7 @@ def _checksum(content: bytes) -> str:
 
 
 def _mismatch(path: Path, reason: str) -> CacheMismatchError:
-    msg = (
-        f"read_codec: {str(path)!r} must be the array that the manifest names, but {reason}. "
-        "Extract again with --force."
+    return CacheMismatchError(
+        f"{str(path)!r} is not the array that the manifest describes: {reason}. Extract again with "
+        "--force."
     )
-    return CacheMismatchError(msg)

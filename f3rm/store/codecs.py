@@ -1,4 +1,4 @@
-"""How feature vectors become the numbers on disk and back: pure maths on tensors, no files.
+"""Codecs: features to the numbers on disk and back. Pure maths on tensors, no files.
 
 ``fp16`` and ``fp32`` store the channels themselves; ``int8`` stores each channel on a uniform scale
 of 255 steps; ``pca<d>`` stores fp16 coefficients in an orthonormal basis of ``d`` vectors. Every
@@ -21,25 +21,18 @@ from f3rm.errors import CacheError, FeatureTypeError
 CodecName = Literal["none", "int8", "pca"]
 CodedDtype = Literal["float16", "float32", "int8"]
 
+CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
+"""File names that a codec's arrays may have in a cache folder."""
+
 _INT8_LEVELS = 127
-_TORCH_DTYPES: Mapping[CodedDtype, torch.dtype] = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "int8": torch.int8,
-}
-_ARRAYS: Mapping[CodecName, tuple[str, ...]] = {
-    "none": (),
-    "int8": ("scale", "offset"),
-    "pca": ("mean", "basis"),
-}
 
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """Which codec is asked for.
+    """The choice of a codec.
 
     Attributes:
-        name: ``none`` (the channels as they are), ``int8`` or ``pca``.
+        name: ``none`` (the channels themselves), ``int8`` or ``pca``.
         dtype: Type on disk.
         components: Coefficients per feature vector; None unless ``pca``.
     """
@@ -50,7 +43,7 @@ class CodecSpec:
 
     @property
     def text(self) -> str:
-        """The words that :func:`parse_codec` reads."""
+        """The text that :func:`parse_codec` reads."""
         if self.name == "pca":
             return f"pca{self.components}"
         return {"float16": "fp16", "float32": "fp32", "int8": "int8"}[self.dtype]
@@ -61,9 +54,9 @@ class CosineError:
     """One minus the cosine between original and decoded feature vectors.
 
     Attributes:
-        num: Vectors compared.
+        num: Number of vectors compared.
         mean: Mean over them.
-        p99: What 99 % of them stay below.
+        p99: 99th percentile.
         worst: The largest.
     """
 
@@ -75,7 +68,7 @@ class CosineError:
 
 @dataclass(frozen=True)
 class CodecArray:
-    """One array of a codec's state, a ``.npy`` file beside the chunks.
+    """The record of one fitted array, a ``.npy`` file beside the chunks.
 
     Attributes:
         name: ``scale``, ``offset``, ``mean`` or ``basis``.
@@ -96,12 +89,12 @@ class CodecArray:
 
 @dataclass(frozen=True)
 class CodecRecord:
-    """What the manifest says about the codec.
+    """The manifest's record of the codec.
 
     Attributes:
         name: ``none``, ``int8`` or ``pca``.
-        arrays: Its state.
-        cosine_error: What it costs over all stored vectors, if it was measured.
+        arrays: Its fitted arrays.
+        cosine_error: Its error over all stored vectors; None if it was not measured.
     """
 
     name: CodecName = "none"
@@ -125,22 +118,21 @@ def parse_codec(text: str) -> CodecSpec:
         return plain[wanted]
     match = re.fullmatch(r"pca([1-9]\d{0,4})", wanted)
     if match is None:
-        msg = (
-            "parse_codec: text must be fp16, fp32, int8 or pca and a number of components, got "
-            f"{text!r}. Try pca128."
+        raise FeatureTypeError(
+            "--codec must be fp16, fp32, int8 or pca with a number of components, e.g. pca128, got "
+            f"{text!r}."
         )
-        raise FeatureTypeError(msg)
     return CodecSpec("pca", "float16", int(match[1]))
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec with its fitted state.
+    """A codec with its fitted arrays.
 
     Attributes:
         spec: Which codec.
         channels: Feature channels C.
-        arrays: The state in fp32: ``scale`` and ``offset`` (C,), or ``mean`` (C,) and ``basis``
+        arrays: In fp32: ``scale`` and ``offset`` (C,), or ``mean`` (C,) and ``basis``
             (d, C) with orthonormal rows.
     """
 
@@ -150,18 +142,18 @@ class Codec:
 
     @property
     def stored_channels(self) -> int:
-        """Numbers per feature vector on disk."""
+        """Stored numbers per feature vector."""
         return self.spec.components or self.channels
 
     def to(self, device: torch.device | str) -> "Codec":
-        """Returns the codec with its state on a device."""
+        """Returns the codec with its arrays on a device."""
         arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return replace(self, arrays=arrays)
 
     def encode(
         self, rows: Float[Tensor, "*rows channels"], dtype: CodedDtype | None = None
     ) -> Shaped[Tensor, "*rows stored"]:
-        """Turns features into what is stored, on the device of the codec's state.
+        """Encodes features, on the device of the codec's arrays.
 
         Args:
             rows: Features.
@@ -174,10 +166,10 @@ class Codec:
             return levels.clamp(-_INT8_LEVELS, _INT8_LEVELS).to(torch.int8)
         if self.spec.name == "pca":
             rows = (rows - self.arrays["mean"]) @ self.arrays["basis"].T  # (..., d)
-        return rows.to(_TORCH_DTYPES[dtype or self.spec.dtype])
+        return rows.to(getattr(torch, dtype or self.spec.dtype))
 
     def decode(self, stored: Shaped[Tensor, "*rows stored"]) -> Float32[Tensor, "*rows channels"]:
-        """Turns what is stored, or a blend of it, into features."""
+        """Decodes stored numbers, or a blend of them, which affine decoding keeps exact."""
         codes = stored.float()
         if self.spec.name == "int8":
             return torch.addcmul(self.arrays["offset"], codes, self.arrays["scale"])
@@ -187,7 +179,7 @@ class Codec:
 
 
 def fit_codec(spec: CodecSpec, rows: Float[Tensor, "rows channels"]) -> Codec:
-    """Fits a codec to a sample of features; the same rows give the same codec.
+    """Fits a codec to a sample of features, deterministically.
 
     Args:
         spec: Which codec.
@@ -200,22 +192,22 @@ def fit_codec(spec: CodecSpec, rows: Float[Tensor, "rows channels"]) -> Codec:
     if spec.name == "none":
         return Codec(spec, channels)
     if num < 2 or (spec.components or 0) > channels:
-        msg = (
-            f"fit_codec: rows must be at least 2 with at least {spec.components or 1} channels, "
-            f"got {num} with {channels}. Choose a smaller pca, or fp16."
+        raise CacheError(
+            f"--codec {spec.text} needs at least 2 features of at least {spec.components or 1} "
+            f"channels, got {num} of {channels}. Choose a smaller pca, or fp16."
         )
-        raise CacheError(msg)
+    # fp64 on the CPU, so that the arrays, and with them the chunks, do not depend on the device.
     exact = rows.detach().cpu().double()
     state = _fit_int8(exact) if spec.name == "int8" else _fit_pca(exact, spec.components or 1)
     return Codec(spec, channels, {name: array.float() for name, array in state.items()})
 
 
 def load_codec(name: CodecName, arrays: Mapping[str, np.ndarray], channels: int) -> Codec:
-    """Rebuilds a codec from its name and state.
+    """Rebuilds a codec from its name and arrays.
 
     Args:
         name: ``none``, ``int8`` or ``pca``.
-        arrays: Its state by name, fp32.
+        arrays: Its arrays by name, fp32.
         channels: Feature channels C.
 
     Raises:
@@ -223,15 +215,16 @@ def load_codec(name: CodecName, arrays: Mapping[str, np.ndarray], channels: int)
     """
     shapes = {key: array.shape for key, array in arrays.items()}
     components = shapes.get("basis", (0,))[0]
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys(_ARRAYS[name], (channels,))
-    if name == "pca":
-        expected["basis"] = (components, channels)
+    expected: dict[str, tuple[int, ...]] = {
+        "none": {},
+        "int8": {"scale": (channels,), "offset": (channels,)},
+        "pca": {"mean": (channels,), "basis": (components, channels)},
+    }[name]
     if shapes != expected or (name == "pca" and not 1 <= components <= channels):
-        msg = (
-            f"load_codec: arrays must be {expected} for the codec {name!r}, got {shapes}. Extract "
-            "again."
+        raise CacheError(
+            f"The codec {name!r} needs arrays of the shapes {expected}, got {shapes}. "
+            "Extract again."
         )
-        raise CacheError(msg)
     state = {key: torch.from_numpy(array.astype(np.float32)) for key, array in arrays.items()}
     if name == "pca":
         return Codec(CodecSpec("pca", "float16", components), channels, state)
@@ -241,7 +234,7 @@ def load_codec(name: CodecName, arrays: Mapping[str, np.ndarray], channels: int)
 def cosine_error(
     original: Float[Tensor, "rows channels"], decoded: Float[Tensor, "rows channels"]
 ) -> CosineError:
-    """Compares features with what came back; a vector of zeros that stayed one has no error.
+    """Compares features with their decoded selves; equal vectors of zeros have no error.
 
     Args:
         original: Features before encoding, at least one row.
@@ -249,13 +242,14 @@ def cosine_error(
     """
     first, second = original.detach().cpu().double(), decoded.detach().cpu().double()
     errors = 1 - functional.cosine_similarity(first, second, dim=-1, eps=1e-30)
+    # Two equal zero vectors have cosine 0, and rounding can put a cosine slightly above 1.
     errors = torch.where((first == second).all(dim=-1), 0.0, errors).clamp_min(0)
     p99 = float(np.quantile(errors.numpy(), 0.99))
     return CosineError(len(errors), float(errors.mean()), p99, float(errors.max()))
 
 
 def combine_errors(errors: Sequence[CosineError]) -> CosineError:
-    """Joins the errors of parts: the mean over all vectors, the largest p99 and worst of a part.
+    """Combines errors: the mean over all vectors, the largest p99 and worst of any part.
 
     Args:
         errors: At least one.
@@ -267,7 +261,7 @@ def combine_errors(errors: Sequence[CosineError]) -> CosineError:
 
 
 def _fit_int8(rows: Float[Tensor, "rows channels"]) -> dict[str, Tensor]:
-    """Spreads the steps over each channel's range; a constant channel gets steps of one."""
+    """Spreads the steps over each channel's range; a constant channel gets a step of one."""
     low, high = rows.amin(dim=0), rows.amax(dim=0)
     span = high - low
     scale = torch.where(span > 0, span / (2 * _INT8_LEVELS), 1.0)
@@ -275,10 +269,11 @@ def _fit_int8(rows: Float[Tensor, "rows channels"]) -> dict[str, Tensor]:
 
 
 def _fit_pca(rows: Float[Tensor, "rows channels"], components: int) -> dict[str, Tensor]:
-    """Takes the leading eigenvectors of the covariance, each with its largest entry positive."""
+    """Computes the leading eigenvectors of the covariance, each with its largest entry positive."""
     mean = rows.mean(dim=0)
     centred = rows - mean
     _, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))  # ascending; (C, C)
     basis = vectors[:, -components:].flip(-1).T  # (d, C)
+    # An eigenvector's sign is arbitrary; fixing it keeps the codes the same between libraries.
     largest = basis.abs().argmax(dim=1, keepdim=True)
     return {"mean": mean, "basis": (basis * basis.gather(1, largest).sign()).contiguous()}

@@ -1,7 +1,8 @@
-"""Devices of this machine: what a name means, which worker this process is, and full memory."""
+"""Compute devices: resolving their names, this process's rank, and running out of memory."""
 
 import gc
 import os
+import re
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from f3rm.errors import DeviceError
 
 _WITH_BFLOAT16 = (8, 0)
-"""Compute capability of the first GPUs that have it."""
+"""Compute capability of the first GPUs with bfloat16."""
 
 _FULL_MEMORY = (
     "can't allocate memory",
@@ -20,39 +21,46 @@ _FULL_MEMORY = (
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
 )
-"""What allocators and CUDA's libraries say in a plain RuntimeError when memory is full."""
+"""Phrases by which allocators and CUDA's libraries report full memory in a RuntimeError."""
 
 
 def resolve_device(name: str) -> torch.device:
     """Turns ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists here.
 
     Args:
-        name: The wanted device; ``auto`` takes a GPU where there is one, else the CPU: the first
-            one, or the one that torchrun (``LOCAL_RANK``) or Slurm (``SLURM_LOCALID``) mean.
+        name: The wanted device; ``auto`` is a GPU where there is one, else the CPU: the first GPU,
+            or this process's own under torchrun (``LOCAL_RANK``) or Slurm (``SLURM_LOCALID``).
 
     Raises:
         DeviceError: If the name is none of these, or names a GPU that this machine lacks.
     """
     if name == "auto":
         return _automatic()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(_unknown(name)) from error
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(_unknown(name))
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name):
+        raise DeviceError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}.")
+    device = torch.device(name)
     if device.type == "cuda":
-        _check_gpu(name, device.index or 0)
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here. Use "
+                "--device cpu, or install a GPU driver and a CUDA build of PyTorch."
+            )
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"--device {name}: this machine has {count} GPU(s), cuda:0 to cuda:{count - 1}. "
+                "Choose one of these."
+            )
     return device
 
 
 def is_first_rank() -> bool:
-    """Returns whether this is the worker that reports: the only one, or rank 0 of several."""
+    """Returns whether this process is the only one, or rank 0 of several: the one that reports."""
     return _number("RANK", "SLURM_PROCID", "LOCAL_RANK") == 0
 
 
 def best_precision(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
-    """Returns what a network is best computed in: half precision where the device is made for it.
+    """Returns the precision to run a network in: half precision where the hardware has it.
 
     It is bfloat16 on a GPU of compute capability 8.0 or more, float16 on an older one, and float32
     on the CPU, where half precision is emulated.
@@ -70,13 +78,13 @@ def is_full_memory(error: Exception) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Returns memory of a GPU that PyTorch keeps for later, so that others can have it.
+    """Gives the GPU memory that PyTorch caches back to the driver.
 
-    To be called where a large consumer ends: PyTorch's own reuse is faster while it runs, but
-    cuBLAS, cuDNN, other processes and what asks for free memory see only what was returned.
+    To be called when a large consumer has ended: while it runs, PyTorch's own reuse is faster, but
+    cuBLAS, cuDNN and other processes cannot use cached memory, nor is it reported as free.
     """
     if device.type == "cuda":
-        gc.collect()  # models with references in a circle still hold their weights
+        gc.collect()  # reference cycles still hold models and their weights
         torch.cuda.empty_cache()
 
 
@@ -88,30 +96,6 @@ def _automatic() -> torch.device:
 
 
 def _number(*variables: str) -> int:
-    """Returns the first of some environment variables that is a number; 0 if none is."""
+    """Returns the first of the environment variables that is a number; 0 if none is."""
     values = (os.environ.get(variable, "") for variable in variables)
     return next((int(value) for value in values if value.isdecimal()), 0)
-
-
-def _unknown(name: str) -> str:
-    return (
-        f"resolve_device: device must be auto, cpu, cuda or cuda:N, got {name!r}. Choose one of "
-        "these."
-    )
-
-
-def _check_gpu(name: str, index: int) -> None:
-    if not torch.cuda.is_available():
-        msg = (
-            f"resolve_device: device must exist, got {name!r}, but PyTorch {torch.__version__} "
-            "sees no CUDA GPU here. Use --device cpu, or install a GPU driver and a CUDA build of "
-            "PyTorch."
-        )
-        raise DeviceError(msg)
-    count = torch.cuda.device_count()
-    if index >= count:
-        msg = (
-            f"resolve_device: device must exist, got {name!r}, but this machine has {count} "
-            f"GPU(s), cuda:0 to cuda:{count - 1}. Choose one of these."
-        )
-        raise DeviceError(msg)

@@ -1,15 +1,15 @@
-"""Feature types as text: names joined by ``+``, each with settings of its own in brackets.
+"""Parsing feature types: names joined by ``+``, each with its own settings in brackets.
 
-``DINO+CLIP[tap=-1|dense(nacclip);window=336,224]`` is DINO as it is, and CLIP by another rule and
-in windows. Settings are ``tap``, ``side`` (length of the shorter image side in pixels), ``window``
-(side and step in pixels) and ``scales`` (factors).
+``DINO+CLIP[tap=-1|dense(nacclip);window=336,224]`` is DINO with its defaults, and CLIP with another
+dense rule and in windows. Settings are ``tap``, ``side`` (length of the shorter image side in
+pixels), ``window`` (side and step in pixels) and ``scales`` (factors).
 """
 
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.weights import joined_parts, near_matches
@@ -17,11 +17,13 @@ from f3rm.errors import FeatureTypeError
 
 Value = TypeVar("Value")
 
+SettingValue = str | int | tuple[int, int] | tuple[float, ...]
+
 _PART = re.compile(r"(?P<name>[^\[\]+]*)(?:\[(?P<settings>[^\[\]]*)\])?")
 
 
-def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Splits a feature type into names and the changes that their settings mean.
+def split_type(text: str) -> list[tuple[str, dict[str, SettingValue]]]:
+    """Splits a feature type into names and the fields that their settings change.
 
     Args:
         text: A type as a user writes it.
@@ -31,17 +33,15 @@ def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
 
     Raises:
         FeatureTypeError: If brackets or settings are malformed.
-        TapError: If a tap is.
+        TapError: If a tap is malformed.
     """
-    parts: list[tuple[str, dict[str, Any]]] = []
+    parts: list[tuple[str, dict[str, SettingValue]]] = []
     for word in text.split("+"):
         found = _PART.fullmatch(word.strip())
         if found is None:
-            msg = (
-                "resolve_feature_type: a type must look like CLIP or CLIP[window=336,224], got "
-                f"{word!r}. Correct it."
+            raise FeatureTypeError(
+                f"--feature-type: a type must look like CLIP or CLIP[window=336,224], got {word!r}."
             )
-            raise FeatureTypeError(msg)
         settings = (found["settings"] or "").split(";")
         changes = dict(_setting(setting) for setting in settings if setting.strip())
         parts.append((found["name"].strip().upper(), changes))
@@ -49,7 +49,7 @@ def split_type(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
-    """Reads entries like ``CLIP=PATH``; a mapping stays.
+    """Parses entries like ``CLIP=PATH``; a mapping is returned as it is.
 
     Raises:
         FeatureTypeError: If an entry is malformed.
@@ -60,29 +60,31 @@ def parse_weights(weights: Mapping[str, str] | Sequence[str]) -> Mapping[str, st
     for entry in weights:
         name, separator, value = entry.partition("=")
         if not (name and separator and value):
-            msg = (
-                f"resolve_feature_type: weights must look like CLIP=PATH, got {entry!r}. Name the "
-                "type they are for."
+            raise FeatureTypeError(
+                f"--weights must look like CLIP=PATH, got {entry!r}. Name the type they are for."
             )
-            raise FeatureTypeError(msg)
         parsed[name] = value
     return parsed
 
 
-def by_type(argument: str, values: Mapping[str, Value], parts: Sequence[str]) -> dict[str, Value]:
-    """Returns what is given for each type by upper-case name.
+def by_type(option: str, values: Mapping[str, Value], parts: Sequence[str]) -> dict[str, Value]:
+    """Returns an option's values by upper-case type.
+
+    Args:
+        option: Name of the option, for the message.
+        values: Values by type, in any case.
+        parts: Types in use.
 
     Raises:
-        FeatureTypeError: If something is given for a type that is not in use.
+        FeatureTypeError: If a value is given for a type that is not in use.
     """
     chosen = {name.strip().upper(): value for name, value in values.items()}
     for name in chosen:
         if name not in parts:
-            msg = (
-                f"resolve_feature_type: {argument} must name one of the types in use, "
+            raise FeatureTypeError(
+                f"{option} must name one of the types in use, "
                 f"{', '.join(parts)}, got {name!r}. {suggestion(name, list(parts))}"
             )
-            raise FeatureTypeError(msg)
     return chosen
 
 
@@ -93,7 +95,7 @@ def suggestion(name: str, known: Sequence[str]) -> str:
 
 
 def absolute_if_local(weights: str) -> str:
-    """Makes paths absolute, so that a saved run finds them; names stay."""
+    """Makes local paths absolute, so that a saved run finds them; keeps the names of weights."""
     return ",".join(_absolute(part) for part in joined_parts(weights))
 
 
@@ -102,24 +104,20 @@ def _absolute(weights: str) -> str:
     return str(path.absolute()) if path.exists() else weights
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str) -> tuple[str, SettingValue]:
     key, _, value = (word.strip() for word in text.partition("="))
     if key not in _SETTINGS:
-        msg = f"resolve_feature_type: there is no setting {key!r}; {near_matches(key, _SETTINGS)}"
-        raise FeatureTypeError(msg)
+        raise FeatureTypeError(
+            f"--feature-type: there is no setting {key!r}; {near_matches(key, _SETTINGS)}"
+        )
     field, read, meaning = _SETTINGS[key]
     try:
         return field, read(value)
     except ValueError as error:
-        msg = (
-            f"resolve_feature_type: {key} must be {meaning}, got {value!r}. Write e.g. "
+        raise FeatureTypeError(
+            f"--feature-type: {key} must be {meaning}, got {value!r}. Write e.g. "
             "CLIP[window=336,224;scales=0.75,1]."
-        )
-        raise FeatureTypeError(msg) from error
-
-
-def _tap(value: str) -> str:
-    return str(Tap.parse(value))
+        ) from error
 
 
 def _window(value: str) -> tuple[int, int]:
@@ -131,10 +129,10 @@ def _scales(value: str) -> tuple[float, ...]:
     return tuple(float(number) for number in value.split(","))
 
 
-_SETTINGS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
-    "tap": ("tap", _tap, "a tap"),
+_SETTINGS: Mapping[str, tuple[str, Callable[[str], SettingValue], str]] = {
+    "tap": ("tap", lambda value: str(Tap.parse(value)), "a tap"),
     "side": ("short_side", int, "a whole number of pixels"),
     "window": ("window", _window, "a side and a step in pixels"),
     "scales": ("scales", _scales, "factors"),
 }
-"""Name in brackets -> field, how it is read, what it must be."""
+"""Name in brackets -> field of the specification, its parser, its meaning in messages."""

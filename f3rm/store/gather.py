@@ -1,8 +1,8 @@
-"""Random rows of mapped chunks, as one vectorised operation; knows neither images nor codecs.
+"""Gathers random rows of memory-mapped chunks in one vectorised operation.
 
-The rows of all chunks are numbered through, chunk after chunk. :class:`MappedRows` visits each
-chunk once per gather; where numba is installed (the extra ``fast``) it copies all rows in one loop
-of machine code instead. :func:`take_reference` is the readable twin of both.
+Rows are numbered consecutively over all chunks. :class:`MappedRows` visits each chunk once per
+gather; with numba (the extra ``fast``) it copies all rows in one loop of machine code instead.
+:func:`take_reference` is the readable reference of both. Images and codecs are not known here.
 """
 
 import importlib
@@ -18,34 +18,34 @@ from torch import Tensor
 
 from f3rm.distribution import how_to_install
 from f3rm.errors import ImplementationError
-from f3rm.store.paging import ReadAhead
+from f3rm.store.mapped_files import ReadAhead
 
 Engine = Literal["auto", "numpy", "numba"]
 Chunk = Shaped[np.ndarray, "_ channels"]
-Places = Int[np.ndarray, " rows"]
-_Copy = Callable[[Places, int, int], None]
+RowIds = Int[np.ndarray, " rows"]
+_Copy = Callable[[RowIds, int, int], None]
 
 _FAST_MODULE = "f3rm.store.gather_fast"
 _KEPT_BYTES = 1 << 27
 
 
 class RowSource(ABC):
-    """Anything that has the rows of a store.
+    """The rows of a store, wherever they are kept.
 
     Attributes:
-        device: Where the rows come back.
+        device: Device of the rows that :meth:`take` returns.
     """
 
     device: torch.device
 
     @abstractmethod
-    def take(self, places: Places) -> Shaped[Tensor, "rows channels"]:
+    def take(self, row_ids: RowIds) -> Shaped[Tensor, "rows channels"]:
         """Returns rows by number, in the stored type.
 
-        The memory may be used again by this thread's next call: copy or convert what is to stay.
+        This thread's next call may overwrite them: copy or convert rows to keep them.
 
         Args:
-            places: Row numbers, all within range.
+            row_ids: Row numbers, all within range.
         """
 
 
@@ -55,7 +55,7 @@ class MappedRows(RowSource):
     Attributes:
         device: Always the CPU.
         dtype: Type of the rows; the wider one where chunks differ.
-        engine: What does the work, ``numpy`` or ``numba``.
+        engine: ``numpy`` or ``numba``.
     """
 
     device = torch.device("cpu")
@@ -65,10 +65,10 @@ class MappedRows(RowSource):
 
         Args:
             chunks: Arrays of rows, each contiguous, all with the same number of channels.
-            engine: ``auto`` takes numba if it is installed.
+            engine: ``auto`` is numba if it is installed, else numpy.
 
         Raises:
-            ImplementationError: If ``engine`` is ``numba``, which is not installed.
+            ImplementationError: If ``engine`` is ``numba`` and it is not installed.
         """
         self._chunks = tuple(chunks)
         self._channels = chunks[0].shape[1]
@@ -88,13 +88,13 @@ class MappedRows(RowSource):
         """Returns the number of rows."""
         return int(self._first[-1])
 
-    def take(self, places: Places) -> Shaped[Tensor, "rows channels"]:
+    def take(self, row_ids: RowIds) -> Shaped[Tensor, "rows channels"]:
         """Returns rows by number; see :meth:`RowSource.take`."""
-        chunk_of = self._chunk_of(places)
-        local = places - self._first[chunk_of]
+        chunk_of = self._chunk_of(row_ids)
+        local = row_ids - self._first[chunk_of]
         row_bytes = self._row_bytes[chunk_of]
         addresses = self._address[chunk_of] + local * row_bytes
-        rows = self._scratch.buffer("rows", len(places), self._channels, self.dtype)
+        rows = self._scratch.buffer("rows", len(row_ids), self._channels, self.dtype)
         with self._read_ahead.around(addresses, int(self._row_bytes.max())):
             if self._copy is not None:
                 self._copy(addresses, rows.ctypes.data, rows.strides[0])
@@ -102,17 +102,19 @@ class MappedRows(RowSource):
                 self._take_by_chunk(chunk_of, local, rows)
         return torch.from_numpy(rows)
 
-    def _chunk_of(self, places: Places) -> Places:
-        """Finds the chunk of each row, by division where all chunks but the last have one size."""
+    def _chunk_of(self, row_ids: RowIds) -> RowIds:
+        """Returns each row's chunk: by division if all chunks but the last are of one size."""
         if self._uniform:
-            return np.minimum(places // self._first[1], len(self._chunks) - 1)
-        return np.searchsorted(self._first[1:], places, side="right")
+            return np.minimum(row_ids // self._first[1], len(self._chunks) - 1)
+        return np.searchsorted(self._first[1:], row_ids, side="right")
 
     def _take_by_chunk(
-        self, chunk_of: Places, local: Places, rows: Shaped[np.ndarray, "rows channels"]
+        self, chunk_of: RowIds, local: RowIds, rows: Shaped[np.ndarray, "rows channels"]
     ) -> None:
         """Fills ``rows`` chunk by chunk, through a buffer in the order of the chunks."""
-        order = np.argsort(chunk_of.astype(_smallest_type(len(self._chunks))), kind="stable")
+        # NumPy sorts 16-bit numbers by radix, which is faster.
+        kind = np.uint16 if len(self._chunks) <= 1 << 16 else np.uint32
+        order = np.argsort(chunk_of.astype(kind), kind="stable")
         counts = np.bincount(chunk_of, minlength=len(self._chunks))
         used = np.flatnonzero(counts)
         ends = np.cumsum(counts[used])
@@ -120,8 +122,8 @@ class MappedRows(RowSource):
         local = local[order]
         for chunk, start, end in np.stack([used, ends - counts[used], ends], axis=-1).tolist():
             source, rows_of, part = self._chunks[chunk], local[start:end], grouped[start:end]
-            # One number of each row first: these loads overlap, while copying waits row by row for
-            # the page tables. "clip" spares NumPy a check and a buffer; nothing is out of range.
+            # Touch one number of each row first: these loads overlap, while copying waits for the
+            # page tables row by row. "clip" saves NumPy a check and a buffer; all is in range.
             source.reshape(-1).take(rows_of * self._channels, mode="clip")
             if source.dtype == self.dtype:
                 source.take(rows_of, axis=0, out=part, mode="clip")
@@ -133,7 +135,7 @@ class MappedRows(RowSource):
 
 
 class _Scratch(threading.local):
-    """Each thread's buffers, so that gathers need not ask the kernel for fresh pages."""
+    """Buffers of each thread, reused because a gather into fresh pages waits for the kernel."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, np.ndarray] = {}
@@ -141,7 +143,7 @@ class _Scratch(threading.local):
     def buffer(
         self, name: str, num: int, channels: int, dtype: np.dtype
     ) -> Shaped[np.ndarray, "rows channels"]:
-        """Returns uninitialised memory that is valid until this name is asked for again."""
+        """Returns uninitialised memory, valid until the next call with this name."""
         length = num * channels * dtype.itemsize
         kept = self._bytes.get(name)
         if kept is None or len(kept) < length:
@@ -152,17 +154,17 @@ class _Scratch(threading.local):
 
 
 def take_reference(
-    chunks: Sequence[Chunk], places: Sequence[int]
+    chunks: Sequence[Chunk], row_ids: Sequence[int]
 ) -> Shaped[Tensor, "rows channels"]:
-    """Does what :meth:`MappedRows.take` does, row by row; slow, for tests and for reading.
+    """Gathers like :meth:`MappedRows.take`, row by row: slow and readable, for tests.
 
     Args:
         chunks: Arrays of rows.
-        places: Row numbers, at least one.
+        row_ids: Row numbers, at least one.
     """
     found: list[Tensor] = []
-    for place in places:
-        local = place
+    for row_id in row_ids:
+        local = row_id
         for chunk in chunks:
             if local < len(chunk):
                 found.append(torch.from_numpy(np.array(chunk[local])))
@@ -173,10 +175,10 @@ def take_reference(
 
 
 def _fast_copy(engine: Engine) -> _Copy | None:
-    """Returns numba's copy, or None where NumPy does the work.
+    """Returns numba's copy loop, or None where NumPy gathers.
 
     Raises:
-        ImplementationError: If numba is asked for and missing.
+        ImplementationError: If ``engine`` is ``numba`` and it is not installed.
     """
     if engine == "numpy":
         return None
@@ -185,13 +187,7 @@ def _fast_copy(engine: Engine) -> _Copy | None:
     except ImportError as error:
         if engine == "auto":
             return None
-        msg = (
-            f"MappedRows: engine must be installed, got 'numba': {error}. Choose "
-            f"numpy, or run {how_to_install('fast')}."
-        )
-        raise ImplementationError(msg) from error
-
-
-def _smallest_type(count: int) -> type[np.unsignedinteger]:
-    """Returns a type for chunk numbers; NumPy sorts 16-bit ones by radix, which is faster."""
-    return np.uint16 if count <= 1 << 16 else np.uint32
+        raise ImplementationError(
+            f"The engine 'numba' is not installed: {error}. Choose 'numpy', or run "
+            f"{how_to_install('fast')}."
+        ) from error

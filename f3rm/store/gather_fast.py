@@ -1,8 +1,8 @@
-"""Copying rows in machine code, with numba; imported only where the extra ``fast`` is installed.
+"""Copies rows in machine code with numba; imported only if the extra ``fast`` is installed.
 
-Rows lie far apart, so waiting for memory is most of the work: while one is copied, the first and
-the last line of a later one are asked for, and with them its pages are looked up. The lines between
-come by themselves; asking for them too takes longer. The readable twin is
+Rows are far apart in memory, so most of the time is spent waiting for it. While one row is copied,
+the first and the last cache line of a later one are prefetched, which also looks up its pages. The
+hardware fetches the lines between; prefetching them too is slower. The readable reference is
 :func:`f3rm.store.gather.take_reference`.
 """
 
@@ -16,6 +16,7 @@ from jaxtyping import Int
 from f3rm.machine_code import prefetch
 
 _AHEAD = 16
+"""Rows between the one copied and the one prefetched."""
 
 _memcpy = ctypes.CDLL(None).memcpy
 _memcpy.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)
@@ -38,8 +39,8 @@ def copy_rows(addresses: Int[np.ndarray, " rows"], target: int, row_bytes: int) 
     """Copies rows of memory one after another to a target, while other threads run.
 
     Args:
-        addresses: Where each row starts; the memory is the caller's to keep.
-        target: Where the first row goes; the others follow without a gap.
+        addresses: Start address of each row; the caller keeps the memory alive.
+        target: Address of the first row's copy; the others follow without a gap.
         row_bytes: Length of a row.
     """
     _compiled(addresses, target, row_bytes)

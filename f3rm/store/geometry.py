@@ -1,7 +1,7 @@
-"""Sizes of network inputs and the map from image pixels to feature cells.
+"""Sizes of network inputs, and the affine from image pixels to cells of the feature map.
 
 Sizes are (height, width). A pixel centre has integer coordinates: x = 0 is the centre of the first
-pixel; u = 0 is the centre of the first feature cell. This module knows no tensors and no files.
+pixel; u = 0 is the centre of the first cell. No tensors and no files here.
 """
 
 import math
@@ -12,12 +12,12 @@ Size = tuple[int, int]
 """(height, width), in pixels or in cells."""
 
 Fit = Literal["stretch", "square"]
-"""How an image becomes a network input: stretched to a whole number of patches, or put into the
-middle of a square whose border is not part of the image."""
+"""How an image becomes a network input: stretched to a whole number of patches, or centred in a
+square whose border does not belong to the image."""
 
 
 def network_size(image_size: Size, short_side: int, patch: int, fit: Fit = "stretch") -> Size:
-    """Chooses the size that an image is resized to before the network sees it.
+    """Computes the size that an image is resized to for the network.
 
     Stretched, the short side becomes ``short_side`` and the aspect ratio is kept; then both sides
     are rounded to the nearest whole number of patches, at least one. A square has ``short_side``
@@ -36,21 +36,21 @@ def network_size(image_size: Size, short_side: int, patch: int, fit: Fit = "stre
         ValueError: If a number is not positive.
     """
     if min(*image_size, short_side, patch) < 1:
-        msg = (
-            "network_size: image_size, short_side and patch must be positive, "
-            f"got {image_size}, {short_side}, {patch}. Check the image and the feature type."
+        raise ValueError(
+            "Image size, short side and patch must be positive, got "
+            f"{image_size}, {short_side}, {patch}. Check the image and the feature type."
         )
-        raise ValueError(msg)
     if fit == "square":
         image_size = (1, 1)
     scale = short_side / min(image_size)
+    # floor(x + 0.5), because round() takes halves to the even number.
     height, width = (max(1, math.floor(side * scale / patch + 0.5)) * patch for side in image_size)
     return height, width
 
 
 @dataclass(frozen=True)
 class PixelAffine:
-    """Maps pixel centres of the image file to feature coordinates: ``u = scale_x * x + offset_x``.
+    """Maps pixel coordinates of the image file to feature coordinates: u = scale_x * x + offset_x.
 
     Attributes:
         scale_x: Cells per pixel, horizontally.
@@ -78,24 +78,6 @@ class PixelAffine:
         scale_y, scale_x = (cells / pixels for cells, pixels in zip(grid, image_size, strict=True))
         return cls(scale_x, 0.5 * scale_x - 0.5, scale_y, 0.5 * scale_y - 0.5)
 
-    @classmethod
-    def in_square(cls, image_size: Size, grid: Size) -> "PixelAffine":
-        """Returns the map of an image in the middle of a square that fills the feature grid.
-
-        Args:
-            image_size: Height and width of the original image in pixels.
-            grid: Rows and columns of the feature map.
-        """
-        side = max(image_size)
-        whole = cls.between((side, side), grid)
-        top, left = border_of(image_size)
-        return cls(
-            whole.scale_x,
-            whole.offset_x + whole.scale_x * left,
-            whole.scale_y,
-            whole.offset_y + whole.scale_y * top,
-        )
-
     def cells_from_pixels(self, x: float, y: float) -> tuple[float, float]:
         """Returns the feature coordinates (u, v) of the pixel coordinates (x, y)."""
         return self.scale_x * x + self.offset_x, self.scale_y * y + self.offset_y
@@ -103,9 +85,9 @@ class PixelAffine:
 
 @dataclass(frozen=True)
 class ValidRect:
-    """The part of a feature map that shows the image and not padding, in feature coordinates.
+    """The part of a feature map that shows the image and no padding, in feature coordinates.
 
-    The edges of the first cell are at -0.5 and 0.5, so a map without padding has the rectangle
+    The first cell's edges are at -0.5 and 0.5: a map without padding has the rectangle
     ``(-0.5, -0.5, cols - 0.5, rows - 0.5)``.
 
     Attributes:
@@ -125,44 +107,41 @@ class ValidRect:
         """Returns the rectangle of a map without padding, given its rows and columns."""
         return cls(-0.5, -0.5, grid[1] - 0.5, grid[0] - 0.5)
 
-    @classmethod
-    def in_square(cls, image_size: Size, grid: Size) -> "ValidRect":
-        """Returns the rectangle of an image in the middle of a square.
-
-        Of an image so narrow that no cell's centre lies in it, the nearest row or column counts.
-        """
-        affine = PixelAffine.in_square(image_size, grid)
-        x_min, y_min = affine.cells_from_pixels(-0.5, -0.5)
-        x_max, y_max = affine.cells_from_pixels(image_size[1] - 0.5, image_size[0] - 0.5)
-        x_min, x_max = _with_a_centre(x_min, x_max)
-        y_min, y_max = _with_a_centre(y_min, y_max)
-        return cls(x_min, y_min, x_max, y_max)
-
     def cells(self) -> tuple[range, range]:
-        """Returns the rows and the columns whose cell centres lie inside the rectangle."""
+        """Returns the rows and the columns whose cell centres are inside the rectangle."""
         rows = range(math.ceil(self.y_min), math.floor(self.y_max) + 1)
         cols = range(math.ceil(self.x_min), math.floor(self.x_max) + 1)
         return rows, cols
 
 
 def border_of(image_size: Size) -> Size:
-    """Returns the rows above and the columns left of an image in the middle of its square."""
+    """Returns the rows above and the columns left of an image centred in its square."""
     height, width = image_size
     side = max(height, width)
     return (side - height) // 2, (side - width) // 2
 
 
 def placed(image_size: Size, grid: Size, fit: Fit) -> tuple[PixelAffine, ValidRect]:
-    """Returns where an image lies in its feature map.
+    """Returns the map from an image's pixels to its feature map, and the part that shows the image.
 
     Args:
         image_size: Height and width of the original image in pixels.
         grid: Rows and columns of the feature map.
-        fit: How the image became the network's input.
+        fit: How the image became the network's input. In a square, an image so narrow that it
+            covers no cell's centre gets the nearest row or column.
     """
-    if fit == "square":
-        return PixelAffine.in_square(image_size, grid), ValidRect.in_square(image_size, grid)
-    return PixelAffine.between(image_size, grid), ValidRect.full(grid)
+    if fit == "stretch":
+        return PixelAffine.between(image_size, grid), ValidRect.full(grid)
+    side = max(image_size)
+    square = PixelAffine.between((side, side), grid)
+    top, left = border_of(image_size)
+    offset_x, offset_y = square.cells_from_pixels(left, top)
+    affine = PixelAffine(square.scale_x, offset_x, square.scale_y, offset_y)
+    x_min, y_min = affine.cells_from_pixels(-0.5, -0.5)
+    x_max, y_max = affine.cells_from_pixels(image_size[1] - 0.5, image_size[0] - 0.5)
+    x_min, x_max = _with_a_centre(x_min, x_max)
+    y_min, y_max = _with_a_centre(y_min, y_max)
+    return affine, ValidRect(x_min, y_min, x_max, y_max)
 
 
 def _with_a_centre(low: float, high: float) -> tuple[float, float]:

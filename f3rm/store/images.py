@@ -1,8 +1,8 @@
-"""Decoding images as training sees them, and the check of every image before anything is written.
+"""Decodes images as training does, and checks every image before anything is written.
 
-Colours follow Nerfstudio: RGB as it is, greyscale replicated, alpha composited over a background,
+Colours follow Nerfstudio: RGB is kept, greyscale replicated, alpha composited over a background,
 the EXIF orientation ignored. Modes that Nerfstudio would misread (palettes, 16 bit, CMYK, ...) are
-refused with a command that converts them.
+refused, with a command that converts them.
 """
 
 import io
@@ -40,14 +40,14 @@ LEAVE_OUT = (
     "pass --on-error record to go on without it (f3rm extract), or "
     "--pipeline.datamanager.feature-on-error record (ns-train)."
 )
-"""What a message about one bad image advises, in the options of both commands that extract."""
+"""Advice in messages about one bad image, with the options of both commands that extract."""
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What the check of an image found.
+    """An image that has been checked.
 
     Attributes:
         item: The image.
@@ -64,16 +64,20 @@ class ImageInfo:
     size: Size
 
 
+_Found = tuple[ImageInfo, str, bool]
+"""An image's record, its mode if that is refused (else ""), and whether EXIF turns the image."""
+
+
 class ImageFailedError(ImageError):
-    """An image has no features; what it says can be recorded instead.
+    """An image cannot be extracted; name and reason can be recorded in place of its features.
 
     Attributes:
-        name: The image.
-        reason: Why, as a clause.
+        name: The image's name in the cache.
+        reason: Why it failed, as a clause.
     """
 
     def __init__(self, message: str, name: str, reason: str) -> None:
-        """Keeps the name and the reason beside the message; all three travel between processes."""
+        """Passes all three on, so that the error can be pickled between processes."""
         super().__init__(message, name, reason)
         self.name = name
         self.reason = reason
@@ -89,35 +93,37 @@ def inspect_images(
     progress: bool = False,
     failed: dict[str, str] | None = None,
 ) -> list[ImageInfo]:
-    """Decodes every image once, so that a bad one is known before anything is written.
+    """Decodes every image once, so that a bad one is found before anything is written.
 
     Args:
         items: The images.
         progress: Whether to show a progress bar.
-        failed: Receives name and reason of images that cannot be decoded; without it, the first
-            one raises.
+        failed: Receives the reason of each image that cannot be decoded, by name; without it, the
+            first such image raises.
 
     Returns:
-        One record per good image, in the order of ``items``.
+        One record per decoded image, in the order of ``items``.
 
     Raises:
         ImageError: If an image is missing or damaged and ``failed`` is not given, or one is in a
             mode that training would misread.
     """
-    inspect = _inspect if failed is None else _inspect_or_fail
-    results = track(
-        prefetched(inspect, items), total=len(items), label="checking images", show=progress
+
+    def inspect(item: ImageItem) -> _Found | ImageFailedError:
+        try:
+            return _inspect(item)
+        except ImageFailedError as error:
+            if failed is None:
+                raise
+            return error
+
+    checked = list(
+        track(prefetched(inspect, items), total=len(items), label="checking images", show=progress)
     )
-    checked = list(results)
     found = [result for result in checked if not isinstance(result, ImageFailedError)]
     for result in checked:
         if failed is not None and isinstance(result, ImageFailedError):
             failed[result.name] = result.reason
-    _report_modes(found)
-    return [info for info, _, _ in found]
-
-
-def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
     refused = [(info.item, mode) for info, mode, _ in found if mode]
     if refused:
         raise ImageError(_mode_message(refused))
@@ -128,23 +134,30 @@ def _report_modes(found: Sequence[tuple[ImageInfo, str, bool]]) -> None:
             len(turned),
             printable(turned[0]),
         )
+    return [info for info, _, _ in found]
 
 
 def content_hash(path: Path) -> str:
     """Returns the xxh3_128 hash of a file's bytes, in hexadecimal.
 
     Raises:
-        OSError: If it is no file or cannot be read.
+        OSError: If it is not a file, or cannot be read.
     """
     return xxhash.xxh3_128(_content(path)).hexdigest()
 
 
 def _content(path: Path) -> bytes:
-    """Reads a file; a device or a pipe would never end."""
+    """Reads a regular file; a device or a pipe would never end."""
     if not is_regular_file(path):
-        msg = f"{str(path)!r} is missing or no file"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{str(path)!r} is missing or not a file")
     return path.read_bytes()
+
+
+def _content_of(item: ImageItem) -> bytes:
+    try:
+        return _content(item.path)
+    except OSError as error:
+        raise _broken(item.name, error) from error
 
 
 def read_image(
@@ -154,53 +167,44 @@ def read_image(
 
     Args:
         path: The image file.
-        background: RGB colour in [0, 1] that shows through where an alpha channel is transparent.
+        background: RGB colour in [0, 1] behind an alpha channel.
 
     Raises:
         ImageError: If the file is missing, damaged, or in a mode that training would misread.
     """
-    try:
-        content = _content(path)
-    except OSError as error:
-        raise _broken("read_image", str(path), error) from error
-    return _decode(content, ImageItem(str(path), path), background)
+    item = ImageItem(str(path), path)
+    return _decode(_content_of(item), item, background)
 
 
 def read_inspected(
     info: ImageInfo, background: tuple[float, float, float]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes an image like :func:`read_image` if it still is the one that was inspected.
+    """Decodes an image like :func:`read_image` after checking that it has not changed.
 
     Args:
-        info: What the inspection found.
+        info: The record of :func:`inspect_images`.
         background: RGB colour in [0, 1] behind an alpha channel.
 
     Raises:
-        ImageError: If the file is missing or another one now.
+        ImageError: If the file is missing, or its content has changed since.
     """
-    name = info.item.name
-    try:
-        content = _content(info.item.path)
-    except OSError as error:
-        raise _broken("extract_features", name, error) from error
+    content = _content_of(info.item)
     if xxhash.xxh3_128(content).hexdigest() != info.content:
-        msg = (
-            f"extract_features: {name!r} must not change during extraction, got another content "
-            "than at its start. Run again."
+        raise ImageError(
+            f"{info.item.name!r} must not change during extraction, but its content did. Run again."
         )
-        raise ImageError(msg)
     return _decode(content, info.item, background)
 
 
 def prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 2 * _THREADS
 ) -> Generator[Result, None, None]:
-    """Yields ``function(item)`` in order while a few threads work ahead.
+    """Yields ``function(item)`` in order; a few threads compute ahead.
 
     Args:
         function: Called in worker threads.
         items: The inputs.
-        ahead: How many results may wait; it bounds the memory.
+        ahead: Results that may wait to be taken, which bounds the memory.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -211,7 +215,7 @@ def prefetched(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
+        finally:  # else leaving the pool would first compute all that was submitted
             for future in waiting:
                 future.cancel()
 
@@ -225,7 +229,7 @@ def _decode(
             mode = image.mode
             pixels = np.array(image)
     except _BROKEN as error:
-        raise _broken("read_image", item.name, error) from error
+        raise _broken(item.name, error) from error
     if mode not in _ACCEPTED:
         raise ImageError(_mode_message([(item, mode)]))
     if mode == "L":
@@ -237,8 +241,7 @@ def _decode(
     return np.floor(pixels[:, :, :3] * alpha + colour * (1 - alpha) + 0.5).astype(np.uint8)
 
 
-def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
-    """Returns the record, the mode if it is refused (else ""), and whether EXIF says turned."""
+def _inspect(item: ImageItem) -> _Found:
     try:
         content = _content(item.path)
         with Image.open(io.BytesIO(content)) as image:
@@ -248,44 +251,36 @@ def _inspect(item: ImageItem) -> tuple[ImageInfo, str, bool]:
             size = (image.height, image.width)
         changed = item.path.stat().st_mtime_ns
     except _BROKEN as error:
-        raise _broken("inspect_images", item.name, error) from error
+        raise _broken(item.name, error) from error
     digest = xxhash.xxh3_128(content).hexdigest()
-    info = ImageInfo(item, len(content), changed, digest, size)
-    return info, mode, turned
+    return ImageInfo(item, len(content), changed, digest, size), mode, turned
 
 
-def _inspect_or_fail(item: ImageItem) -> tuple[ImageInfo, str, bool] | ImageFailedError:
-    try:
-        return _inspect(item)
-    except ImageFailedError as error:
-        return error
-
-
-def _broken(function: str, name: str, error: Exception) -> ImageFailedError:
+def _broken(name: str, error: Exception) -> ImageFailedError:
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "its format is unknown" if unknown else str(error) or type(error).__name__
     msg = (
-        f"{function}: {name!r} must be a complete image, got: {reason}. Copy or export the file "
-        f"again, take its frame out of transforms.json, or {LEAVE_OUT}"
+        f"{name!r} must be a complete image, got: {reason}. Copy or export the file "
+        f"again, remove its frame from transforms.json, or {LEAVE_OUT}"
     )
-    return ImageFailedError(msg, name=name, reason=f"it is no complete image: {reason}")
+    return ImageFailedError(msg, name=name, reason=f"it is not a complete image: {reason}")
 
 
 def _mode_message(refused: Sequence[tuple[ImageItem, str]]) -> str:
-    """Names the refused images of the first mode met, and a command that converts them."""
+    """Names the refused images of the first mode found, with a command that converts them."""
     mode = refused[0][1]
     paths = [str(item.path) for item, other in refused if other == mode]
     names = ", ".join(printable(item.name) for item, _ in refused[:_SHOWN])
     more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     return (
-        f"inspect_images: images must be 8-bit RGB, RGBA or greyscale, got mode {mode!r} in "
+        f"Images must be 8-bit RGB, RGBA or greyscale, got mode {mode!r} in "
         f"{names}{more}. Training would misread it. Convert with (keep a copy; the files are "
         f"replaced)\n  {_conversion(mode, paths)}"
     )
 
 
 def _conversion(mode: str, paths: Sequence[str]) -> str:
-    if mode in _SIXTEEN_BIT:
+    if mode in _SIXTEEN_BIT:  # Pillow's own conversion may clip 16 bits, not scale them
         shifted = "(np.asarray(Image.open(p)).astype(np.uint32) >> 8).astype(np.uint8)"
         imports = "import sys, numpy as np; from PIL import Image"
         loop = f"[Image.fromarray({shifted}).save(p) for p in sys.argv[1:]]"

@@ -1,8 +1,7 @@
-"""Which images a dataset has: the frames of ``transforms.json``, in its order.
+"""Lists a dataset's images: the frames of ``transforms.json``, in its order.
 
-This is a small reader of its own: it looks at ``file_path`` only, knows nothing of cameras or of
-train and eval splits, and needs no Nerfstudio. Other dataparsers hand their image paths to
-:func:`items_from_paths`.
+Only ``file_path`` is read: no cameras, no train and eval splits, and no Nerfstudio is needed. For
+other dataparsers, :func:`items_from_paths` takes their image paths.
 """
 
 import json
@@ -10,7 +9,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from f3rm.errors import DatasetError, ImageError, StrPath, as_path, printable
 
@@ -45,11 +43,11 @@ def read_items(data: StrPath, *, present: bool = True) -> list[ImageItem]:
 
     Args:
         data: The dataset folder, with ``transforms.json`` in it, or such a ``.json`` file.
-        present: Whether every image file must be there.
+        present: Whether to check that every image file exists.
 
     Raises:
         DatasetError: If there is no usable list of frames.
-        ImageError: If image files of frames are missing and must be there.
+        ImageError: If ``present``, and image files are missing.
     """
     data = as_path(data)
     root = dataset_root(data)
@@ -64,86 +62,76 @@ def read_items(data: StrPath, *, present: bool = True) -> list[ImageItem]:
 
 
 def items_from_paths(paths: Iterable[Path], root: Path) -> list[ImageItem]:
-    """Names images that a dataparser lists: relative to ``root`` if inside it, else absolute.
+    """Names the images of a dataparser: relative to ``root`` if inside it, else absolute.
 
     Args:
         paths: Image files, absolute or relative to the working directory.
         root: The dataset folder.
 
     Raises:
-        DatasetError: If a name is no Unicode text.
+        DatasetError: If a name is not valid Unicode.
     """
     base = Path(os.path.normpath(root.expanduser().absolute()))
     items: dict[str, ImageItem] = {}
     for path in paths:
         absolute = path.expanduser().absolute()
-        _check_name(str(absolute), "the name of an image or video")
+        _check_name(str(absolute), "The name of an image or video")
         plain = Path(os.path.normpath(absolute))
         name = (plain.relative_to(base) if plain.is_relative_to(base) else plain).as_posix()
         items.setdefault(name, ImageItem(name, absolute))
     return list(items.values())
 
 
-def _frames(source: Path) -> list[Any]:
+def _frames(source: Path) -> list[object]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        msg = (
-            f"read_items: data must be a dataset with {TRANSFORMS}, got {str(source.parent)!r} "
-            f"without {source.name}. Point --data at such a folder, or make one with "
-            "ns-process-data."
-        )
-        raise DatasetError(msg) from error
+        raise DatasetError(
+            f"--data must be a dataset with {TRANSFORMS}, got {str(source.parent)!r} without "
+            f"{source.name}. Point --data at such a folder, or make one with ns-process-data."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        msg = (
-            f"read_items: {str(source)!r} must be readable JSON, got: {error}. Make it again with "
+        raise DatasetError(
+            f"{str(source)!r} must be readable JSON, got: {error}. Make it again with "
             "ns-process-data."
-        )
-        raise DatasetError(msg) from error
+        ) from error
     frames = content.get("frames") if isinstance(content, Mapping) else None
     if not isinstance(frames, list) or not frames:
         found = "an empty list" if frames == [] else "none"
-        msg = (
-            f'read_items: {str(source)!r} must have "frames", at least one, got {found}. '
+        raise DatasetError(
+            f'{str(source)!r} must have "frames", at least one, got {found}. '
             "Check how the file was made; ns-process-data writes such a list."
         )
-        raise DatasetError(msg)
     return frames
 
 
 def _frame_name(frame: object, number: int, source: Path) -> str:
     name = frame.get("file_path") if isinstance(frame, Mapping) else None
     if not isinstance(name, str) or not name:
-        msg = (
-            f'read_items: frame {number} of {str(source)!r} must have a "file_path", got none. '
+        raise DatasetError(
+            f'Frame {number} of {str(source)!r} must have a "file_path", got none. '
             "Add the path of its image, relative to the dataset folder."
         )
-        raise DatasetError(msg)
-    _check_name(name, f'the "file_path" of frame {number} in {str(source)!r}')
+    _check_name(name, f'The "file_path" of frame {number} in {str(source)!r}')
     return Path(name).as_posix()
 
 
 def _check_name(name: str, what: str) -> None:
-    """Refuses what is no file's name on any system, and what no manifest can hold.
-
-    Raises:
-        DatasetError: If it is such a name.
-    """
+    """Refuses names that no file system accepts, or that a manifest cannot hold."""
     if "\0" in name or not is_unicode(name):
-        msg = (
-            f"read_items: {what} must be Unicode text without NUL, got {name[:_SHOWN_LETTERS]!r}. "
+        raise DatasetError(
+            f"{what} must be Unicode text without NUL, got {name[:_SHOWN_LETTERS]!r}. "
             "Rename the file."
         )
-        raise DatasetError(msg)
 
 
 def is_unicode(text: str) -> bool:
-    """Returns whether a text can be written as UTF-8: Python's may hold halves of letters."""
+    """Returns whether a text can be written as UTF-8; Python's strings may hold lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def is_regular_file(path: Path) -> bool:
-    """Returns whether a path leads to a file; one that no system accepts leads nowhere."""
+    """Returns whether a path is a regular file; False for one that the system does not accept."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -151,21 +139,20 @@ def is_regular_file(path: Path) -> bool:
 
 
 def check_present(items: Sequence[ImageItem], source: Path) -> None:
-    """Checks that image files are there.
+    """Checks that the image files exist.
 
     Args:
         items: The images.
-        source: What names them, for the message.
+        source: File or folder that lists them, for the message.
 
     Raises:
-        ImageError: If some are not; the message names the first of them.
+        ImageError: If some are missing; the message names the first of them.
     """
     missing = [printable(item.name) for item in items if not is_regular_file(item.path)]
     if not missing:
         return
     shown = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else "")
-    msg = (
-        f"read_items: every frame's image must exist, but {len(missing)} of {len(items)} named in "
-        f"{str(source)!r} are missing: {shown}. Put the files there, or take these frames out."
+    raise ImageError(
+        f"Every frame's image must exist, but {len(missing)} of {len(items)} named in "
+        f"{str(source)!r} are missing: {shown}. Put the files there, or remove these frames."
     )
-    raise ImageError(msg)

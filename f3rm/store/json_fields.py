@@ -1,7 +1,7 @@
 """Typed access to the fields of untrusted JSON: a value of the right type, or an error.
 
-The manifest and the journal are read through it; they re-raise :class:`InvalidFieldError` in the
-user's terms.
+Readers of the manifest and the journal turn :class:`InvalidFieldError` into an error that names the
+file.
 """
 
 from collections.abc import Mapping
@@ -78,15 +78,14 @@ def one_of(plain: Plain, key: str, allowed: tuple[str, ...]) -> str:
 
 
 def boolean(plain: Plain, key: str) -> bool:
-    """Returns the truth value under ``key``.
+    """Returns the boolean under ``key``.
 
     Raises:
         InvalidFieldError: If there is none.
     """
     value = plain.get(key)
     if not isinstance(value, bool):
-        msg = f"{key} is {shown(value)}, not true or false"
-        raise InvalidFieldError(msg)
+        raise InvalidFieldError(f"{key} is {shown(value)}, not true or false")
     return value
 
 

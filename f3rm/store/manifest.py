@@ -1,8 +1,8 @@
-"""What a finished cache says about itself: ``manifest.json``, schema version 1.
+"""The manifest of a finished cache: ``manifest.json``, schema version 1.
 
-The manifest is written last and is the only thing that makes chunks valid. Reading it is strict:
-every field has its type, every number its bounds, every file name stays in the folder; nothing is
-opened or allocated on its word alone.
+The manifest is written last; chunks without one do not count. It is read as untrusted: every field
+has its type, every number its bounds, every file name stays in the folder, and no size in it is
+allocated before the files have been checked.
 """
 
 import json
@@ -14,8 +14,17 @@ import xxhash
 from f3rm.errors import CacheError, F3rmError
 from f3rm.store import json_fields as fields
 from f3rm.store.codecs import CodecRecord
-from f3rm.store.manifest_fields import chunk_of, codec_of, failed_of, image_of, spec_of
-from f3rm.store.records import ChunkRecord, FailedRecord, ImageRecord
+from f3rm.store.json_fields import InvalidFieldError
+from f3rm.store.records import (
+    ChunkRecord,
+    FailedRecord,
+    ImageRecord,
+    chunk_of,
+    codec_of,
+    failed_of,
+    image_of,
+    spec_of,
+)
 from f3rm.store.spec import FeatureSpec
 
 SCHEMA_VERSION = 1
@@ -24,21 +33,21 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole record of a cache.
+    """The record of a cache.
 
     Attributes:
-        spec: What was extracted.
-        weights_identity: What the weights were: a file's hash, or a hub name.
+        spec: The features' specification.
+        weights_identity: A weight file's hash, or a hub name.
         algorithm: Version of the preparation.
         key: Hash of the specification, the weights and the algorithm.
         channels: Feature channels C.
         has_text: Whether the backbone has a text tower.
-        provenance: What the backbone says about itself.
+        provenance: The backbone's own description of its library and weights.
         versions: Versions of the software that made the cache.
-        chunks: The files.
+        chunks: The chunk files.
         images: The images, in the order of the dataset.
         failed: Images of the dataset that have no features.
-        codec: How features became the numbers on disk.
+        codec: The codec and its fitted arrays.
     """
 
     spec: FeatureSpec
@@ -56,12 +65,12 @@ class Manifest:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that the manifest names."""
+        """Names of the cache's files besides the manifest."""
         return tuple(record.file for record in (*self.chunks, *self.codec.arrays))
 
     @property
     def codec_hash(self) -> str:
-        """A hash of the fitted codec; empty if there is none."""
+        """Hash of the codec's fitted arrays; empty if it has none."""
         return codec_hash(self.codec)
 
     def to_json(self) -> str:
@@ -90,7 +99,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks ``manifest.json`` in a cache folder; looks at no other file.
+    """Reads and checks ``manifest.json`` in a cache folder, without the files that it names.
 
     Raises:
         CacheError: If there is none, or it is damaged, of a newer schema, or names files outside
@@ -100,47 +109,40 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError) as error:
-        msg = (
-            f"read_manifest: folder must hold a finished cache, got {str(folder)!r} without "
-            f"{MANIFEST}. Run f3rm extract."
-        )
-        raise CacheError(msg) from error
+        raise CacheError(
+            f"There is no finished cache in {str(folder)!r}: no {MANIFEST}. Run f3rm extract."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CacheError(_damaged(path, f"it is not readable JSON ({error})")) from error
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        msg = (
-            f"read_manifest: {str(path)!r} must have schema version {SCHEMA_VERSION} or older, got "
+        raise CacheError(
+            f"{str(path)!r} must have schema version {SCHEMA_VERSION} or older, got "
             f"{version}. It was written by a newer f3rm: update f3rm, or extract again with "
             "--force."
         )
-        raise CacheError(msg)
     try:
         return _manifest(plain)
-    except (fields.InvalidFieldError, F3rmError, RecursionError) as error:
+    except (InvalidFieldError, F3rmError, RecursionError) as error:
         raise CacheError(_damaged(path, str(error))) from error
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return (
-        f"read_manifest: {str(path)!r} must be a complete manifest, but {reason}. Extract again "
-        "with f3rm extract."
-    )
+    return f"{str(path)!r} is not a complete manifest: {reason}. Extract again with f3rm extract."
 
 
 def _refuse_constant(name: str) -> float:
-    msg = f"{name} is no JSON number"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _manifest(plain: object) -> Manifest:
     record = fields.mapping(plain, "the manifest")
     version = fields.integer(record, "schema_version")
     if version != SCHEMA_VERSION:
-        raise fields.InvalidFieldError(f"schema_version is {version}")
+        raise InvalidFieldError(f"schema_version is {version}")
     chunks = tuple(chunk_of(item) for item in fields.items_of(record, "chunks"))
     images = tuple(image_of(item) for item in fields.items_of(record, "images"))
-    failed = fields.items_of(record, "failed") if "failed" in record else []
+    failed = tuple(failed_of(item) for item in fields.items_of(record, "failed"))
     manifest = Manifest(
         spec=spec_of(fields.mapping(record.get("spec"), "spec")),
         weights_identity=fields.text(record, "weights_identity"),
@@ -152,7 +154,7 @@ def _manifest(plain: object) -> Manifest:
         versions=fields.texts(record, "versions"),
         chunks=chunks,
         images=images,
-        failed=tuple(failed_of(item) for item in failed),
+        failed=failed,
         codec=codec_of(record.get("codec")),
     )
     _check_consistent(manifest)
@@ -160,26 +162,26 @@ def _manifest(plain: object) -> Manifest:
 
 
 def _check_consistent(manifest: Manifest) -> None:
-    """Checks that key, chunks and images agree with one another."""
+    """Checks that key, chunks, codec and images agree with one another."""
     if manifest.key != manifest.spec.key(manifest.weights_identity, manifest.algorithm):
-        raise fields.InvalidFieldError("key does not belong to its settings")
+        raise InvalidFieldError("key is not the hash of its settings")
     files = [chunk.file for chunk in manifest.chunks]
     names = [image.name for image in (*manifest.images, *manifest.failed)]
     if not files:
-        raise fields.InvalidFieldError("it has no chunks")
+        raise InvalidFieldError("it has no chunks")
     if len(set(files)) != len(files) or len(set(names)) != len(names):
-        raise fields.InvalidFieldError("a chunk or an image is listed twice")
+        raise InvalidFieldError("a chunk or an image is listed twice")
     if sum(len(chunk.images) for chunk in manifest.chunks) != len(manifest.images) or not names:
-        raise fields.InvalidFieldError("chunks and images do not list the same images")
+        raise InvalidFieldError("chunks and images do not list the same images")
     is_int8 = manifest.codec.name == "int8"
     if any((chunk.dtype == "int8") != is_int8 for chunk in manifest.chunks):
-        raise fields.InvalidFieldError("chunks and codec are not of one type")
+        raise InvalidFieldError("the chunks are not of the codec's type")
     for image in manifest.images:
-        _check_place(image, manifest)
+        _check_image(image, manifest)
 
 
 def codec_hash(record: CodecRecord) -> str:
-    """Hashes what a codec was fitted to; empty for one without state."""
+    """Returns a hash of a codec's fitted arrays; empty if it has none."""
     text = " ".join(array.checksum for array in record.arrays)
     return xxhash.xxh3_128(text.encode()).hexdigest() if text else ""
 
@@ -189,26 +191,20 @@ def _stored_channels(manifest: Manifest) -> int:
     return bases[0] if bases else manifest.channels
 
 
-def _check_place(image: ImageRecord, manifest: Manifest) -> None:
+def _check_image(image: ImageRecord, manifest: Manifest) -> None:
     if image.chunk >= len(manifest.chunks):
-        raise fields.InvalidFieldError(
+        raise InvalidFieldError(
             f"image {image.name!r} is in chunk {image.chunk}, which does not exist"
         )
     chunk = manifest.chunks[image.chunk]
     if image.row >= len(chunk.images) or chunk.images[image.row] != image.name:
-        raise fields.InvalidFieldError(
-            f"image {image.name!r} is not row {image.row} of {chunk.file}"
-        )
+        raise InvalidFieldError(f"image {image.name!r} is not row {image.row} of {chunk.file}")
     channels = _stored_channels(manifest)
     if chunk.shape[3] != channels:
-        raise fields.InvalidFieldError(
-            f"{chunk.file} has {chunk.shape[3]} channels, not {channels}"
-        )
+        raise InvalidFieldError(f"{chunk.file} has {chunk.shape[3]} channels, not {channels}")
     rows, cols = image.valid.cells()
     inside = rows.start >= 0 and cols.start >= 0
     if not (inside and 0 < rows.stop <= chunk.shape[1] and 0 < cols.stop <= chunk.shape[2]):
-        raise fields.InvalidFieldError(
-            f"the valid rectangle of {image.name!r} is not inside its map"
-        )
+        raise InvalidFieldError(f"the valid rectangle of {image.name!r} is not inside its map")
     if not (rows and cols):
-        raise fields.InvalidFieldError(f"the valid rectangle of {image.name!r} is empty")
+        raise InvalidFieldError(f"the valid rectangle of {image.name!r} is empty")

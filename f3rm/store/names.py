@@ -1,14 +1,13 @@
-"""Names that come from a dataset, a list or a manifest, as places of files that are written.
+"""Safe output paths for names that come from a dataset, a list or a manifest.
 
-Such a name may be read from: a dataset may use photographs outside its folder, as Nerfstudio's do.
-It never says where something is written. What is written under a name lies below the folder that
-the user gave:
+A file may be read from such a name: datasets may use photographs outside their folder, as
+Nerfstudio's do. But whatever is written under a name goes below the folder that the user gave:
 
 - ``..``, drive letters and the leading slash of an absolute path are dropped, and a backslash
   separates like a slash: ``../images/a.jpg`` and ``C:/images/a.jpg`` become ``images/a.jpg``;
 - control characters, and those that Windows forbids, become ``_``;
 - a part of more than 200 bytes is cut and gets a hash of the whole part;
-- two names that become one path are refused, and so is a name of which nothing is left;
+- two names that give one path are refused, and so is a name of which nothing is left;
 - a link in the output folder that leads out of it is refused.
 """
 
@@ -27,15 +26,11 @@ _LONGEST_PART = 200
 
 
 class UnsafeNameError(F3rmError):
-    """A name cannot become the place of a file that is written."""
+    """A name gives no safe output path."""
 
 
 def safe_part(text: str) -> str:
-    """Returns a text as one part of a path: a name without folders.
-
-    Args:
-        text: Any text.
-    """
+    """Turns any text into one part of a path: a file name without folders."""
     plain = "".join(
         letter if letter.isprintable() and letter not in _FORBIDDEN else "_" for letter in text
     )
@@ -48,10 +43,10 @@ def safe_part(text: str) -> str:
 
 
 def safe_path(name: str) -> PurePosixPath:
-    """Returns the relative path under which a named item's files are written.
+    """Returns the relative output path of a named image or video.
 
     Args:
-        name: Path of an image or video as its dataset or list has it.
+        name: Its path in the dataset or list.
 
     Raises:
         UnsafeNameError: If nothing is left of the name.
@@ -59,19 +54,17 @@ def safe_path(name: str) -> PurePosixPath:
     parts = re.split(r"[/\\]", _DRIVE.sub("", name, count=1))
     kept = [part for part in parts if part.strip(". ")]
     if not kept:
-        msg = f"safe_path: a name must have a part that is no '.' or '..', got {name!r}. Rename it."
-        raise UnsafeNameError(msg)
+        raise UnsafeNameError(
+            f"A name must have a part other than '.' and '..', got {name!r}. Rename it."
+        )
     return PurePosixPath(*(safe_part(part) for part in kept))
 
 
 def safe_paths(names: Iterable[str]) -> dict[str, PurePosixPath]:
-    """Returns the relative path of every name.
-
-    Args:
-        names: The names, each once.
+    """Returns the relative output path of every name, each given once.
 
     Raises:
-        UnsafeNameError: If two become the same path, or nothing is left of one.
+        UnsafeNameError: If two give the same path, or nothing is left of one.
     """
     paths: dict[str, PurePosixPath] = {}
     owners: dict[PurePosixPath, str] = {}
@@ -79,17 +72,16 @@ def safe_paths(names: Iterable[str]) -> dict[str, PurePosixPath]:
         path = safe_path(name)
         other = owners.setdefault(path, name)
         if other != name:
-            msg = (
-                f"safe_paths: names must give different files, but {other!r} and {name!r} both "
-                f"give {str(path)!r}. Rename one."
+            raise UnsafeNameError(
+                f"Names must give different files, but {other!r} and {name!r} both give "
+                f"{str(path)!r}. Rename one."
             )
-            raise UnsafeNameError(msg)
         paths[name] = path
     return paths
 
 
 def place_below(folder: Path, relative: PurePosixPath) -> Path:
-    """Returns where a file goes in an output folder, if no link leads out of the folder.
+    """Returns a file's path in an output folder after checking that no link leads out of it.
 
     Args:
         folder: The output folder; it need not exist, and may itself be a link.
@@ -100,9 +92,8 @@ def place_below(folder: Path, relative: PurePosixPath) -> Path:
     """
     path = folder / relative
     if not path.parent.resolve().is_relative_to(folder.resolve()):
-        msg = (
-            f"place_below: {str(path)!r} must lie in {str(folder)!r}, but a link on the way leads "
-            "out of it. Remove the link, or choose another folder."
+        raise UnsafeNameError(
+            f"{str(path)!r} must be inside {str(folder)!r}, but a link on the way leads out of it. "
+            "Remove the link, or choose another folder."
         )
-        raise UnsafeNameError(msg)
     return path

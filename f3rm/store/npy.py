@@ -1,8 +1,8 @@
-"""Headers of ``.npy`` files, read without believing them.
+"""Reads ``.npy`` files without trusting their headers.
 
-NumPy allocates what a header says before it reads a byte of data, and evaluates the header as an
-expression. Here a header is a text of one form; its shape and type must give exactly the file's
-length, so that nothing is allocated that is not there, and no object is unpickled.
+NumPy allocates a header's shape before it reads any data, and evaluates the header as an
+expression. Here a header must match one pattern, and its shape and type must give exactly the
+file's length: no more is allocated than the file holds, and no object is unpickled.
 
 *Source:* https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from f3rm.store.mapping import map_file
+from f3rm.store.mapped_files import map_file
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
@@ -35,13 +35,13 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What a ``.npy`` file holds.
+    """The header of a ``.npy`` file.
 
     Attributes:
         shape: Shape of the array.
-        dtype: Its type: numbers, truth values or texts; or objects, whose data is never read.
+        dtype: Numbers, booleans or texts; or objects, whose data is never read.
         fortran_order: Whether the first axis varies fastest.
-        offset: Where the data starts, in bytes.
+        offset: Start of the data in bytes.
     """
 
     shape: tuple[int, ...]
@@ -56,50 +56,48 @@ class NpyHeader:
 
 
 def read_npy_header(stream: BinaryIO, length: int) -> NpyHeader:
-    """Reads the header at the beginning of a file; allocates nothing from its numbers.
+    """Reads the header at the beginning of a file; allocates nothing of the size that it gives.
 
     Args:
         stream: The file, at its beginning.
         length: Its length in bytes.
 
     Raises:
-        ValueError: If there is no such header, or its shape does not give the length; the message
+        ValueError: If there is no valid header, or its shape does not give the length; the message
             is a clause.
     """
     start = stream.read(len(_MAGIC) + 2)
     if start[: len(_MAGIC)] != _MAGIC or len(start) < len(_MAGIC) + 2:
-        raise ValueError("it is no .npy file")
+        raise ValueError("it is not a .npy file")
     if start[-2] not in _LENGTH_BYTES:
-        msg = f"its format version {start[-2]} is unknown"
-        raise ValueError(msg)
+        raise ValueError(f"its format version {start[-2]} is unknown")
     width = _LENGTH_BYTES[start[-2]]
     size = int.from_bytes(stream.read(width), "little")
     if size > min(length, _LARGEST_HEADER):
-        msg = f"its header cannot have {size} bytes"
-        raise ValueError(msg)
+        raise ValueError(f"its header cannot have {size} bytes")
     header = _parsed(stream.read(size).decode("latin1"), len(start) + width + size)
     if header.num_bytes != length and not header.dtype.hasobject:
-        msg = f"its {length} bytes do not fit the shape {header.shape} of {header.dtype}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"its {length} bytes do not fit the shape {header.shape} of {header.dtype}"
+        )
     return header
 
 
 def load_npy(path: Path, *, largest: int | None = None) -> np.ndarray:
-    """Reads an array that is as large as its file.
+    """Reads an array into memory.
 
     Args:
         path: The file.
-        largest: The most bytes that it may have.
+        largest: Largest length allowed, in bytes.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no ``.npy`` file, not of its header's length, or too large.
+        ValueError: If it is not a ``.npy`` file, not of its header's length, or too large.
     """
     with _regular(path) as stream:
         header = _data_header(stream)
         if largest is not None and header.num_bytes > largest:
-            msg = f"its {header.num_bytes} bytes are more than {largest}"
-            raise ValueError(msg)
+            raise ValueError(f"its {header.num_bytes} bytes are more than {largest}")
         content = stream.read(header.num_bytes - header.offset)
     return _array(np.frombuffer(content, np.uint8), header).copy()
 
@@ -120,9 +118,9 @@ def _data_header(stream: BinaryIO) -> NpyHeader:
 
 
 def _regular(path: Path) -> BinaryIO:
-    """Opens a file; a pipe or a device would let the reader wait for ever."""
+    """Opens a regular file; a pipe or a device could block for ever."""
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} is no file")
+        raise FileNotFoundError(f"{str(path)!r} is not a file")
     return path.open("rb")
 
 
@@ -150,6 +148,6 @@ def _array(content: np.ndarray, header: NpyHeader) -> np.ndarray:
     if header.dtype.kind == "U":
         letters = content.view(header.dtype.str[0] + "u4")
         if ((letters > _LAST_LETTER) | ((letters >= 0xD800) & (letters <= 0xDFFF))).any():
-            raise ValueError("its texts are no Unicode")
+            raise ValueError("its texts are not valid Unicode")
     order = "F" if header.fortran_order else "C"
     return content.view(header.dtype).reshape(header.shape, order=order)

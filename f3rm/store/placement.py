@@ -1,7 +1,7 @@
-"""Where a store's rows live while training: mapped files, RAM, or the GPU.
+"""Placement of a store's rows while training: mapped files, RAM, or the GPU.
 
-Mapped files need no memory of their own: the kernel keeps in its page cache what is used. On the
-GPU a batch costs no transfer. RAM is for file systems that forget, such as network mounts.
+Mapped files need no memory of their own: the kernel keeps used pages in its page cache. On the GPU
+a batch needs no transfer. RAM is for file systems that do not cache, such as network mounts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from torch import Tensor
 from f3rm.errors import DeviceError
 from f3rm.store.gather import Chunk, RowSource
 
-Residence = Literal["auto", "gpu", "ram", "mmap"]
-Place = Literal["gpu", "ram", "mmap"]
+Placement = Literal["auto", "gpu", "ram", "mmap"]
+ChosenPlacement = Literal["gpu", "ram", "mmap"]
 
-WORDS: Mapping[Place, str] = {"gpu": "GPU memory", "ram": "RAM", "mmap": "mapped files"}
-"""What places are called in messages."""
+WORDS: Mapping[ChosenPlacement, str] = {"gpu": "GPU memory", "ram": "RAM", "mmap": "mapped files"}
+"""Placements in the words of messages."""
 
 _GPU_SHARE = 0.3
 _RAM_SHARE = 0.5
@@ -31,13 +31,13 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Memory:
-    """What the choice of a residence depends on.
+    """Free memory, on which the placement depends.
 
     Attributes:
-        device: Where the batch is wanted.
-        free_gpu: Bytes that this process can have on that device: what is free, and what PyTorch
-            keeps without using it; 0 if it is no GPU.
-        free_ram: Bytes of RAM that can be had without swapping.
+        device: Device of the batches.
+        free_gpu: Bytes that this process can allocate on that device: the free ones, and those that
+            PyTorch caches unused; 0 if it is not a GPU.
+        free_ram: Bytes of RAM that can be allocated without swapping.
     """
 
     device: torch.device
@@ -46,28 +46,28 @@ class Memory:
 
     @classmethod
     def now(cls, device: torch.device) -> "Memory":
-        """Asks the device and the system."""
+        """Reads the free memory of the device and the system."""
         if device.type != "cuda":
             return cls(device, 0, available_ram())
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return cls(device, int(torch.cuda.mem_get_info(device)[0]) + unused, available_ram())
 
 
-def choose_residence(
-    wanted: Residence, num_bytes: int, *, memory: Memory, budget: int | None = None
-) -> Place:
-    """Decides where rows live.
+def choose_placement(
+    wanted: Placement, num_bytes: int, *, memory: Memory, budget: int | None = None
+) -> ChosenPlacement:
+    """Chooses the placement of rows.
 
     Args:
-        wanted: ``auto`` takes the GPU if the batch is wanted there and the rows fit the budget,
-            else mapped files.
+        wanted: ``auto`` is the GPU if batches go there and the rows fit the budget, else mapped
+            files.
         num_bytes: Size of all rows in the stored type.
-        memory: Where the batch is wanted, and what is free.
+        memory: Device of the batches, and free memory.
         budget: Bytes that rows may take; by default 30 % of the free GPU memory, or 50 % of the
             available RAM.
 
     Raises:
-        DeviceError: If the GPU or RAM is asked for and there is none, or the rows do not fit.
+        DeviceError: If the GPU is wanted and batches go elsewhere, or the rows do not fit.
     """
     if wanted == "mmap":
         return "mmap"
@@ -79,28 +79,23 @@ def choose_residence(
         fits = memory.device.type == "cuda" and num_bytes <= limit
         return "gpu" if fits else "mmap"
     if memory.device.type != "cuda":
-        msg = (
-            "choose_residence: wanted must be auto, ram or mmap when the batch goes to "
-            f"{memory.device}, got 'gpu'. Train on a GPU, or choose auto."
+        raise DeviceError(
+            f"feature-residence must be auto, ram or mmap when batches go to {memory.device}, got "
+            "'gpu'. Train on a GPU, or choose auto."
         )
-        raise DeviceError(msg)
     _check_fits("gpu", num_bytes, limit)
     return "gpu"
 
 
 class ResidentRows(RowSource):
-    """All rows of a store in one tensor.
-
-    Attributes:
-        device: Where the tensor is.
-    """
+    """All rows of a store in one tensor, in RAM or on the GPU."""
 
     def __init__(self, chunks: Sequence[Chunk], device: torch.device) -> None:
-        """Copies the chunks, some megabytes at a time.
+        """Copies the chunks to ``device``, 64 MiB at a time to keep the peak memory low.
 
         Args:
             chunks: Arrays of rows, at least one, all with the same number of channels.
-            device: Where they go.
+            device: The GPU, or the CPU for RAM.
         """
         self.device = device
         dtype = np.result_type(*(chunk.dtype for chunk in chunks))
@@ -114,13 +109,13 @@ class ResidentRows(RowSource):
                 self._rows[start : start + len(part)] = part
                 start += len(part)
 
-    def take(self, places: Int[np.ndarray, " rows"]) -> Shaped[Tensor, "rows channels"]:
+    def take(self, row_ids: Int[np.ndarray, " rows"]) -> Shaped[Tensor, "rows channels"]:
         """Returns rows by number; see :meth:`f3rm.store.gather.RowSource.take`."""
-        return self._rows.index_select(0, torch.from_numpy(places).to(self.device))
+        return self._rows.index_select(0, torch.from_numpy(row_ids).to(self.device))
 
 
 def available_ram() -> int:
-    """Returns the bytes that can be allocated without swapping; 0 where the system does not say."""
+    """Returns the bytes that can be allocated without swapping; 0 where that is unknown."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return 0
@@ -134,11 +129,10 @@ def _limit(budget: int | None, free: int, share: float) -> int:
     return int(free * share) if budget is None else budget
 
 
-def _check_fits(place: Place, num_bytes: int, limit: int) -> None:
+def _check_fits(placement: ChosenPlacement, num_bytes: int, limit: int) -> None:
     if num_bytes > limit:
-        msg = (
-            f"choose_residence: the features must fit the budget of {limit / _GIB:.2f} GiB for "
-            f"{place!r}, got {num_bytes / _GIB:.2f} GiB. Raise the budget, choose a codec that "
-            "takes less, or choose mmap."
+        raise DeviceError(
+            f"The features must fit the budget of {limit / _GIB:.2f} GiB for {placement!r}, got "
+            f"{num_bytes / _GIB:.2f} GiB. Raise feature-budget-gb, or choose a smaller "
+            "codec or mmap."
         )
-        raise DeviceError(msg)

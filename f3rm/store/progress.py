@@ -1,4 +1,4 @@
-"""The progress bar of long steps: images per second and time left, on rich's global console."""
+"""Progress bars of long steps: images per second and time left, on rich's global console."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -18,10 +18,9 @@ Result = TypeVar("Result")
 
 
 class RateColumn(ProgressColumn):
-    """Shows how many images, or other things, are done per second."""
+    """Shows images, or other units, per second."""
 
     def __init__(self, unit: str) -> None:
-        """Keeps what is counted."""
         super().__init__()
         self._unit = unit
 
@@ -49,11 +48,11 @@ def track(
     """Yields ``results`` while a bar counts them.
 
     Args:
-        results: What is counted.
-        total: How many there will be.
+        results: Counted as they are yielded.
+        total: Their number.
         label: Text before the bar.
         show: Whether the bar is drawn.
-        unit: What each result is, in the plural.
+        unit: Plural noun for the results.
     """
     with progress_bar(show=show, unit=unit) as bar:
         task = bar.add_task(label, total=total)

@@ -1,8 +1,8 @@
-"""Reading a finished cache: whole maps, rows at pixels, random cells.
+"""Reads a finished cache: whole feature maps, features at pixels, random cells.
 
-A pixel's place among all rows comes from :class:`~f3rm.store.row_index.PlaceTable`, the rows from
-mapped chunks or from wherever :meth:`FeatureStore.resident` put them, and the codec makes features
-of them. :func:`gather_reference` is the readable twin of :meth:`FeatureStore.gather`.
+A pixel's row id comes from :class:`~f3rm.store.row_index.RowIndex`, the row from mapped chunks or
+from the memory where :meth:`FeatureStore.resident` put it, and the codec decodes it.
+:func:`gather_reference` is the readable reference of :meth:`FeatureStore.gather`.
 """
 
 import logging
@@ -25,11 +25,11 @@ from f3rm.store.manifest import Manifest, read_manifest
 from f3rm.store.placement import (
     WORDS,
     Memory,
-    Residence,
+    Placement,
     ResidentRows,
-    choose_residence,
+    choose_placement,
 )
-from f3rm.store.row_index import PlaceTable
+from f3rm.store.row_index import RowIndex
 
 GatherMode = Literal["nearest", "bilinear"]
 
@@ -40,11 +40,11 @@ class FeatureStore:
     """One feature type of one dataset, open for reading.
 
     Attributes:
-        folder: Where the cache lies.
-        manifest: What it says about itself.
+        folder: The cache folder.
+        manifest: Its manifest.
         channels: Feature channels C.
         names: Names of the images in the order of their indices.
-        rows: Where rows come from.
+        rows: Source of the stored rows.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, engine: Engine = "auto") -> None:
@@ -58,7 +58,7 @@ class FeatureStore:
         self._codecs: dict[torch.device, Codec] = {}  # by device; filled by any thread
         maps = [map_chunk(folder, chunk) for chunk in manifest.chunks]
         self._chunks = [chunk.reshape(-1, chunk.shape[-1]) for chunk in maps]
-        self._places = PlaceTable(manifest)
+        self._row_index = RowIndex(manifest)
         self.rows: RowSource = MappedRows(self._chunks, engine=engine)
 
     @classmethod
@@ -67,12 +67,12 @@ class FeatureStore:
 
         Args:
             folder: The folder with ``manifest.json``.
-            engine: What gathers rows: ``auto`` takes numba if it is installed, else NumPy.
+            engine: ``auto`` gathers rows with numba if it is installed, else with NumPy.
 
         Raises:
             CacheError: If there is no usable manifest.
-            CacheMismatchError: If a chunk is missing or not the one that the manifest names.
-            ImplementationError: If numba is asked for and missing.
+            CacheMismatchError: If a chunk is missing, or not the one that the manifest describes.
+            ImplementationError: If ``engine`` is ``numba`` and it is not installed.
         """
         folder = as_path(folder)
         return cls(folder, read_manifest(folder), engine=engine)
@@ -82,7 +82,7 @@ class FeatureStore:
         return len(self.names)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Lets worker processes open the cache by its folder instead of copying the features."""
+        """Pickles the folder only: worker processes open the cache instead of copying features."""
         return FeatureStore.open, (self.folder,)
 
     @property
@@ -97,10 +97,10 @@ class FeatureStore:
         return sum(chunk.size for chunk in self._chunks) * widest.itemsize
 
     def resident(self, device: torch.device) -> "FeatureStore":
-        """Returns a store of the same features whose rows all lie in one tensor.
+        """Returns a store of the same features with all rows in one tensor.
 
         Args:
-            device: The GPU, or the CPU for RAM. Look-ups answer on it.
+            device: The GPU, or the CPU for RAM. Look-ups return features on it.
         """
         copy = FeatureStore(self.folder, self.manifest)
         copy.rows = ResidentRows(self._chunks, device)
@@ -116,11 +116,10 @@ class FeatureStore:
             CacheMismatchError: If the cache has no such image.
         """
         if name not in self._index:
-            msg = (
-                f"FeatureStore.index: name must be one of the {len(self)} images in "
-                f"{str(self.folder)!r}, got {name!r}. Run f3rm extract again."
+            raise CacheMismatchError(
+                f"No image {name!r} among the {len(self)} in {str(self.folder)!r}. "
+                "Run f3rm extract again."
             )
-            raise CacheMismatchError(msg)
         return self._index[name]
 
     def image_size(self, index: int) -> Size:
@@ -134,7 +133,7 @@ class FeatureStore:
 
     def feature_map(self, index: int) -> Float32[Tensor, "rows cols channels"]:
         """Returns a copy of an image's whole map in fp32."""
-        features = self._features(self._places.whole(int(index)))
+        features = self._features(self._row_index.whole(int(index)))
         return features.reshape(*self.grid_size(index), self.channels)
 
     def gather(
@@ -150,9 +149,9 @@ class FeatureStore:
         Args:
             images: Index of the image per ray.
             xy: Pixel-centre coordinates (x, y) in the image file: (0, 0) is the centre of its first
-                pixel. Outside the image, or in padding, the nearest valid cell counts.
+                pixel. Outside the image, or in padding, the nearest valid cell is read.
             mode: The nearest cell, or bilinear interpolation between cell centres.
-            device: Where the features are wanted; None for where the rows are, the CPU unless
+            device: Device of the result; None for that of the rows: the CPU, unless
                 :meth:`resident` put them elsewhere.
 
         Returns:
@@ -163,11 +162,11 @@ class FeatureStore:
         """
         numbers = self._checked_images(images)
         if mode == "nearest":
-            return self._features(self._places.nearest(numbers, xy), device)
-        corners = self._places.corners(numbers, xy)
-        codes = self.rows.take(corners.places.reshape(-1))
+            return self._features(self._row_index.nearest(numbers, xy), device)
+        row_ids, corner_weights = self._row_index.corners(numbers, xy)
+        codes = self.rows.take(row_ids.reshape(-1))
         codes = codes.to(device or self.rows.device).view(4, len(numbers), codes.shape[-1])
-        weights = torch.from_numpy(corners.weights).to(codes.device, torch.float32)
+        weights = torch.from_numpy(corner_weights).to(codes.device, torch.float32)
         blended = torch.zeros(codes.shape[1:], device=codes.device)
         for corner, weight in zip(codes, weights, strict=True):
             blended.addcmul_(corner.float(), weight[:, None])
@@ -186,7 +185,7 @@ class FeatureStore:
         """
         numbers = self._checked_images(images)
         row, col = rows.cpu().long().numpy(), cols.cpu().long().numpy()
-        return self._features(self._places.cells(numbers, row, col))
+        return self._features(self._row_index.cells(numbers, row, col))
 
     def sample(self, num: int, seed: int) -> Float32[Tensor, "num channels"]:
         """Draws distinct valid cells at random over all images, reading only these.
@@ -194,67 +193,68 @@ class FeatureStore:
         The result depends on images and seed, not on how the cache is cut into chunks.
 
         Args:
-            num: How many; all of them if there are fewer.
+            num: Number of cells; all of them if there are fewer.
             seed: Seed of the draw.
 
         Returns:
             Features in fp32 on the CPU.
         """
-        return self._features(self._places.sample(num, seed), "cpu")
+        return self._features(self._row_index.sample(num, seed), "cpu")
 
     def _checked_images(self, images: Int[Tensor, " rays"]) -> Int[np.ndarray, " rays"]:
         numbers = images.detach().cpu().long().numpy()
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
-            msg = (
-                f"FeatureStore: images must be indices from 0 to {len(self) - 1}, got "
-                f"{numbers.min()} to {numbers.max()}. Use FeatureStore.index to find an image."
+            raise IndexError(
+                f"images must be indices from 0 to {len(self) - 1}, got {numbers.min()} to "
+                f"{numbers.max()}. FeatureStore.index returns the index of an image."
             )
-            raise IndexError(msg)
         return numbers
 
     def _features(
-        self, places: Int[np.ndarray, " rows"], device: torch.device | str | None = None
+        self, row_ids: Int[np.ndarray, " rows"], device: torch.device | str | None = None
     ) -> Float32[Tensor, "rows channels"]:
-        """Reads rows; they travel in the stored type and widen where they arrive."""
-        codes = self.rows.take(places).to(device or self.rows.device)
+        """Reads and decodes rows; they are transferred in the stored type, which is smaller."""
+        codes = self.rows.take(row_ids).to(device or self.rows.device)
         features = self._decoded(codes)
-        # A row source may use its memory again, so what is handed out is never a view of it.
+        # A row source may reuse its memory, so a view of it is never returned.
         return features.clone() if features.data_ptr() == codes.data_ptr() else features
 
     def _decoded(self, codes: Shaped[Tensor, "rows stored"]) -> Float32[Tensor, "rows channels"]:
         codec = self._codecs.get(codes.device)
-        if codec is None:  # two threads may both get here; either one's copy is right
+        if codec is None:  # a race is harmless: either thread's copy is right
             codec = self._codecs.setdefault(codes.device, self._codec.to(codes.device))
         return codec.decode(codes)
 
 
 def place_stores(
     stores: Mapping[str, FeatureStore],
-    residence: Residence,
+    wanted: Placement,
     *,
     device: torch.device,
     budget: int | None = None,
 ) -> dict[str, FeatureStore]:
-    """Puts the rows of all stores where they are read fastest, and says where.
+    """Chooses a placement for the rows of all stores together, moves them and logs it.
 
     Args:
-        stores: Stores by name; all go to the same place.
-        residence: ``auto``, ``gpu``, ``ram`` or ``mmap``.
-        device: Where the batches go.
+        stores: Stores by name.
+        wanted: ``auto``, ``gpu``, ``ram`` or ``mmap``.
+        device: Device of the batches.
         budget: Bytes that the rows of all stores may take together; by default 30 % of the free
             GPU memory, or 50 % of the available RAM.
 
     Raises:
-        DeviceError: If the GPU or RAM is asked for and there is none, or the rows do not fit.
+        DeviceError: If the GPU is wanted and batches go elsewhere, or the rows do not fit.
     """
     num_bytes = sum(store.resident_bytes for store in stores.values())
     memory = Memory.now(device)
-    place = choose_residence(residence, num_bytes, memory=memory, budget=budget)
+    placement = choose_placement(wanted, num_bytes, memory=memory, budget=budget)
     names = ", ".join(stores)
-    log.info("Features (%s): %.2f GiB, read from %s.", names, num_bytes / (1 << 30), WORDS[place])
-    if place == "mmap":
+    log.info(
+        "Features (%s): %.2f GiB, read from %s.", names, num_bytes / (1 << 30), WORDS[placement]
+    )
+    if placement == "mmap":
         return dict(stores)
-    target = device if place == "gpu" else torch.device("cpu")
+    target = device if placement == "gpu" else torch.device("cpu")
     return {name: store.resident(target) for name, store in stores.items()}
 
 
@@ -265,7 +265,7 @@ def gather_reference(
     *,
     mode: GatherMode = "nearest",
 ) -> Float[Tensor, "rays channels"]:
-    """Does what :meth:`FeatureStore.gather` does, ray by ray; slow, for tests and for reading."""
+    """Gathers like :meth:`FeatureStore.gather`, ray by ray: slow and readable, for tests."""
     found: list[Tensor] = []
     for index, (x, y) in zip(images.tolist(), xy.double().tolist(), strict=True):
         features = store.feature_map(index)

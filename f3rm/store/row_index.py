@@ -1,9 +1,7 @@
-"""From pixels of images to numbers of rows in a store, for many pixels at once; reads no features.
+"""Row ids of a store for many pixels at once; reads no features.
 
-Every look-up at pixels goes through the affine that the manifest records for the image.
+Every pixel goes through the affine that the manifest records for its image.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,24 +12,10 @@ from f3rm.store.manifest import Manifest
 Numbers = Int[np.ndarray, " rays"]
 
 
-@dataclass(frozen=True)
-class Corners:
-    """The four cells around feature coordinates.
-
-    Attributes:
-        places: Row numbers of the upper left, upper right, lower left and lower right cell.
-        weights: Bilinear weights in the same order; they sum to one.
-    """
-
-    places: Int[np.ndarray, "4 rays"]
-    weights: Float[np.ndarray, "4 rays"]
-
-
-class PlaceTable:
-    """What a manifest says about its images, laid out as arrays over images."""
+class RowIndex:
+    """Arrays over a manifest's images that give the row id of any cell or pixel."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Builds the table."""
         images, chunks = manifest.images, manifest.chunks
         affines = [image.affine for image in images]
         self._scale = np.array([(affine.scale_x, affine.scale_y) for affine in affines])
@@ -47,12 +31,17 @@ class PlaceTable:
         self._starts = first_rows + within
 
     def nearest(self, images: Numbers, xy: Float[Tensor, "rays 2"]) -> Numbers:
-        """Returns the row number of the nearest valid cell of each pixel."""
+        """Returns the row id of the nearest valid cell of each pixel."""
         cell = np.floor(self._coordinates(images, xy) + 0.5).astype(np.int64)
         return self._starts[images] + cell[:, 1] * self._cols[images] + cell[:, 0]
 
-    def corners(self, images: Numbers, xy: Float[Tensor, "rays 2"]) -> Corners:
-        """Returns the four valid cells around each pixel, and their weights."""
+    def corners(
+        self, images: Numbers, xy: Float[Tensor, "rays 2"]
+    ) -> tuple[Int[np.ndarray, "4 rays"], Float[np.ndarray, "4 rays"]]:
+        """Returns row ids and bilinear weights of the four valid cells around each pixel.
+
+        The order is upper left, upper right, lower left, lower right; weights sum to one.
+        """
         uv = self._coordinates(images, xy)
         near = np.floor(uv).astype(np.int64)
         far = np.minimum(near + 1, self._high[images])
@@ -61,28 +50,25 @@ class PlaceTable:
         left, right = near[:, 0], far[:, 0]
         across, down = (uv - near).T
         weights = ((1 - down) * (1 - across), (1 - down) * across, down * (1 - across))
-        return Corners(
-            np.stack([upper + left, upper + right, lower + left, lower + right]),
-            np.stack([*weights, down * across]),
-        )
+        row_ids = np.stack([upper + left, upper + right, lower + left, lower + right])
+        return row_ids, np.stack([*weights, down * across])
 
     def cells(self, images: Numbers, rows: Numbers, cols: Numbers) -> Numbers:
-        """Returns the row numbers of cells of feature maps.
+        """Returns the row ids of cells of feature maps.
 
         Raises:
             IndexError: If a cell is outside its map.
         """
         height, width = self._grids[images].T
         if np.any((rows < 0) | (rows >= height) | (cols < 0) | (cols >= width)):
-            msg = (
-                "FeatureStore.cells: rows and cols must lie inside the feature map, got rows up to "
-                f"{rows.max()} and cols up to {cols.max()}. See grid_size."
+            raise IndexError(
+                f"rows and cols must be inside the feature map, got rows up to {rows.max()} and "
+                f"cols up to {cols.max()}. See FeatureStore.grid_size."
             )
-            raise IndexError(msg)
         return self._starts[images] + rows * width + cols
 
     def whole(self, image: int) -> Numbers:
-        """Returns the row numbers of an image's whole map, row by row."""
+        """Returns the row ids of an image's whole feature map, row by row."""
         start = int(self._starts[image])
         return np.arange(start, start + int(self._grids[image].prod()))
 
@@ -104,7 +90,7 @@ class PlaceTable:
     def _coordinates(
         self, images: Numbers, xy: Float[Tensor, "rays 2"]
     ) -> Float[np.ndarray, "rays 2"]:
-        """Returns feature coordinates (u, v), moved into the valid part of each map."""
-        pixels = xy.detach().cpu().double().numpy()
+        """Returns feature coordinates (u, v), clamped to the valid part of each map."""
+        pixels = xy.detach().cpu().double().numpy()  # fp32 would pick other cells at their edges
         uv = pixels * self._scale[images] + self._offset[images]
         return np.clip(uv, self._low[images], self._high[images])

@@ -1,8 +1,7 @@
-"""What to extract: one :class:`FeatureSpec` per feature type, and the table of presets.
+"""Specifications of features: one :class:`FeatureSpec` per feature type, and the presets.
 
 A feature type is a preset's name, an alias, the name of a third-party adapter (entry-point group
-``f3rm.backbones``), or several of these joined by ``+``. Nothing elsewhere depends on a type's
-name.
+``f3rm.backbones``), or several of these joined by ``+``. No other code depends on a type's name.
 """
 
 import json
@@ -10,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Literal
 
 import xxhash
 
@@ -26,7 +25,7 @@ from f3rm.store.feature_types import (
 from f3rm.store.geometry import Fit
 
 ALGORITHM_VERSION = 1
-"""Raised when decoding, resizing or normalising changes, so that no older cache is mistaken."""
+"""Increased when decoding, resizing or normalising changes: caches of an older one do not match."""
 
 ENTRY_POINT_GROUP = "f3rm.backbones"
 
@@ -36,27 +35,26 @@ Interpolation = Literal["bicubic", "bilinear"]
 Background = Literal["black", "white"]
 StoredDtype = Literal["float16", "float32"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""What a network computes in; ``auto`` is settled by the device, or by what is cached already."""
+"""A network's precision; ``auto`` becomes that of an existing cache, else the device's best."""
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-"""What ``auto`` may become; a cache has one of these."""
+"""The precisions a cache can have, which ``auto`` becomes."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Everything that decides the values of a feature cache, apart from the images.
+    """Everything besides the images that determines the features of a cache.
 
     Attributes:
         name: Short lower-case name; also the name of the cache folder.
         backbone: The model.
-        tap: Where in the model the features are read, in the words of the adapter; recorded in the
-            cache.
+        tap: Where in the model the features are read, in the adapter's words.
         short_side: Length in pixels that the shorter image side is resized to.
         interpolation: How images are resized, always with antialiasing.
         background: RGB colour in [0, 1] behind images with an alpha channel.
         dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
-        precision: What the network computes in: float32, or mixed with one of the half types; or
-            ``auto``, which any cache satisfies and which no cache has.
+        precision: float32, or mixed with one of the half types; or ``auto``, which is satisfied by
+            a cache of any precision.
         codec: ``int8`` or ``pca<d>``, which :mod:`~f3rm.store.codecs` explains; ``none`` stores
             the channels themselves.
         fit: Whether images are stretched to whole patches, or put into the middle of a square of
@@ -81,48 +79,46 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.name):
-            msg = (
-                "FeatureSpec: name must be lower-case letters, digits, '.', '_' or '-', got "
-                f"{self.name!r}. Rename it."
+            raise FeatureTypeError(
+                "A feature type's name must be lower-case letters, digits, '.', '_' or '-', got "
+                f"{self.name!r}."
             )
-            raise FeatureTypeError(msg)
         if self.short_side < 1:
-            msg = (
-                f"FeatureSpec: short_side must be at least 1 pixel, got {self.short_side}. Ask for "
-                "more."
+            raise FeatureTypeError(
+                f"{self.name}: short_side must be at least 1 pixel, got {self.short_side}."
             )
-            raise FeatureTypeError(msg)
         if self.window is not None and not 1 <= self.window[1] <= self.window[0]:
-            msg = (
-                "FeatureSpec: window must be a side and a step of at least 1 and at most the side, "
+            raise FeatureTypeError(
+                f"{self.name}: window must be a side and a step from 1 to the side, "
                 f"got {self.window}. Take e.g. (336, 224)."
             )
-            raise FeatureTypeError(msg)
         if not self.scales or min(self.scales) <= 0:
-            msg = (
-                f"FeatureSpec: scales must be one or more positive factors, got {self.scales}. "
+            raise FeatureTypeError(
+                f"{self.name}: scales must be one or more positive factors, got {self.scales}. "
                 "Take e.g. (0.75, 1, 1.25)."
             )
-            raise FeatureTypeError(msg)
 
-    def settings(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> dict[str, Any]:
-        """Returns what the values depend on; weights count by what they are, not by where.
+    def settings(
+        self, weights_identity: str, algorithm: int = ALGORITHM_VERSION
+    ) -> dict[str, object]:
+        """Returns all that the features depend on, for hashing.
 
         Args:
-            weights_identity: What :func:`f3rm.backbones.weights.weights_identity` says of
-                :attr:`backbone`.
+            weights_identity: Identity of :attr:`backbone`'s weights, wherever they are stored, from
+                :func:`f3rm.backbones.weights.weights_identity`.
             algorithm: Version of the preparation.
 
         Raises:
-            FeatureTypeError: If the precision has not been settled.
+            FeatureTypeError: If the precision is still ``auto``.
         """
         if self.precision == "auto":
-            msg = (
-                f"FeatureSpec: precision must be one of {', '.join(PRECISIONS)} where values are "
-                "recorded, got 'auto'. Use settled."
+            raise FeatureTypeError(
+                f"{self.name}: precision must be one of {', '.join(PRECISIONS)} before "
+                "features are recorded, got 'auto'. Choose one with FeatureSpec.settled."
             )
-            raise FeatureTypeError(msg)
-        settings: dict[str, Any] = {
+        # Later settings enter only where they differ from their default, so that adding one changes
+        # no key of an existing cache.
+        settings: dict[str, object] = {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
             "model": self.backbone.model,
@@ -133,7 +129,7 @@ class FeatureSpec:
             "background": [float(value) for value in self.background],
             "dtype": self.dtype,
         }
-        if self.precision != "float32":  # else left out, so that older caches keep their keys
+        if self.precision != "float32":
             settings["precision"] = self.precision
         if self.codec != "none":
             settings["codec"] = self.codec
@@ -153,20 +149,19 @@ class FeatureSpec:
         return xxhash.xxh3_128(canonical.encode()).hexdigest()
 
     def settled(self, preferred: Precision) -> tuple["FeatureSpec", ...]:
-        """Returns the specifications that this one may become, the preferred one first.
+        """Returns this specification with each precision that ``auto`` allows, preferred one first.
 
         Args:
-            preferred: What ``auto`` becomes where nothing is cached.
+            preferred: Precision where nothing is cached.
         """
         if self.precision != "auto":
             return (self,)
         precisions = dict.fromkeys((preferred, *PRECISIONS))
         return tuple(replace(self, precision=precision) for precision in precisions)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain strings, numbers, lists and dicts for JSON."""
-        plain = {**asdict(self), "background": list(self.background), "scales": list(self.scales)}
-        return {**plain, "window": None if self.window is None else list(self.window)}
+    def to_dict(self) -> dict[str, object]:
+        """Returns plain strings, numbers, tuples and dicts for JSON."""
+        return asdict(self)
 
 
 _ROBOPOINT = BackboneRef(
@@ -200,20 +195,8 @@ PRESETS: Mapping[str, FeatureSpec] = {
         tap="-1|dense(proxy)",
         short_side=448,
     ),
-    "ROBOPOINTPROJ": FeatureSpec(
-        name="robopointproj",
-        backbone=_ROBOPOINT,
-        tap="-2|proj",
-        short_side=336,
-        fit="square",
-    ),
-    "ROBOPOINTNOPROJ": FeatureSpec(
-        name="robopointnoproj",
-        backbone=_ROBOPOINT,
-        tap="-2",
-        short_side=336,
-        fit="square",
-    ),
+    "ROBOPOINTPROJ": FeatureSpec("robopointproj", _ROBOPOINT, "-2|proj", 336, fit="square"),
+    "ROBOPOINTNOPROJ": FeatureSpec("robopointnoproj", _ROBOPOINT, "-2", 336, fit="square"),
     "TINYCLIP": FeatureSpec(
         name="tinyclip",
         backbone=BackboneRef("clip", "tinyclip", "builtin:tinyclip"),
@@ -221,7 +204,7 @@ PRESETS: Mapping[str, FeatureSpec] = {
         short_side=360,
     ),
 }
-"""The feature types that ship with the project, by upper-case name."""
+"""The built-in feature types by upper-case name."""
 
 BACKGROUNDS: Mapping[Background, tuple[float, float, float]] = {
     "black": (0.0, 0.0, 0.0),
@@ -242,7 +225,7 @@ def resolve_feature_type(
     codec: str = "fp16",
     precision: Precision = "auto",
 ) -> tuple[FeatureSpec, ...]:
-    """Looks up a feature type by name; upper and lower case are the same.
+    """Looks up a feature type by name, in upper or lower case.
 
     Args:
         text: A type, an alias, or several joined by ``+``, e.g. ``"DINO+CLIP"``; with settings in
@@ -250,10 +233,10 @@ def resolve_feature_type(
         weights: Weights other than the default, by type: a mapping, or entries like
             ``"CLIP=PATH"``.
         short_side: Resizing other than the default, by type, in pixels.
-        background: What shows through where an image has alpha; black is what Nerfacto's default
-            background trains such images on.
+        background: Colour behind images with alpha; with its default background, Nerfacto trains
+            such images over black.
         codec: How features are stored: ``fp16``, ``fp32``, ``int8`` or ``pca<d>``.
-        precision: What the network computes in; ``auto`` takes what is cached, else what suits
+        precision: Of the network; ``auto`` takes that of an existing cache, else the one best for
             the device.
 
     Returns:
@@ -273,26 +256,19 @@ def resolve_feature_type(
     parts = [part for part, _ in named]
     repeated = sorted({part for part in parts if parts.count(part) > 1})
     if repeated:
-        msg = (
-            f"resolve_feature_type: a type must be named once, got {text!r} with {repeated[0]} "
-            "twice. Drop one."
+        raise FeatureTypeError(
+            f"--feature-type must name each type once, got {text!r} with {repeated[0]} twice. Drop "
+            "one."
         )
-        raise FeatureTypeError(msg)
-    found = {part: replace(_lookup(part), **changes) for part, changes in named}
-    chosen_weights = by_type("weights", parse_weights(weights), parts)
-    chosen_sides = by_type("short_side", short_side or {}, parts)
-    specs: list[FeatureSpec] = []
-    for part, spec in found.items():
-        spec = replace(spec, background=BACKGROUNDS[background], precision=precision)
-        if stored.name == "none":
-            spec = replace(spec, dtype=stored.dtype)
-        else:
-            spec = replace(spec, codec=stored.text)
-        if part in chosen_weights:
-            ref = replace(spec.backbone, weights=absolute_if_local(chosen_weights[part]))
-            spec = replace(spec, backbone=ref)
-        specs.append(replace(spec, short_side=chosen_sides.get(part, spec.short_side)))
-    return tuple(specs)
+    common: dict[str, object] = {"background": BACKGROUNDS[background], "precision": precision}
+    common |= {"dtype": stored.dtype} if stored.name == "none" else {"codec": stored.text}
+    specs = {part: replace(_lookup(part), **changes, **common) for part, changes in named}
+    for part, path in by_type("--weights", parse_weights(weights), parts).items():
+        backbone = replace(specs[part].backbone, weights=absolute_if_local(path))
+        specs[part] = replace(specs[part], backbone=backbone)
+    for part, side in by_type("short_side", short_side or {}, parts).items():
+        specs[part] = replace(specs[part], short_side=side)
+    return tuple(specs.values())
 
 
 def _lookup(name: str) -> FeatureSpec:
@@ -302,11 +278,10 @@ def _lookup(name: str) -> FeatureSpec:
     if name in adapters:
         return _third_party(adapters[name])
     known = [*PRESETS, *ALIASES, *adapters]
-    msg = (
-        f"resolve_feature_type: feature type must be one of {', '.join(known)} or several joined "
-        f"by '+', got {name!r}."
+    raise FeatureTypeError(
+        f"--feature-type: there is no feature type {name!r}. {suggestion(name, known)} There are "
+        f"{', '.join(known)}, also several joined by '+'."
     )
-    raise FeatureTypeError(f"{msg} {suggestion(name, known)}")
 
 
 def _third_party(point: EntryPoint) -> FeatureSpec:
@@ -315,9 +290,8 @@ def _third_party(point: EntryPoint) -> FeatureSpec:
         ref = BackboneRef(point.name, adapter.default_model, adapter.default_weights)
         return FeatureSpec(point.name.lower(), ref, adapter.default_tap, adapter.default_short_side)
     except (ImportError, AttributeError) as error:
-        msg = (
-            f"resolve_feature_type: the adapter {point.name!r} ({point.value}) must be importable "
-            "and have default_model, default_weights, default_tap and default_short_side, got: "
-            f"{error}. Update the package that brings it."
-        )
-        raise FeatureTypeError(msg) from error
+        raise FeatureTypeError(
+            f"--feature-type: the adapter {point.name!r} ({point.value}) must be importable and "
+            "have default_model, default_weights, default_tap and default_short_side, got: "
+            f"{error}. Update the package that provides it."
+        ) from error

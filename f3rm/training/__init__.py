@@ -1,1 +1,1 @@
-"""What the data manager needs per batch: look-up by pixel, prefetching, images left out."""
+"""What the data manager needs for a batch: features at pixels, prefetching, images left out."""

@@ -1,7 +1,7 @@
-"""Loaders of evaluation images for Nerfstudio, with each image's target features.
+"""Nerfstudio's loaders of evaluation images, with each image's target features.
 
-Nerfstudio sets up no evaluation where a split has no images, and ns-eval then fails on a missing
-attribute; these loaders say what is missing.
+For a split without images Nerfstudio sets up no evaluation, and ns-eval fails on a missing
+attribute; these loaders raise an error that says what is missing.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,13 @@ HOLD_OUT = (
 
 
 def check_held_out(dataset: InputDataset) -> None:
-    """Checks that there is an image to evaluate.
+    """Checks that a split has images.
 
     Raises:
-        DatasetError: If the split has none.
+        DatasetError: If it has none.
     """
     if not len(dataset):
-        msg = f"There is nothing to evaluate: this run holds out no image. {HOLD_OUT}"
-        raise DatasetError(msg)
+        raise DatasetError(f"There is nothing to evaluate: this run holds out no image. {HOLD_OUT}")
 
 
 class _WithTargets(EvalDataloader):
@@ -42,7 +41,7 @@ class _WithTargets(EvalDataloader):
     Args:
         dataset: The evaluation images.
         device: Where cameras and batches go.
-        targets: Finds an image's target features by its index; None where there are none.
+        targets: Returns an image's target features by its index, or None.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class RandomEvalLoader(_WithTargets, RandIndicesEvalDataloader):
     """Evaluation images at random, without end."""
 
     def __iter__(self) -> "RandomEvalLoader":
-        """Goes on with another image.
+        """Continues with a random image.
 
         Raises:
             DatasetError: If there are no evaluation images.

@@ -1,8 +1,8 @@
-"""Images that a training run does without: which ones, and a dataparser's outputs without them.
+"""Images left out of a training run, and a dataparser's outputs without them.
 
-They leave the datasets, not only the feature loss: a batch is drawn from the pixels of all images
-of a dataset, so that rays without features would need a loss of their own; and an image that cannot
-be extracted can mostly not be decoded for its colours either.
+They are left out of the datasets, not only of the feature loss: a batch is drawn from the pixels of
+all images of a dataset, so that rays without features would need another loss; and an image that
+cannot be extracted can usually not be decoded for its colours either.
 """
 
 import logging
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 def images_left_out(
     before: Sequence[str], stores: Iterable[FeatureStore], num_images: int
 ) -> tuple[str, ...]:
-    """Returns the images to leave out: those of ``before``, and those that a store lacks.
+    """Returns the images to leave out: those of ``before``, and those without features.
 
-    Says once how many images have no features, and which.
+    Logs how many images have no features, and which.
 
     Args:
         before: Names of images that are left out anyway.
-        stores: The features.
-        num_images: How many images the dataset has.
+        stores: One store per feature type.
+        num_images: Number of images in the dataset.
     """
     failed = {image.name for store in stores for image in store.manifest.failed}
     names = sorted(failed)
@@ -60,12 +60,12 @@ def kept_outputs(
     """Returns a split without the images that are left out.
 
     Args:
-        outputs: What the dataparser gave for the split.
+        outputs: The dataparser's outputs for the split.
         items: All images of the dataset.
-        left_out: Names of those that are left out.
+        left_out: Names of the images to leave out.
 
     Raises:
-        DatasetError: If a file of the split is no image of the dataset.
+        DatasetError: If a file of the split is not an image of the dataset.
     """
     if not left_out:
         return outputs
@@ -81,19 +81,19 @@ def check_trainable(outputs: DataparserOutputs) -> DataparserOutputs:
         DatasetError: If all of its images are left out.
     """
     if not outputs.image_filenames:
-        msg = (
-            "ns-train: a training image must have features, got only images that are left out. "
-            "f3rm cache verify says why; repair the images."
+        raise DatasetError(
+            "There is no image to train on: all training images are left out or have no features. "
+            "Run f3rm cache verify to see why, and repair the images."
         )
-        raise DatasetError(msg)
     return outputs
 
 
 def _subset(outputs: DataparserOutputs, numbers: Sequence[int]) -> DataparserOutputs:
-    """Returns some images of a split, with all that a dataparser lists per image."""
+    """Returns the images of a split with these numbers, and their masks and metadata."""
     count = len(outputs.image_filenames)
 
     def chosen(values: Any) -> Any:
+        # Dataparsers do not say which metadata is per image; a list with one entry each is.
         per_image = isinstance(values, list) and len(values) == count
         return [values[number] for number in numbers] if per_image else values
 

@@ -1,6 +1,6 @@
-"""A dataset's pixels to rows of its feature stores: which image, which pixel of the file.
+"""Features at a dataset's pixels: the image in the store, and the pixel of its file.
 
-It knows trained images only by name and size; cameras and batches belong to the data manager.
+Images are known here by name and size only; cameras and batches belong to the data manager.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class ImageTargets:
     """Target features of one image of a dataset, read a few pixel rows at a time.
 
     Args:
-        lookup: Where the rows come from.
-        index: The image's index in its dataset.
+        lookup: The features of the dataset.
+        index: The image's index in the dataset.
     """
 
     def __init__(self, lookup: "FeatureLookup", index: int) -> None:
@@ -28,7 +28,7 @@ class ImageTargets:
         self._index = index
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "rows width channels"]:
-        """Returns the features of pixel rows ``start`` to ``stop`` for a head, on the CPU."""
+        """Returns a head's features of the pixel rows from ``start`` to ``stop``, on the CPU."""
         width = int(self._lookup.sizes[self._index, 1])
         y, x = torch.meshgrid(torch.arange(start, stop), torch.arange(width), indexing="ij")
         image = torch.full_like(x, self._index)
@@ -37,13 +37,13 @@ class ImageTargets:
 
 
 class FeatureLookup:
-    """Finds the features of a dataset's pixels.
+    """Looks up features at a dataset's pixels.
 
     Args:
-        stores: The feature stores by head name; each keeps its own order of images.
+        stores: The feature stores by head name; each has its own order of images.
         names: Each dataset image's name in the stores.
-        sizes: Each dataset image's (height, width) as trained on.
-        mode: How the feature map is read.
+        sizes: Each dataset image's (height, width) in training pixels.
+        mode: Nearest cell or bilinear interpolation.
     """
 
     def __init__(
@@ -68,25 +68,27 @@ class FeatureLookup:
     def features(
         self, name: str, indices: Int[Tensor, "rays 3"], device: torch.device | str | None = None
     ) -> Float[Tensor, "rays channels"]:
-        """Looks up pixels, through the size of the file that features were extracted from.
+        """Returns a head's features at pixels.
 
         Args:
-            name: Which head's features.
-            indices: Nerfstudio's (image, y, x) of each ray, in the pixels that are trained on.
-            device: Where the features are wanted; None for where the store's rows are.
+            name: The head.
+            indices: Nerfstudio's (image, y, x) of each ray, in training pixels.
+            device: Device of the result; None for that of the store's rows.
         """
         indices = indices.cpu()
         image, yx = indices[:, 0], indices[:, 1:]
+        # Training may use smaller images than the files that features were extracted from; pixel
+        # centres, not corners, are whole numbers.
         file_yx = (yx + 0.5) * self._scale[image] - 0.5
         rows = self._rows[name][image]
         return self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode, device=device)
 
 
 def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
-    """Finds the dataset image behind each file that Nerfstudio trains on.
+    """Matches each file that Nerfstudio trains on to an image of the dataset.
 
-    Nerfstudio may train on ``images_2/x.jpg`` where transforms.json says ``images/x.jpg``; it keeps
-    the file's name and drops the rest, so such a file is matched by its name.
+    Where transforms.json says ``images/x.jpg``, Nerfstudio may train on ``images_2/x.jpg``: it
+    keeps the file's name only, so files that are not themselves in the list are matched by name.
 
     Args:
         paths: Files of a Nerfstudio dataset.
@@ -108,11 +110,9 @@ def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:
         exact = by_path.get(path.resolve())
         if exact is None and len(candidates) != 1:
             found = f"{len(candidates)} images share its name" if candidates else "none matches"
-            msg = (
-                f"match_items: {printable(str(path))} must belong to one image of "
-                f"transforms.json, but {found}. Give images in different folders different "
-                "names, or train at full size."
+            raise DatasetError(
+                f"{printable(str(path))} must belong to one image of transforms.json, but {found}. "
+                "Give images in different folders different names, or train at full size."
             )
-            raise DatasetError(msg)
         matched.append(exact if exact is not None else candidates[0])
     return matched

@@ -1,11 +1,10 @@
-"""Rows of a training batch looked up in a thread, and the next batch drawn while nobody waits.
+"""Prefetching: a thread looks up a batch's features, and the next batch is drawn ahead.
 
-A batch is drawn from the global random numbers, which the model draws from as well; drawing one
-ahead of its turn would change the training. So the next batch is drawn ahead on trial: the random
-state is put back, and the batch counts only if the state is still the same when its turn comes,
-as it is while the model draws on the GPU. Otherwise it is drawn again, exactly as without prefetch,
-and its rows arrive while the model renders: a :class:`PendingBatch` waits for them only when they
-are asked for.
+Batches are drawn from the global random numbers, and so does the model draw; drawing a batch before
+its turn would change the training. So the next batch is drawn speculatively: the random state is
+restored, and the batch is used only if the state is still the same at its turn, as it is while the
+model draws on the GPU. Otherwise it is drawn again, exactly as without prefetch, and its features
+are looked up while the model renders: a :class:`PendingBatch` waits for them when they are read.
 """
 
 import logging
@@ -26,31 +25,26 @@ LookUp = Callable[[Tensor], Tensor]
 log = logging.getLogger(__name__)
 
 _MISSES = 4
+"""Batches drawn ahead in vain, one after another, before drawing ahead stops."""
 
 
 class PendingBatch(Batch):
-    """A batch some of whose entries are still on their way; asking for one waits for it."""
+    """A batch that holds futures for entries that are being looked up; asking for one waits."""
 
     def __init__(self, ready: Batch, pending: Mapping[str, Future[Tensor]]) -> None:
-        """Joins what is ``ready`` with what is ``pending``."""
-        super().__init__(ready)
-        self._pending = dict(pending)
+        super().__init__({**ready, **pending})
 
-    def __missing__(self, key: str) -> Tensor:
-        """Waits for an entry; an error of its look-up is raised here."""
-        if key not in self._pending:
-            raise KeyError(key)
-        self[key] = found = self._pending[key].result()
-        return found
+    def __getitem__(self, key: str) -> Any:
+        """Returns an entry, waiting for it if need be; an error of its look-up is raised here."""
+        value = super().__getitem__(key)
+        if isinstance(value, Future):
+            self[key] = value = value.result()
+        return value
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        """Sets an entry, which is then no longer waited for."""
-        self._pending.pop(key, None)
-        super().__setitem__(key, value)
-
-    def __contains__(self, key: object) -> bool:
-        """Tells whether there is such an entry, without waiting."""
-        return super().__contains__(key) or key in self._pending
+    def __iter__(self) -> Iterator[str]:
+        # Overridden only so that dict(batch) and {**batch} call __getitem__: CPython copies the
+        # stored values, here futures, of any dict that has dict's own __iter__.
+        return super().__iter__()
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns an entry, or ``default`` if there is none."""
@@ -58,18 +52,6 @@ class PendingBatch(Batch):
             return self[key]
         except KeyError:
             return default
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over all keys, without waiting."""
-        return iter([*super().__iter__(), *self._pending])
-
-    def __len__(self) -> int:
-        """Counts all entries, without waiting."""
-        return super().__len__() + len(self._pending)
-
-    def keys(self) -> Any:
-        """Returns all keys, without waiting."""
-        return dict.fromkeys(self).keys()
 
     def values(self) -> Any:
         """Waits for every entry and returns them."""
@@ -79,38 +61,40 @@ class PendingBatch(Batch):
         """Waits for every entry and returns keys and entries."""
         return self.complete().items()
 
-    def cancel(self) -> None:
-        """Gives up what has not been started."""
-        for future in self._pending.values():
-            future.cancel()
-
     def complete(self) -> Batch:
         """Waits for every entry and returns a plain dict."""
         return {key: self[key] for key in self}
 
+    def cancel(self) -> None:
+        """Cancels the look-ups that have not started."""
+        for value in super().values():
+            if isinstance(value, Future):
+                value.cancel()
+
 
 @dataclass(frozen=True)
 class RandomState:
-    """The global random numbers of torch on the CPU, Python and NumPy."""
+    """State of the global random numbers of torch on the CPU, Python and NumPy."""
 
     torch_cpu: Tensor
-    python: tuple[Any, ...]
+    python: tuple[object, ...]
     numpy: tuple[Any, ...]
 
     @classmethod
     def now(cls) -> "RandomState":
-        """Returns the present state."""
+        """Returns the current state."""
         state = np.random.get_state(legacy=True)  # noqa: NPY002 - the global state is the subject
         return cls(torch.get_rng_state(), random.getstate(), tuple(state))
 
     def restore(self) -> None:
-        """Makes this the present state."""
+        """Makes this the current state."""
         torch.set_rng_state(self.torch_cpu)
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002 - the global state is the subject
 
     def equals(self, other: "RandomState") -> bool:
-        """Compares all three."""
+        """Returns whether all three are the same."""
+        # NumPy's state is (name, keys, position, has_gauss, gauss); the keys are an array.
         return (
             torch.equal(self.torch_cpu, other.torch_cpu)
             and self.python == other.python
@@ -129,18 +113,19 @@ class _Drawn(Generic[Bundle]):
 
 
 class Prefetcher(Generic[Bundle]):
-    """Serves batches whose rows a thread looks up.
+    """Returns batches whose features a thread looks up.
 
     Attributes:
-        hits: Batches that had been drawn ahead when they were asked for.
+        hits: Number of batches returned that had been drawn ahead.
     """
 
     def __init__(self, *, ahead: bool) -> None:
-        """Starts no thread yet; the first batch does.
+        """Prepares the thread; the first batch starts it.
 
         Args:
-            ahead: Whether to try drawing the next batch ahead: sensible if a draw depends on the
-                global random numbers of the CPU and on nothing else that changes.
+            ahead: Whether to try drawing the next batch ahead. A draw must then depend on nothing
+                that changes but the CPU's global random numbers and the ``settings`` of
+                :meth:`next`.
         """
         self.hits = 0
         self._ahead = ahead
@@ -155,13 +140,13 @@ class Prefetcher(Generic[Bundle]):
         *,
         settings: object = None,
     ) -> tuple[Bundle, PendingBatch]:
-        """Returns a batch, the same that ``draw`` would return now.
+        """Returns the batch that ``draw`` would return now.
 
         Args:
             draw: Draws a batch with ``indices`` from the global random numbers.
-            look_ups: What makes each pending entry from the indices.
-            settings: What else a draw depends on, e.g. the number of rays; what was drawn ahead
-                under other settings does not count.
+            look_ups: For each pending entry, the function that computes it from the indices.
+            settings: All else that a draw depends on, e.g. the number of rays; a batch drawn ahead
+                under other settings is discarded.
         """
         ready = self._take_ahead(settings)
         if ready is None:
@@ -177,7 +162,7 @@ class Prefetcher(Generic[Bundle]):
         return bundle, batch
 
     def close(self) -> None:
-        """Ends the thread when its present look-up is done."""
+        """Ends the thread after its current look-up, without waiting."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _draw(
@@ -190,7 +175,7 @@ class Prefetcher(Generic[Bundle]):
         return bundle, PendingBatch(batch, pending)
 
     def _take_ahead(self, settings: object) -> _Drawn[Bundle] | None:
-        """Returns the batch drawn ahead if a draw would give the same now."""
+        """Returns the batch drawn ahead if drawing now would give the same."""
         drawn, self._next = self._next, None
         if drawn is None:
             return None
@@ -200,7 +185,7 @@ class Prefetcher(Generic[Bundle]):
             return drawn
         drawn.batch.cancel()
         self._misses += 1
-        if self._misses == _MISSES:
+        if self._misses == _MISSES:  # one miss is usual: an evaluation in between draws as well
             self._ahead = False
-            log.info("The model draws on the CPU too: rows are looked up while it renders.")
+            log.info("Batches are not drawn ahead any more: the model draws on the CPU too.")
         return None

@@ -50,7 +50,7 @@ def test_extract_end_to_end_with_the_documented_arguments(tmp_path, python):
 def test_errors_are_one_message_and_exit_code_1(tmp_path, python, command):
     code, out, err = finish(python(*COMMANDS[command], "--data", str(tmp_path)))
     assert (code, out) == (1, "")
-    assert err.startswith("read_items: data must be a dataset with transforms.json, got")
+    assert err.startswith("--data must be a dataset with transforms.json, got")
     assert "Traceback" not in err
 
 

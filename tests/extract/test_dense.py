@@ -15,7 +15,7 @@ from f3rm.backbones import load_backbone
 from f3rm.errors import BackboneRef, FeatureTypeError, TapError
 from f3rm.extract.dense import dense_backbone
 from f3rm.store.geometry import network_size, placed
-from f3rm.store.manifest_fields import spec_of
+from f3rm.store.records import spec_of
 from f3rm.store.spec import PRESETS, resolve_feature_type
 from tests.backbones.random_clip import write_random_checkpoint
 from tests.extract.toy import PATCH, ToyBackbone, extract, toy_spec, write_frames

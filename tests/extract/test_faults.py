@@ -207,7 +207,7 @@ def test_a_bad_image_is_recorded_or_raised_as_asked(dataset, caplog, events, spo
     assert store.names == tuple(f"images/{i}.png" for i in (0, 2, 3, 4))
     (failed,) = read_manifest(folder_of(dataset)).failed
     assert failed.name == "images/1.png"
-    assert "images/1.png has no features: it is no complete image" in caplog.text
+    assert "images/1.png has no features: it is not a complete image" in caplog.text
     extract_features(items, toy_spec(), load=never, **options)
     options |= {"on_error": "raise"}
     with pytest.raises(ImageError, match=r"images/1\.png"):

@@ -34,10 +34,9 @@ from f3rm.store.codecs import CodecArray, CodecRecord, fit_codec, parse_codec
 from f3rm.store.images import inspect_images
 from f3rm.store.items import read_items
 from f3rm.store.manifest import MANIFEST
-from f3rm.store.manifest_fields import spec_of
 from f3rm.store.names import place_below, safe_paths
 from f3rm.store.reader import FeatureStore, gather_reference
-from f3rm.store.records import ChunkRecord
+from f3rm.store.records import ChunkRecord, spec_of
 from f3rm.synthetic.truth import SceneTruth
 from tests.extract.taps.backbone import GridBackbone
 from tests.extract.toy import extract, toy_spec, write_dataset

@@ -71,7 +71,7 @@ def test_vissl_configurations_of_another_form_are_refused(tmp_path):
     [
         ({"chunks": [], "images": [], "failed": ["x"]}, "it has no chunks"),
         ({"channels": 0}, "channels is 0, not a whole number from 1"),
-        ({"codec": {"name": "int8"}}, "chunks and codec are not of one type"),
+        ({"codec": {"name": "int8", "arrays": []}}, "the chunks are not of the codec's type"),
         ({"weights_identity": "\ud800"}, "weights_identity is missing or no text"),
         (
             {
@@ -127,7 +127,7 @@ def test_rows_that_a_file_does_not_have_ask_for_no_memory(tmp_path):
 
 def test_texts_that_are_no_unicode_are_refused(tmp_path):
     np.save(tmp_path / "list.npy", np.array([0x110000], dtype="<u4").view("<U1"))
-    with pytest.raises(ValueError, match="no Unicode"):
+    with pytest.raises(ValueError, match="not valid Unicode"):
         load_npy(tmp_path / "list.npy")
 
 

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm.errors import CacheError, CacheMismatchError, FeatureTypeError
-from f3rm.store.codec_files import CODEC_FILE, read_codec, write_codec
+from f3rm.store.codec_files import read_codec, write_codec
 from f3rm.store.codecs import (
+    CODEC_FILE,
     CodecRecord,
     CodecSpec,
     CosineError,
@@ -35,7 +36,7 @@ def test_names_are_read_and_said_again(text):
 
 @pytest.mark.parametrize("text", ["", "pca", "pca0", "pca-1", "pca999999", "int4", "fp8"])
 def test_other_names_are_refused(text):
-    with pytest.raises(FeatureTypeError, match="parse_codec: text must be fp16, fp32, int8 or pca"):
+    with pytest.raises(FeatureTypeError, match=r"^--codec must be fp16, fp32, int8 or pca"):
         parse_codec(text)
 
 
@@ -143,16 +144,16 @@ def test_a_damaged_array_is_named(tmp_path, fault):
         first = type(first)(**{**vars(first), "file": "../codec_scale.npy"})
     else:
         first = type(first)(**{**vars(first), "shape": (9,)})
-    with pytest.raises(CacheMismatchError, match=r"codec_scale\.npy' must be the array"):
+    with pytest.raises(CacheMismatchError, match=r"codec_scale\.npy' is not the array"):
         read_codec(tmp_path, CodecRecord("int8", (first, second)), 8)
 
 
 def test_arrays_that_do_not_fit_are_refused():
-    with pytest.raises(CacheError, match="load_codec: arrays must be"):
+    with pytest.raises(CacheError, match="needs arrays of the shapes"):
         load_codec("int8", {"scale": np.ones(8, np.float32)}, 8)
-    with pytest.raises(CacheError, match="load_codec: arrays must be"):
+    with pytest.raises(CacheError, match="needs arrays of the shapes"):
         load_codec("pca", {"mean": np.ones(8), "basis": np.ones((9, 8))}, 8)
-    with pytest.raises(CacheError, match="fit_codec: rows must be at least 2 with at least 9"):
+    with pytest.raises(CacheError, match="--codec pca9 needs at least 2 features of at least 9"):
         fit_codec(CodecSpec("pca", "float16", 9), rows_of())
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from f3rm.errors import ImplementationError
-from f3rm.store import gather, paging
+from f3rm.store import gather, mapped_files
 from f3rm.store.gather import MappedRows, take_reference
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -36,11 +36,11 @@ def chunks_of(lengths, channels, dtypes=("float16",), seed=0):
 def test_every_engine_equals_the_reference(engine, lengths, channels, dtypes, data):
     """Bit for bit, over sizes, types and orders, repeated rows among them."""
     chunks = chunks_of(lengths, channels, dtypes)
-    places = data.draw(st.lists(st.integers(0, sum(lengths) - 1), min_size=1, max_size=50))
+    row_ids = data.draw(st.lists(st.integers(0, sum(lengths) - 1), min_size=1, max_size=50))
     rows = MappedRows(chunks, engine=engine)
     assert len(rows) == sum(lengths)
-    taken = rows.take(np.array(places))
-    expected = take_reference(chunks, places)
+    taken = rows.take(np.array(row_ids))
+    expected = take_reference(chunks, row_ids)
     assert taken.dtype == expected.dtype
     assert torch.equal(taken, expected)
 
@@ -73,8 +73,8 @@ def test_threads_do_not_share_their_buffers():
     def work(seed):
         random = np.random.default_rng(seed)
         for _ in range(200):
-            places = random.integers(0, 80, 30)
-            if not torch.equal(rows.take(places), take_reference(chunks, places.tolist())):
+            row_ids = random.integers(0, 80, 30)
+            if not torch.equal(rows.take(row_ids), take_reference(chunks, row_ids.tolist())):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
@@ -90,7 +90,9 @@ def test_without_numba_auto_is_numpy_and_asking_for_it_says_what_to_install(monk
     monkeypatch.setattr(gather, "_FAST_MODULE", "f3rm.extract.no_such_module")
     chunks = chunks_of([3], 5)
     assert MappedRows(chunks).engine == "numpy"
-    with pytest.raises(ImplementationError, match=r"engine must be .* pip install 'numba>=0.60' "):
+    with pytest.raises(
+        ImplementationError, match=r"engine 'numba' is not installed: .* pip install 'numba>=0.60' "
+    ):
         MappedRows(chunks, engine="numba")
 
 
@@ -101,8 +103,10 @@ def test_auto_takes_numba():
 
 def test_rows_are_announced_as_long_as_gathers_read_from_the_disk(monkeypatch):
     reads, announced = iter([0, 5, 5, 5, 5, 9, 9, 9]), []
-    monkeypatch.setattr(paging, "_disk_reads", lambda: next(reads))
-    monkeypatch.setattr(paging, "announce", lambda addresses, _: announced.append(len(addresses)))
+    monkeypatch.setattr(mapped_files, "_disk_reads", lambda: next(reads))
+    monkeypatch.setattr(
+        mapped_files, "announce", lambda addresses, _: announced.append(len(addresses))
+    )
     rows = MappedRows(chunks_of([8], 2))
     for number in (1, 2, 3, 4):
         rows.take(np.arange(number))
@@ -111,9 +115,9 @@ def test_rows_are_announced_as_long_as_gathers_read_from_the_disk(monkeypatch):
 
 
 def test_page_runs_cover_the_rows_and_join():
-    page = paging.mmap.PAGESIZE
+    page = mapped_files.mmap.PAGESIZE
     addresses = np.array([10 * page + 100, 3 * page - 10, 3 * page + 200, 10 * page])
-    runs = paging._page_runs(addresses, 50)
+    runs = mapped_files._page_runs(addresses, 50)
     assert runs.tolist() == [[2 * page, 3 * page + 250], [10 * page, 10 * page + 150]]
 
 
@@ -121,7 +125,7 @@ def test_announcing_mapped_rows_is_harmless(tmp_path):
     chunks = chunks_of([3000], 64)
     np.save(tmp_path / "rows.npy", chunks[0])
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    places = np.random.default_rng(0).integers(0, 3000, 500)
-    paging.announce(mapped.ctypes.data + places * mapped.strides[0], mapped.strides[0])
+    row_ids = np.random.default_rng(0).integers(0, 3000, 500)
+    mapped_files.announce(mapped.ctypes.data + row_ids * mapped.strides[0], mapped.strides[0])
     rows = MappedRows([np.asarray(mapped)])
-    assert torch.equal(rows.take(places), take_reference(chunks, places.tolist()))
+    assert torch.equal(rows.take(row_ids), take_reference(chunks, row_ids.tolist()))

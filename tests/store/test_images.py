@@ -80,7 +80,7 @@ UNSUITABLE = {
 def test_other_modes_are_refused_with_a_command_that_converts_them(tmp_path, name):
     image = UNSUITABLE[name]
     item = save(tmp_path / name, image)
-    message = f"images must be 8-bit RGB, RGBA or greyscale, got mode '{image.mode}' in "
+    message = f"Images must be 8-bit RGB, RGBA or greyscale, got mode '{image.mode}' in "
     with pytest.raises(ImageError, match=message) as caught:
         inspect_images([item])
     with pytest.raises(ImageError, match=message):
@@ -109,11 +109,9 @@ def test_damaged_images_are_named(tmp_path, damage):
     elif damage == "folder.png":
         path.mkdir()
     good = save(tmp_path / "good.png", Image.fromarray(PIXELS))
-    with pytest.raises(
-        ImageError, match=f"inspect_images: '{damage}' must be a complete image, got"
-    ):
+    with pytest.raises(ImageError, match=f"^'{damage}' must be a complete image, got"):
         inspect_images([good, ImageItem(damage, path)])
-    with pytest.raises(ImageError, match=f"read_image: .*{damage}' must be a complete image, got"):
+    with pytest.raises(ImageError, match=f"^'.*{damage}' must be a complete image, got"):
         read_image(path, WHITE)
 
 

@@ -54,9 +54,9 @@ def test_items_from_paths_are_relative_inside_and_absolute_outside(tmp_path):
         ("[]", 'must have "frames", at least one, got none'),
         ('{"frames": 3}', 'must have "frames", at least one, got none'),
         ('{"frames": []}', 'must have "frames", at least one, got an empty list'),
-        ('{"frames": [{}]}', 'frame 0 of .* must have a "file_path"'),
-        ('{"frames": [{"file_path": 3}]}', 'frame 0 of .* must have a "file_path"'),
-        ('{"frames": ["a.png"]}', 'frame 0 of .* must have a "file_path"'),
+        ('{"frames": [{}]}', 'Frame 0 of .* must have a "file_path"'),
+        ('{"frames": [{"file_path": 3}]}', 'Frame 0 of .* must have a "file_path"'),
+        ('{"frames": ["a.png"]}', 'Frame 0 of .* must have a "file_path"'),
     ],
     ids=["none", "cut", "deep", "list", "number", "empty", "no-path", "number-path", "text"],
 )

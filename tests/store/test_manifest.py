@@ -56,7 +56,7 @@ def test_manifest_records_images_chunks_and_provenance(cache):
         assert chunk["bytes"] - stored.nbytes == 4096
     image = plain["images"][3]
     assert (image["name"], image["chunk"], image["row"]) == ("images/3.png", 1, 1)
-    assert (image["size"], image["error"]) == ([24, 33], None)
+    assert image["size"] == [24, 33]
     assert image["affine"]["scale_x"] == 11 / 33
     assert image["valid"] == {"x_min": -0.5, "y_min": -0.5, "x_max": 10.5, "y_max": 7.5}
 
@@ -77,9 +77,13 @@ def change(path, value):
         (["schema_version"], 2, "schema version 1 or older, got 2. .* update f3rm"),
         (["schema_version"], 0, "schema_version is 0"),
         (["schema_version"], "1", "schema_version is 1, not a whole number"),
-        (["chunks", 0, "file"], "../../secret.npy", "file '../../secret.npy' is no chunk of this"),
-        (["chunks", 0, "file"], "/etc/passwd", "file '/etc/passwd' is no chunk of this"),
-        (["chunks", 0, "file"], "chunk_0000.npy/../x", "is no chunk of this folder"),
+        (
+            ["chunks", 0, "file"],
+            "../../secret.npy",
+            "file '../../secret.npy' is not a chunk of this",
+        ),
+        (["chunks", 0, "file"], "/etc/passwd", "file '/etc/passwd' is not a chunk of this"),
+        (["chunks", 0, "file"], "chunk_0000.npy/../x", "is not a chunk of this folder"),
         (["chunks", 1, "file"], "chunk_0000.npy", "listed twice"),
         (["chunks", 0, "shape"], [2, 10**9, 10**9, 3], "cannot have .* bytes and the shape"),
         (["chunks", 0, "shape"], [2, -8, -11, 3], "shape is -8"),
@@ -96,11 +100,15 @@ def change(path, value):
         (["images", 0, "affine", "scale_x"], 1e300, "not a number"),
         (["images", 0, "valid", "x_max"], 99.0, "valid rectangle of 'images/0.png' is not inside"),
         (["images", 0, "valid", "x_max"], -0.5, "valid rectangle of 'images/0.png' is"),
-        (["images", 0, "error"], "failed", "image 'images/0.png' has an error"),
+        (["images", 0, "error"], None, "'images/0.png' has a record of an earlier f3rm. Extract"),
+        (["images", 0, "error"], "failed", "'images/0.png' has a record of an earlier f3rm"),
+        (["spec", "scales"], None, "scales is missing or no list. Extract again"),
+        (["failed"], None, "failed is missing or no list. Extract again"),
+        (["codec", "arrays"], None, "arrays is missing or no list. Extract again"),
         (["images"], [], "do not list the same images"),
         (["channels"], 4, "chunk_0000.npy has 3 channels, not 4"),
-        (["key"], "0" * 32, "key does not belong to its settings"),
-        (["spec", "short_side"], 33, "key does not belong to its settings"),
+        (["key"], "0" * 32, "key is not the hash of its settings"),
+        (["spec", "short_side"], 33, "key is not the hash of its settings"),
         (["spec", "name"], "../up", "name must be lower-case"),
         (["spec"], None, "spec is missing or no object"),
         (["provenance"], {"library": 1}, "library is missing or no text"),
@@ -122,7 +130,7 @@ def test_a_wrong_manifest_is_refused_with_the_reason(cache, path, value, message
 def test_text_that_is_no_manifest_is_refused(cache, text):
     folder, _ = cache
     (folder / MANIFEST).write_bytes(text.encode("latin1"))
-    with pytest.raises(CacheError, match=r"must be a complete manifest, but .*Extract again"):
+    with pytest.raises(CacheError, match=r"is not a complete manifest: .*Extract again"):
         read_manifest(folder)
 
 
@@ -136,7 +144,9 @@ def test_a_cut_manifest_is_refused_wherever_it_is_cut(cache):
 
 
 def test_a_missing_manifest_is_no_cache(tmp_path):
-    with pytest.raises(CacheError, match=r"without manifest\.json\. Run f3rm extract"):
+    with pytest.raises(
+        CacheError, match=r"no finished cache in .*: no manifest\.json\. Run f3rm extract"
+    ):
         read_manifest(tmp_path)
 
 

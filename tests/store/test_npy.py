@@ -62,8 +62,8 @@ PLAIN = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
         (with_header("{'descr': '<f3', 'fortran_order': False, 'shape': (), }"), "type is unknown"),
         (b"\x93NUMPY\x01\x00\xff\xff{}", "header cannot have 65535 bytes"),
         (b"\x93NUMPY\x09\x00" + bytes(20), "format version 9 is unknown"),
-        (b"\x93NUM", "it is no .npy file"),
-        (pickle.dumps([1]), "it is no .npy file"),
+        (b"\x93NUM", "it is not a .npy file"),
+        (pickle.dumps([1]), "it is not a .npy file"),
     ],
 )
 def test_a_header_that_lies_is_refused(file, content, reason):
@@ -83,7 +83,7 @@ def test_pickled_objects_are_never_loaded(file):
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     for path in (tmp_path / "pipe.npy", tmp_path, tmp_path / "missing.npy"):
-        with pytest.raises(OSError, match="is no file"):
+        with pytest.raises(OSError, match="is not a file"):
             load_npy(path)
 
 

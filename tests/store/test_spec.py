@@ -31,8 +31,8 @@ def test_presets_are_the_documented_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("CLOP", "got 'CLOP'. Did you mean CLIP"),
-        ("DINO+", "got ''. Choose one of these"),
+        ("CLOP", "no feature type 'CLOP'. Did you mean CLIP"),
+        ("DINO+", "no feature type ''. Choose one of these"),
         ("CLIP+clip", "'CLIP\\+clip' with CLIP twice. Drop one"),
         ("DINOCLIP+CLIP", "with CLIP twice"),
     ],
@@ -110,7 +110,7 @@ def test_installed_adapters_are_feature_types(toy_plugin, monkeypatch):
     (toy,) = resolve_feature_type("TOY")
     assert toy == toy_spec(precision="auto")
     with pytest.raises(
-        FeatureTypeError, match=r"one of CLIP, DINO, DINOV2, .*TINYCLIP, .*DINOCLIP, .*TOY or"
+        FeatureTypeError, match=r"There are CLIP, DINO, DINOV2, .*TINYCLIP, .*DINOCLIP, .*TOY, also"
     ):
         resolve_feature_type("TOI")
 

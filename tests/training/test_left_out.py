@@ -124,7 +124,9 @@ def test_opening_leaves_out_what_training_did_without_the_cache_too(data, weight
 def test_without_a_training_image_the_reason_is_said(data, weights):
     for number in range(4):
         (data / f"images/train_{number}.png").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match="a training image must have features"):
+    with pytest.raises(
+        DatasetError, match="There is no image to train on: all training images are left out or"
+    ):
         manager_of(data, weights, feature_on_error="record")
 
 

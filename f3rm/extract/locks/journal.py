@@ -20,8 +20,7 @@ from f3rm.store import json_fields as fields
 from f3rm.store.chunks import write_atomically
 from f3rm.store.codecs import CodecRecord
 from f3rm.store.manifest import SCHEMA_VERSION
-from f3rm.store.manifest_fields import chunk_from_dict, codec_of
-from f3rm.store.records import ChunkRecord
+from f3rm.store.records import ChunkRecord, chunk_of, codec_of
 
 PROGRESS = "progress"
 """The journal's folder, inside the folder in which a cache is built."""
@@ -146,7 +145,7 @@ class Journal:
     def _note(self, name: str) -> tuple[str, ChunkRecord] | None:
         plain = self._read(name)
         try:
-            return fields.text(plain, "inputs"), chunk_from_dict(plain.get("chunk"))
+            return fields.text(plain, "inputs"), chunk_of(plain.get("chunk"))
         except (CacheError, fields.InvalidFieldError):
             return None
 

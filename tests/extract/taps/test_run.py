@@ -127,7 +127,7 @@ def test_a_broken_image_is_recorded_and_indices_stay(images, tmp_path):
     store = run(images, tmp_path / "out", on_error="record")
     assert list(store.failed) == ["1.png"]
     np.testing.assert_array_equal(store.load("final").indices, [0, 2, 3, 4])
-    with pytest.raises(IndexError, match=r"1\.png.*no complete image"):
+    with pytest.raises(IndexError, match=r"1\.png.*not a complete image"):
         store.take([1], "final")
     again = TapStore.open(tmp_path / "out")
     assert again.items.names == store.items.names
