@@ -19,7 +19,7 @@ from f3rm.errors import BackboneRef
 from f3rm.extract.taps.prep import Prep
 from f3rm.extract.taps.run import Shard
 from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from f3rm.extract.taps.yaml_files import read_yaml
+from f3rm.extract.taps.settings import read_yaml
 
 _OPS: Mapping[str, str | None] = {
     "AvgPool2d": "avg",

@@ -15,7 +15,7 @@ from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
 from f3rm.extract.taps.splits import split_folder
 from f3rm.extract.taps.store import TapStore
 from f3rm.extract.taps.worker import TapWorker
-from f3rm.extract.taps.yaml_files import read_yaml
+from f3rm.extract.taps.settings import read_yaml
 from f3rm.recipes.vissl import export_vissl
 from f3rm.recipes.vissl_config import read_vissl_config
 from f3rm.store.device import is_first_rank
