@@ -8,14 +8,13 @@ from typing import Any, Literal
 from f3rm.errors import F3rmError
 from f3rm.extract.preview import preview_job
 from f3rm.extract.taps.exports import export_array, export_per_item, slug_of
-from f3rm.extract.taps.lists import list_items
+from f3rm.extract.taps.lists import list_items, split_folder
 from f3rm.extract.taps.prep import Prep
 from f3rm.extract.taps.run import Shard, extract, make_job
+from f3rm.extract.taps.settings import read_yaml
 from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
-from f3rm.extract.taps.splits import split_folder
 from f3rm.extract.taps.store import TapStore
 from f3rm.extract.taps.worker import TapWorker
-from f3rm.extract.taps.settings import read_yaml
 from f3rm.recipes.vissl import export_vissl
 from f3rm.recipes.vissl_config import read_vissl_config
 from f3rm.store.device import is_first_rank

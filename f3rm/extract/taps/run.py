@@ -16,10 +16,9 @@ from f3rm.errors import BackboneRef, CacheError, StrPath, as_path
 from f3rm.extract.engines import Engine, run_with
 from f3rm.extract.extraction import wanted
 from f3rm.extract.job import LoadBackbone, OnError
-from f3rm.extract.taps.lists import ItemList, list_items
+from f3rm.extract.taps.lists import ItemList, list_items, split_folder, write_split
 from f3rm.extract.taps.runner import TapRunner
 from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.splits import split_folder, write_items
 from f3rm.extract.taps.store import TapStore
 from f3rm.extract.taps.worker import TapJob, TapWorker
 from f3rm.store.device import is_first_rank, resolve_device
@@ -92,7 +91,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         load.check(resolve_device(device))  # before a million images are looked at
     run_with(job, engine=engine, workers=workers, load=load, worker=TapWorker)
     if is_first_rank():
-        write_items(out, split, chosen)
+        write_split(out, split, chosen)
     return TapStore.open(out, split, items=chosen)
 
 
