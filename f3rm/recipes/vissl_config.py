@@ -18,8 +18,8 @@ from f3rm.backbones.weights import near_matches
 from f3rm.errors import BackboneRef
 from f3rm.extract.taps.prep import Prep
 from f3rm.extract.taps.run import Shard
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
 from f3rm.extract.taps.settings import read_yaml
+from f3rm.extract.taps.spec import ExtractionSpec, SpecError
 
 _OPS: Mapping[str, str | None] = {
     "AvgPool2d": "avg",

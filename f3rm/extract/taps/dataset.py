@@ -1,4 +1,4 @@
-"""A PyTorch dataset of features that does not care whether they are cached or computed now."""
+"""A PyTorch dataset of features, from a store on disk or computed on demand."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -15,11 +15,11 @@ from f3rm.extract.taps.store import Table
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """The interface of a store on disk (``TapStore``) and of live computing (``LiveSource``).
+    """The interface that a store on disk (``TapStore``) and a ``LiveSource`` share.
 
     Attributes:
         items: All items.
-        indices: Positions of those that have features.
+        indices: Positions of those with features.
     """
 
     items: ItemList
@@ -44,8 +44,8 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
     batch.
 
     Attributes:
-        source: Where features come from.
-        tap: Which ones.
+        source: A store or a live source.
+        tap: The tap; None if the source has only one.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Keeps the source.
+        """Reads nothing yet.
 
         Args:
-            source: A store, or a live source.
-            tap: Which tap; may be left out if there is only one.
+            source: A store or a live source.
+            tap: The tap; None if the source has only one.
             transform: Applied to the features of a batch (items, ...).
         """
         self.source = source

@@ -1,7 +1,8 @@
-"""Many images and videos to disk: one call, with the engine that also feeds feature fields.
+"""Extraction of taps to disk, in one call.
 
-Per split, a folder holds ``<split>.items.json`` (names, labels, order) and a cache of the engine.
-Chunks, resuming, several workers, failures and validity are those of :mod:`f3rm.extract`.
+The output folder has, per split, ``<split>.items.json`` (names, labels, order) and a cache in the
+folder ``<split>``. Chunks, resuming, workers, failures and validity are those of
+:mod:`f3rm.extract`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from f3rm.extract.taps.worker import TapJob, TapWorker
 from f3rm.store.device import is_first_rank, resolve_device
 
 Shard = int | Literal["auto", "batch", "all"]
-"""Items per file: a number, every batch, all in one, or what a file of some 256 MB holds."""
+"""Items per file: a number, one batch, all of them, or as many as 256 MB hold."""
 
 _SHARD_BYTES = 1 << 28
 _LARGEST_SHARD = 4096
@@ -47,23 +48,24 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     progress: bool = True,
     load: LoadBackbone = load_backbone,
 ) -> TapStore:
-    """Extracts features of images and videos, or opens what is there already and still fits.
+    """Extracts features of images and videos, or opens them if they are extracted already.
 
     Several processes may run the same call at once, on one machine or on several (torchrun,
     Slurm): they share the chunks, and every item is computed once.
 
     Args:
         items: A list, or anything that :func:`f3rm.extract.taps.lists.list_items` takes.
-        spec: What to compute.
-        out: Where results go; splits lie beside one another in it.
+        spec: The specification.
+        out: Folder of the results, common to all splits.
         split: Name of this list of items, e.g. ``train``.
-        shard: Items per file. Which file an item goes to depends on the list alone.
+        shard: Items per file. The file of an item depends on the list alone.
         batch_size: Items per network call; None chooses by image size.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        overwrite: Whether to compute everything anew.
-        on_error: Whether an item that fails ends the run, or is noted; others keep their indices.
-        engine: Who starts several workers.
-        workers: How many.
+        overwrite: Whether to compute everything again.
+        on_error: Whether an item that fails ends the run, or is recorded; others keep their
+            indices.
+        engine: Starts the workers if there are several.
+        workers: Number of workers.
         progress: Whether to show progress bars.
         load: Loads the backbone.
 
@@ -71,7 +73,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         The results, open for reading.
 
     Raises:
-        F3rmError: If something is wrong with the items, the model, a tap, the device or the disk.
+        F3rmError: If the items, the model, a tap, the device or the disk cannot be used.
     """
     out = as_path(out)
     chosen = items if isinstance(items, ItemList) else list_items(items)
@@ -86,17 +88,20 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         on_error=on_error,
         progress=progress,
     )
-    load = _Checked(load, spec)
+    load = _LoadOnce(load, spec)
     if wanted(job)[0] is None:
-        load.check(resolve_device(device))  # before a million images are looked at
+        load.check(resolve_device(device))  # wrong taps fail before a million images are checked
     run_with(job, engine=engine, workers=workers, load=load, worker=TapWorker)
     if is_first_rank():
         write_split(out, split, chosen)
     return TapStore.open(out, split, items=chosen)
 
 
-class _Checked:
-    """Loads a backbone once per process, and checks the taps at once; travels without it."""
+class _LoadOnce:
+    """Loads a backbone once per process, so that checking the taps first costs no second load.
+
+    Other processes receive it without the model.
+    """
 
     def __init__(self, load: LoadBackbone, spec: ExtractionSpec) -> None:
         self._load = load
@@ -107,8 +112,8 @@ class _Checked:
         """Loads the backbone and checks that it has the taps.
 
         Raises:
-            TapError: If it has not.
-            BackboneUnavailableError: If it cannot be had.
+            TapError: If it does not have one.
+            BackboneUnavailableError: If it cannot be loaded.
         """
         TapRunner(self(self._spec.backbone, device=device, towers=("image",)), self._spec)
 
@@ -118,7 +123,7 @@ class _Checked:
         return self._loaded
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _Checked, (self._load, self._spec)
+        return _LoadOnce, (self._load, self._spec)
 
 
 def make_job(
@@ -130,18 +135,18 @@ def make_job(
     batch_size: int | None = None,
     **options: Any,
 ) -> TapJob:
-    """Describes an extraction to the engine.
+    """Returns the job of an extraction.
 
     Args:
-        items: What to extract.
-        spec: What to compute.
-        folder: Where the split goes.
+        items: The items.
+        spec: The specification.
+        folder: Folder of the split.
         shard: Items per file.
-        batch_size: Items per network call.
+        batch_size: Items per network call; None chooses by image size.
         options: Further fields of :class:`~f3rm.extract.job.Job`.
 
     Raises:
-        CacheError: If ``shard`` is none of the choices.
+        CacheError: If ``shard`` is not a choice.
     """
     folder = as_path(folder)
     sizes: dict[Shard, int] = {
@@ -151,8 +156,7 @@ def make_job(
     }
     size = shard if isinstance(shard, int) else sizes.get(shard)
     if size is None or size < 1:
-        msg = f"extract: shard must be auto, batch, all or at least 1, got {shard!r}."
-        raise CacheError(msg)
+        raise CacheError(f"shard must be auto, batch, all or at least 1, got {shard!r}.")
     return TapJob(
         items=items.items,
         spec=spec.recorded(),

@@ -112,7 +112,7 @@ def test_pooling_windows_over_padding_is_refused():
     backbone = GridBackbone()
     prep = Prep(resize="none", size=None, fit="pad")
     spec = ExtractionSpec(backbone.ref, ("final|avg(2,1)|mean",), prep)
-    with pytest.raises(SpecError, match="mix padding"):
+    with pytest.raises(SpecError, match="would mix padding with the image"):
         FeatureExtractor(spec, backbone=backbone)(np.zeros((20, 36, 3), dtype=np.uint8))
 
 

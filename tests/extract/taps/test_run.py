@@ -187,7 +187,7 @@ def test_wrong_taps_splits_and_shards_are_named(images, tmp_path):
     with pytest.raises(TapError, match=r"no layer 'finel'.*did you mean final"):
         run(images, tmp_path / "out", ("finel",))
     (images / "broken.png").unlink()
-    with pytest.raises(CacheError, match="shard must be"):
+    with pytest.raises(CacheError, match="shard must be auto, batch, all or at least 1, got 0"):
         run(images, tmp_path / "out", shard=0)
     store = run(images, tmp_path / "out", split="train")
     with pytest.raises(CacheError, match="one of the 3"):
