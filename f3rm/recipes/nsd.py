@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from f3rm.errors import BackboneRef, DatasetError, StrPath, as_path
-from f3rm.extract.taps.dataset import FeatureDataset, FeatureSource
+from f3rm.extract.taps.dataset import FeatureSource, samples_of
 from f3rm.extract.taps.exports import export_array
 from f3rm.extract.taps.lists import ItemList
 from f3rm.extract.taps.prep import Prep
@@ -197,11 +197,11 @@ class NsdDataset(Dataset[dict[str, Tensor]]):
             raise DatasetError(f"maps and vectors must be of the same images, got {found}.")
         self.maps = maps
         self.vectors = vectors
-        self._parts = [FeatureDataset(source) for source in sources]
+        self._sources = sources
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._parts[0])
+        return len(self._sources[0].indices)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Returns ``features`` (channels, rows, cols) and ``index`` of an image."""
@@ -213,15 +213,14 @@ class NsdDataset(Dataset[dict[str, Tensor]]):
         Raises:
             ValueError: If the tokens fill no square.
         """
-        batches = [part.__getitems__(numbers) for part in self._parts]
-        tokens = [torch.stack([item["features"] for item in batch]) for batch in batches]
+        tables = [source.take(source.indices[numbers]) for source in self._sources]
+        tokens = [torch.from_numpy(table.features).float() for table in tables]
         maps = tokens[0] if tokens[0].ndim == _MAP_AXES else _map_of_tokens(tokens[0])
         if self.vectors is not None:
             vectors = tokens[-1][:, 0]  # (items, channels): the class token, projected
             tiled = vectors[:, None, None].expand(-1, *maps.shape[1:3], -1)
             maps = tiled if self.maps is None else torch.cat([maps, tiled], dim=-1)
-        found = maps.movedim(-1, 1)  # (items, channels, rows, cols)
-        return [{**item, "features": one} for item, one in zip(batches[0], found, strict=True)]
+        return samples_of(tables[0], maps.movedim(-1, 1))  # (items, channels, rows, cols)
 
 
 def _map_of_tokens(

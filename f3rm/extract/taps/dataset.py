@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -71,7 +71,7 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
         return len(self.source.indices)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Returns one item: ``features``, ``index`` and, where there are labels, ``target``."""
+        """Returns one item: ``features``, ``index`` and, with labels, ``target``."""
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Tensor]]:
@@ -80,11 +80,12 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
         features = torch.from_numpy(table.features).float()
         if self._transform is not None:
             features = self._transform(features)
-        items = [
-            {"features": feature, "index": torch.tensor(index)}
-            for feature, index in zip(features, table.indices.tolist(), strict=True)
-        ]
-        if table.targets is not None:
-            for item, target in zip(items, table.targets.tolist(), strict=True):
-                item["target"] = torch.tensor(target)
-        return items
+        return samples_of(table, features)
+
+
+def samples_of(table: Table, features: Shaped[Tensor, "items ..."]) -> list[dict[str, Tensor]]:
+    """Returns ``features``, ``index`` and, with labels, ``target`` of every item of a table."""
+    columns = {"features": features, "index": torch.from_numpy(table.indices)}
+    if table.targets is not None:
+        columns["target"] = torch.from_numpy(table.targets)
+    return [{name: column[row] for name, column in columns.items()} for row in range(len(features))]

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef, CacheError, StrPath, as_path
@@ -88,9 +86,9 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         on_error=on_error,
         progress=progress,
     )
-    load = _LoadOnce(load, spec)
-    if wanted(job)[0] is None:
-        load.check(resolve_device(device))  # wrong taps fail before a million images are checked
+    load = _LoadOnce(load)
+    if wanted(job)[0] is None:  # wrong taps fail here, before a million images are checked
+        TapRunner(load(spec.backbone, device=resolve_device(device), towers=("image",)), spec)
     run_with(job, engine=engine, workers=workers, load=load, worker=TapWorker)
     if is_first_rank():
         write_split(out, split, chosen)
@@ -98,24 +96,11 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
 
 
 class _LoadOnce:
-    """Loads a backbone once per process, so that checking the taps first costs no second load.
+    """Loads a backbone once per process, so that checking the taps first costs no second load."""
 
-    Other processes receive it without the model.
-    """
-
-    def __init__(self, load: LoadBackbone, spec: ExtractionSpec) -> None:
+    def __init__(self, load: LoadBackbone) -> None:
         self._load = load
-        self._spec = spec
         self._loaded: Backbone | None = None
-
-    def check(self, device: torch.device) -> None:
-        """Loads the backbone and checks that it has the taps.
-
-        Raises:
-            TapError: If it does not have one.
-            BackboneUnavailableError: If it cannot be loaded.
-        """
-        TapRunner(self(self._spec.backbone, device=device, towers=("image",)), self._spec)
 
     def __call__(self, ref: BackboneRef, **options: Any) -> Backbone:
         if self._loaded is None:
@@ -123,7 +108,7 @@ class _LoadOnce:
         return self._loaded
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _LoadOnce, (self._load, self._spec)
+        return _LoadOnce, (self._load,)  # other processes load their own
 
 
 def make_job(

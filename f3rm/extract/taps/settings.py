@@ -18,15 +18,7 @@ _MOST_VALUES = 10_000
 _DEEPEST = 32
 
 # PyYAML raises these besides its own error: on bad numbers and dates, and on deep nesting.
-_UNREADABLE = (
-    yaml.YAMLError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def check_settings(owner: type, values: Mapping[str, object], error: type[F3rmError]) -> None:
@@ -64,7 +56,7 @@ def read_yaml(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     try:
         plain = yaml.safe_load(text)
-    except _UNREADABLE as error:
+    except (yaml.YAMLError, *_UNREADABLE) as error:
         raise ValueError(str(error) or type(error).__name__) from error
     waiting, seen = [(plain, 0)], 0
     while waiting:  # a list, not recursion: an alias may contain itself

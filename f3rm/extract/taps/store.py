@@ -24,14 +24,7 @@ from f3rm.store.manifest import Manifest, read_manifest
 from f3rm.store.records import ChunkRecord
 
 # Errors that an altered manifest can cause on the way to its shapes.
-_UNREADABLE = (
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+_UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Table(NamedTuple):
@@ -244,12 +237,13 @@ def _layouts(folder: Path, manifest: Manifest, taps: tuple[str, ...]) -> list[La
             for kind in plain["kinds"]
         ]
         found = [Layout(kinds[number], manifest.channels) for number in plain["chunks"]]
+        if len(found) != len(manifest.chunks) or not all(map(_fits, found, manifest.chunks)):
+            raise ValueError("they do not fit its chunks")
+        if any(set(layout.shapes) != set(taps) for layout in found):
+            raise ValueError("they are of other taps")
     except _UNREADABLE as error:
-        raise CacheError(_no_shapes(folder, repr(error))) from error
-    if len(found) != len(manifest.chunks) or not all(map(_fits, found, manifest.chunks)):
-        raise CacheError(_no_shapes(folder, "they do not fit its chunks"))
-    if any(set(layout.shapes) != set(taps) for layout in found):
-        raise CacheError(_no_shapes(folder, "they are of other taps"))
+        msg = f"The manifest in {str(folder)!r} has no usable shapes: {error}. Extract again."
+        raise CacheError(msg) from error
     return found
 
 
@@ -260,7 +254,3 @@ def _fits(layout: Layout, chunk: ChunkRecord) -> bool:
     total = sum(math.prod(shape) for shape in layout.shapes.values())
     rows, cols, channels = chunk.shape[1:]
     return total == rows * cols * channels and layout.grid == (rows, cols)
-
-
-def _no_shapes(folder: Path, reason: str) -> str:
-    return f"The manifest in {str(folder)!r} has no usable shapes: {reason}. Extract again."
