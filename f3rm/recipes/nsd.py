@@ -2,7 +2,7 @@
 
 The layout is that of the feature pre-extraction of transformer_brain_encoder: a subject's folder
 has ``training_split/training_images`` and ``test_split/test_images``; results are ``train.npy`` and
-``synt.npy`` in the sorted order of the file names. What differs: CLIP is normalised with its own
+``synt.npy`` in the sorted order of the file names. Differences: CLIP is normalised with its own
 statistics and read in its QuickGELU form, and the geometry is explicit (:data:`GEOMETRIES`).
 
 *Source:* https://github.com/boxed-mikann/transformer_brain_encoder (the description of its files;

@@ -34,7 +34,7 @@ class Models(Command):
         rows += [(name, f"both of {parts}", "", "") for name, parts in ALIASES.items()]
         print(_table(rows))
         print(f"\nadapters: {', '.join(adapter_names())}")
-        print("f3rm layers --feature-type TYPE lists what else can be read from a model.")
+        print("f3rm layers --feature-type TYPE lists the layers of a model.")
 
 
 @dataclass

@@ -28,7 +28,7 @@ _LARGEST_SIDE = 1 << 16
 
 
 class PrepError(F3rmError):
-    """The settings of a preparation give no network input."""
+    """A preparation has impossible settings, or an image is too small for it."""
 
 
 @dataclass(frozen=True)

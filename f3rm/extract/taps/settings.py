@@ -1,7 +1,7 @@
 """Settings that a person writes: checks of names and words, and YAML files of bounded size.
 
-YAML aliases let a file of a few lines stand for more values than memory holds, or contain itself.
-A file that passes here, with every alias written out, is no larger than a person's specification.
+With YAML aliases a file of a few lines can expand to more values than memory holds, or contain
+itself. A file that passes here is no larger than a person's specification, aliases expanded.
 """
 
 from collections.abc import Mapping

@@ -183,7 +183,7 @@ def read_settings(path: StrPath) -> Mapping[str, Any]:
 
 
 def parse_backbone(text: str) -> BackboneRef:
-    """Reads ``adapter:model``, or a feature type, which stands for its model; both ``@weights``.
+    """Reads ``adapter:model``, or a feature type for its model; both with ``@weights`` or without.
 
     Raises:
         SpecError: If there is no adapter or no model.

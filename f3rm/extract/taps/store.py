@@ -248,7 +248,7 @@ def _layouts(folder: Path, manifest: Manifest, taps: tuple[str, ...]) -> list[La
 
 
 def _fits(layout: Layout, chunk: ChunkRecord) -> bool:
-    """Returns whether a chunk's rows hold exactly the values of a layout; the sizes may be lies."""
+    """Returns whether a chunk's rows hold exactly the values of an untrusted layout."""
     if any(not shape or min(shape) < 1 for shape in layout.shapes.values()):
         return False
     total = sum(math.prod(shape) for shape in layout.shapes.values())
