@@ -25,7 +25,7 @@ from f3rm.extract.job import LoadBackbone
 from f3rm.extract.taps.live import FeatureExtractor
 from f3rm.extract.taps.prep import Prep
 from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
-from f3rm.extract.taps.video import FramePolicy
+from f3rm.extract.taps.video import FramePolicy, Pool
 from f3rm.store.device import resolve_device
 from f3rm.store.geometry import Size
 
@@ -39,7 +39,7 @@ COSMOS_RESOLUTION = (360, 640)
 COSMOS_FRAMES = FramePolicy(num=93, pick="last", pad="repeat")
 """24 steps of latents."""
 
-_OPERATIONS = {"mean": "mean", "max": "amax", "flatten": "flatten"}
+_OPERATIONS = {"none": "", "mean": "|mean", "max": "|amax"}
 
 
 class Image2Representation:
@@ -163,12 +163,10 @@ class Image2Representation:
         paths = [path] if isinstance(path, str | Path) else list(path)
         if pool_method == "flatten":
             return self.extract_batch(paths, resolution, batch_size).flatten(1)
-        spec = self._spec(resolution, self.frames)
-        tap = f"{spec.taps[0]}|{_OPERATIONS[pool_method]}"
         # An image backbone gives a vector per frame; the same pooling over time then joins them.
-        pooled = replace(spec, taps=(tap,), frames=replace(self.frames, pool=pool_method))
-        extractor = FeatureExtractor(pooled, backbone=self.backbone)
-        return extractor(paths, batch_size=batch_size)[tap].float()
+        extractor = self._extractor(resolution, self.frames, pool=pool_method)
+        (vectors,) = extractor(paths, batch_size=batch_size).values()
+        return vectors.float()
 
     def get_latent_shape(
         self, resolution: Size | None = None, num_frames: int | None = None
@@ -180,9 +178,8 @@ class Image2Representation:
             num_frames: Frames of the video; None for the number in :attr:`frames`, 0 for an image.
         """
         num_frames = self.frames.num or 1 if num_frames is None else num_frames
-        spec = self._spec(resolution, self.frames.with_num(num_frames or None))
-        extractor = FeatureExtractor(spec, backbone=self.backbone)
-        shape = extractor.shape(*(resolution or self.resolution), frames=num_frames)[spec.taps[0]]
+        extractor = self._extractor(resolution, self.frames.with_num(num_frames or None))
+        (shape,) = extractor.shape(*(resolution or self.resolution), frames=num_frames).values()
         steps, rows, cols, channels = shape if len(shape) == 4 else (1, *shape)
         return channels, steps, rows, cols
 
@@ -194,15 +191,18 @@ class Image2Representation:
         *,
         batch_size: int,
     ) -> Float[Tensor, "items channels steps rows cols"]:
-        spec = self._spec(resolution, frames)
-        extractor = FeatureExtractor(spec, backbone=self.backbone)
-        latents = extractor(list(paths), batch_size=batch_size)[spec.taps[0]].float()
+        extractor = self._extractor(resolution, frames)
+        (latents,) = extractor(list(paths), batch_size=batch_size).values()
         if latents.ndim == 4:
             latents = latents[:, None]  # an image of an image backbone: one step
-        return latents.permute(0, 4, 1, 2, 3)
+        return latents.float().permute(0, 4, 1, 2, 3)
 
-    def _spec(self, resolution: Size | None, frames: FramePolicy) -> ExtractionSpec:
-        size = resolution or self.resolution
-        prep = Prep(resize="cover", size=(size[0], size[1]), fit="round")
-        frames = replace(frames, pool="none")
-        return ExtractionSpec(self.backbone.ref, (self.tap,), prep, frames, precision="float32")
+    def _extractor(
+        self, resolution: Size | None, frames: FramePolicy, *, pool: Pool = "none"
+    ) -> FeatureExtractor:
+        height, width = resolution or self.resolution
+        prep = Prep(resize="cover", size=(height, width), fit="round")
+        tap = self.tap + _OPERATIONS[pool]
+        frames = replace(frames, pool=pool)
+        spec = ExtractionSpec(self.backbone.ref, (tap,), prep, frames, precision="float32")
+        return FeatureExtractor(spec, backbone=self.backbone)

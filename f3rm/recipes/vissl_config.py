@@ -50,7 +50,7 @@ class VisslSettings:
     layers: Mapping[str, str]
     shard: Shard
     output_dir: Path | None
-    heads: tuple[Any, ...] | None = None
+    heads: tuple[object, ...] | None = None
     batchnorm_eps: float = 1e-5
     depth: int | None = None
 

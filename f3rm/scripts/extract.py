@@ -42,11 +42,10 @@ class Extract(Command):
     )
 
     data: Path
-    """Dataset folder with transforms.json (made by ns-process-data, for example); with --tap or
-    --spec also any folder, a text file of paths, a pattern in quotes, an image or a video."""
+    """Dataset folder with transforms.json (made by ns-process-data, for example).
+    With --tap or --spec also any folder, text file of paths, quoted pattern, image or video."""
     feature_type: str = "CLIP"
-    """Feature type: CLIP (for text queries), DINO, DINOV2, ROBOPOINTproj, ... (f3rm models lists
-    them), or several: DINO+CLIP."""
+    """CLIP (for text queries), DINO, DINOV2, ... (see f3rm models), or several: DINO+CLIP."""
     shard_size: int = 64
     """Images per chunk file."""
     device: str = "auto"
@@ -60,19 +59,16 @@ class Extract(Command):
     weights: tuple[str, ...] = ()
     """Weights other than the default, by type: CLIP=PATH DINO=PATH."""
     background: Background = "black"
-    """Colour behind images with alpha; match --pipeline.model.background-color (its default is
-    black)."""
+    """Behind images with alpha; match --pipeline.model.background-color (its default is black)."""
     batch_size: int | None = None
     """Images per network call; by default chosen by image size, and halved if memory runs out."""
     codec: str = "fp16"
     """Storage of the features: fp16, fp32, int8, or pca and a number of components: pca128."""
     precision: Precision = "auto"
-    """Number format of the network; auto accepts features that are extracted already, else takes
-    bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU. Half precision
-    changes values slightly."""
+    """Number format of the network; half precision changes values slightly.
+    auto: as extracted already, else bfloat16 or (older) float16 on a GPU, float32 on the CPU."""
     on_error: OnError = "raise"
-    """raise: an image that cannot be extracted ends the run; record: it is recorded and left
-    out."""
+    """An image that cannot be extracted ends the run (raise), or is left out (record)."""
     engine: Engine = "local"
     """Workers are processes of this machine, or tasks of Ray (the extra ray; docs/install.md)."""
     workers: int | None = None

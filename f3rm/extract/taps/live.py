@@ -108,7 +108,7 @@ class FeatureExtractor:
             TapError: If a tap does not fit the model.
         """
         kind = self.runner.kind((height, width), max(1, frames), is_image=frames == 0)
-        return dict(self.runner.shapes(kind.canvas, kind.frames, is_clip=kind.is_clip))
+        return dict(self.runner.shapes(kind))
 
     def layers(self) -> list[LayerInfo]:
         """Describes the layers that taps can name."""

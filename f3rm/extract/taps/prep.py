@@ -7,7 +7,7 @@ ratio of a map's size to an image's is wrong as soon as something was cut, padde
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -57,20 +57,7 @@ class Prep:
 
     def __post_init__(self) -> None:
         check_settings(Prep, vars(self), PrepError)
-        if self.resize == "none":
-            # Sizes that are ignored must not make two equal preparations differ.
-            object.__setattr__(self, "size", None)
-            return
-        sides = (self.size,)
-        if isinstance(self.size, tuple) and self.resize in ("exact", "cover"):
-            sides = self.size if len(self.size) == 2 else (None,)
-        if all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
-            return
-        msg = (
-            "Prep: size must be a number of pixels, or (height, width) with exact and cover, got "
-            f"{self.size!r} with resize={self.resize!r}. Give a size, or pass resize='none'."
-        )
-        raise PrepError(msg)
+        object.__setattr__(self, "size", _checked_size(self.size, self.resize))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Prep":
@@ -80,8 +67,9 @@ class Prep:
             PrepError: If a name or a value is unknown.
         """
         check_settings(cls, plain, PrepError)
-        size = plain.get("size", cls.size)
-        return cls(**{**plain, "size": tuple(size) if isinstance(size, list) else size})
+        # Before the constructor: values of a file may have any type.
+        size = _checked_size(plain.get("size", cls.size), plain.get("resize", cls.resize))
+        return cls(**{**plain, "size": size})
 
     def place(self, image_size: Size, patch: int) -> "Placement":
         """Computes the position of an image in the network input.
@@ -143,6 +131,32 @@ class Prep:
         side = max(1, math.floor(canvas / patch + steps)) * patch
         factor = side / canvas
         return max(side, round(scaled * factor)), round(cut * factor), side, side
+
+
+def _checked_size(size: object, resize: Resize) -> int | tuple[int, int] | None:
+    """Returns a size that ``resize`` can use; None where sizes are ignored.
+
+    Raises:
+        PrepError: If it is no length in pixels, and no (height, width) either.
+    """
+    if resize == "none":
+        return None  # so that two equal preparations do not differ in it
+    if _is_length(size):
+        return size
+    if isinstance(size, list | tuple) and len(size) == 2 and resize in ("exact", "cover"):
+        height, width = size
+        if _is_length(height) and _is_length(width):
+            return height, width
+    msg = (
+        "Prep: size must be a number of pixels, or (height, width) with exact and cover, got "
+        f"{size!r} with resize={resize!r}. Give a size, or pass resize='none'."
+    )
+    raise PrepError(msg)
+
+
+def _is_length(value: object) -> TypeGuard[int]:
+    # type(), since True is an int, and YAML reads "size: yes" as True
+    return type(value) is int and 0 < value <= _LARGEST_SIDE
 
 
 @dataclass(frozen=True)

@@ -139,13 +139,8 @@ class TapRunner:
             values[name] = self._over_time(self.taps[name], value, kind)
         return values
 
-    def shapes(self, canvas: Size, frames: int = 1, *, is_clip: bool = False) -> Shapes:
-        """Returns the shapes per item that :meth:`run` gives; computes nothing.
-
-        Args:
-            canvas: Height and width of the network input.
-            frames: Number of frames.
-            is_clip: Whether there is a time axis.
+    def shapes(self, kind: InputKind) -> Shapes:
+        """Returns the shapes of one item's values by tap, as :meth:`run` gives them.
 
         Raises:
             TapError: If a tap does not fit the model.
@@ -154,11 +149,11 @@ class TapRunner:
         shapes: dict[str, Shape] = {}
         for name, tap in self.taps.items():
             if self._video is not None:
-                shape = self._video.video_shape(tap, frames, *canvas)
+                shape = self._video.video_shape(tap, kind.frames, *kind.canvas)
                 timed = tap.form("map") == "map"
             else:
-                shape = (frames, *self.backbone.shape(tap, *canvas))
-                timed = is_clip
+                shape = (kind.frames, *self.backbone.shape(tap, *kind.canvas))
+                timed = kind.is_clip
             dropped = self.spec.frames.pool != "none" if timed else self._video is None
             shapes[name] = shape[1:] if dropped else shape
         return shapes

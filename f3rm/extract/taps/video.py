@@ -53,11 +53,7 @@ class FramePolicy:
 
     def __post_init__(self) -> None:
         check_settings(FramePolicy, vars(self), FramesError)
-        # type(), since True is an int, and YAML reads "num: yes" as True
-        if self.num is None or (type(self.num) is int and 1 <= self.num <= _MOST_FRAMES):
-            return
-        msg = f"FramePolicy: num must be from 1 to {_MOST_FRAMES}, got {self.num!r}."
-        raise FramesError(msg)
+        _check_num(self.num)
 
     def choose(self, available: int) -> list[int]:
         """Returns the indices of the frames to decode, in order.
@@ -101,7 +97,14 @@ class FramePolicy:
             FramesError: If a name or a value is unknown.
         """
         check_settings(cls, plain, FramesError)
+        _check_num(plain.get("num"))  # before the constructor: it may have any type
         return cls(**plain)
+
+
+def _check_num(num: object) -> None:
+    # type(), since True is an int, and YAML reads "num: yes" as True
+    if num is not None and not (type(num) is int and 1 <= num <= _MOST_FRAMES):
+        raise FramesError(f"FramePolicy: num must be from 1 to {_MOST_FRAMES}, got {num!r}.")
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,7 @@ class TapEncoder(Encoder):
         self.runner = runner
         kinds = {kind_of(runner, info) for info in images}
         self._frames = max((kind.frames for kind in kinds), default=1)
-        self._shapes = {
-            kind: runner.shapes(kind.canvas, kind.frames, is_clip=kind.is_clip) for kind in kinds
-        }
+        self._shapes = {kind: runner.shapes(kind) for kind in kinds}
         channels = common_channels(list(self._shapes.values()))
         super().__init__(runner.backbone, job.spec, job.batch_size, channels=channels)
 
