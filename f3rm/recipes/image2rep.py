@@ -1,10 +1,10 @@
-"""One vector or one block of latents per image or video: the calls of Image2Representation.
+"""Image2Representation: one vector, or one block of latents, per image or video.
 
 Encoders are causal video autoencoders of the Wan and Cosmos kind (the extra ``vae``), or any
 image backbone applied frame by frame. Latents have the axes (items, channels, steps, rows, cols).
-What differs from the original: an image is one frame, not one frame and 92 black ones, so that a
-pooled image vector describes the image; a video longer than asked for gives its last frames, and a
-shorter one repeats its last, as there.
+Differences from the original: an image is one frame, not one frame and 92 black ones, so that a
+pooled image vector describes the image. As there, a video that is too long gives its last frames,
+and one that is too short repeats its last frame.
 
 *Source:* https://github.com/timsinashok/cosmos-predict2.5, ``image2representation.py``
 (Apache-2.0; no code of it is used).
@@ -25,7 +25,7 @@ from f3rm.extract.job import LoadBackbone
 from f3rm.extract.taps.live import FeatureExtractor
 from f3rm.extract.taps.prep import Prep
 from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
-from f3rm.extract.taps.video import FramePolicy
+from f3rm.extract.taps.video import FramePolicy, Pool
 from f3rm.store.device import resolve_device
 from f3rm.store.geometry import Size
 
@@ -39,18 +39,18 @@ COSMOS_RESOLUTION = (360, 640)
 COSMOS_FRAMES = FramePolicy(num=93, pick="last", pad="repeat")
 """24 steps of latents."""
 
-_OPERATIONS = {"mean": "mean", "max": "amax", "flatten": "flatten"}
+_OPERATIONS = {"none": "", "mean": "|mean", "max": "|amax"}
 
 
 class Image2Representation:
-    """A loaded encoder, asked for latents or pooled vectors.
+    """A loaded encoder that gives latents or pooled vectors.
 
     Attributes:
         backbone: The model.
-        tap: What is read out of it.
-        resolution: Height and width that inputs are brought to: scaled to cover it, then cut to
-            its centre.
-        frames: Which frames of a video count.
+        tap: The tap that is read.
+        resolution: Height and width of network inputs in pixels: images are scaled to cover it,
+            then cut to its centre.
+        frames: Selection of a video's frames.
     """
 
     def __init__(
@@ -64,20 +64,20 @@ class Image2Representation:
         load: LoadBackbone = load_backbone,
         loaded: Backbone | None = None,
     ) -> None:
-        """Loads the encoder, unless it is at hand.
+        """Loads the encoder, unless a loaded one is given.
 
         Args:
-            backbone: ``adapter:model@weights``, or a reference.
-            tap: A map to be read; by default what the backbone gives to a feature field, or
-                ``latent``.
-            resolution: Height and width of the network's input; rounded to whole cells.
-            frames: Which frames of a video count.
+            backbone: ``adapter:model@weights``, a feature type, or a reference.
+            tap: A tap that gives a map; None for the backbone's own, such as ``latent``.
+            resolution: Height and width of the network's input in pixels; rounded to whole cells.
+            frames: Selection of a video's frames.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             load: Loads the model.
-            loaded: A loaded model.
+            loaded: A loaded model; ``backbone``, ``device`` and ``load`` are ignored.
 
         Raises:
-            F3rmError: If the model cannot be had.
+            SpecError: If ``backbone`` is malformed.
+            BackboneUnavailableError: If the model cannot be loaded.
         """
         ref = parse_backbone(backbone) if isinstance(backbone, str) else backbone
         self.backbone: Backbone = loaded or load(
@@ -94,7 +94,7 @@ class Image2Representation:
 
         Args:
             path: The file.
-            resolution: Other than :attr:`resolution`.
+            resolution: Replaces :attr:`resolution`.
 
         Raises:
             ImageError: If it cannot be read.
@@ -108,8 +108,8 @@ class Image2Representation:
 
         Args:
             path: The file.
-            resolution: Other than :attr:`resolution`.
-            num_frames: Other than the number in :attr:`frames`.
+            resolution: Replaces :attr:`resolution`.
+            num_frames: Replaces the number in :attr:`frames`.
 
         Raises:
             ImageError: If it cannot be read.
@@ -126,13 +126,13 @@ class Image2Representation:
         """Computes the latents of several files.
 
         Args:
-            paths: Images or videos. Both at once only with ``frames.image='clip'``, which brings
-                them to one length.
-            resolution: Other than :attr:`resolution`.
+            paths: Images or videos; both only with ``frames.image='clip'``, which brings them to
+                one length.
+            resolution: Replaces :attr:`resolution`.
             batch_size: Files per network call.
 
         Raises:
-            SpecError: If files give latents of different lengths.
+            SpecError: If files give latents of different shapes.
             ImageError: If one cannot be read; the message names it.
         """
         return self._latents(paths, resolution, self.frames, batch_size=batch_size)
@@ -148,8 +148,9 @@ class Image2Representation:
 
         Args:
             path: An image or a video, or several; images and videos may be mixed.
-            resolution: Other than :attr:`resolution`.
-            pool_method: ``mean`` or ``max`` over steps, rows and columns; ``flatten`` keeps all.
+            resolution: Replaces :attr:`resolution`.
+            pool_method: ``mean`` or ``max`` over steps, rows and columns; or ``flatten``, without
+                pooling.
             batch_size: Files per network call.
 
         Raises:
@@ -158,17 +159,14 @@ class Image2Representation:
         """
         if pool_method not in get_args(PoolMethod):
             known = ", ".join(get_args(PoolMethod))
-            msg = f"extract_pooled: pool_method must be one of {known}, got {pool_method!r}."
-            raise SpecError(msg)
+            raise SpecError(f"pool_method must be one of {known}, got {pool_method!r}.")
         paths = [path] if isinstance(path, str | Path) else list(path)
         if pool_method == "flatten":
             return self.extract_batch(paths, resolution, batch_size).flatten(1)
-        spec = self._spec(resolution, self.frames)
-        tap = f"{spec.taps[0]}|{_OPERATIONS[pool_method]}"
-        # Of an image backbone every frame becomes a vector first; the same pooling then joins them.
-        pooled = replace(spec, taps=(tap,), frames=replace(self.frames, pool=pool_method))
-        extractor = FeatureExtractor(pooled, backbone=self.backbone)
-        return extractor(paths, batch_size=batch_size)[tap].float()
+        # An image backbone gives a vector per frame; the same pooling over time then joins them.
+        extractor = self._extractor(resolution, self.frames, pool=pool_method)
+        (vectors,) = extractor(paths, batch_size=batch_size).values()
+        return vectors.float()
 
     def get_latent_shape(
         self, resolution: Size | None = None, num_frames: int | None = None
@@ -176,13 +174,12 @@ class Image2Representation:
         """Returns channels, steps, rows and columns of a video's latents; computes nothing.
 
         Args:
-            resolution: Other than :attr:`resolution`.
-            num_frames: Of the video; by default what :attr:`frames` asks for, 0 for an image.
+            resolution: Replaces :attr:`resolution`.
+            num_frames: Frames of the video; None for the number in :attr:`frames`, 0 for an image.
         """
-        asked = self.frames.num or 1 if num_frames is None else num_frames
-        spec = self._spec(resolution, self.frames.with_num(asked or None))
-        extractor = FeatureExtractor(spec, backbone=self.backbone)
-        shape = extractor.shape(*(resolution or self.resolution), frames=asked)[spec.taps[0]]
+        num_frames = self.frames.num or 1 if num_frames is None else num_frames
+        extractor = self._extractor(resolution, self.frames.with_num(num_frames or None))
+        (shape,) = extractor.shape(*(resolution or self.resolution), frames=num_frames).values()
         steps, rows, cols, channels = shape if len(shape) == 4 else (1, *shape)
         return channels, steps, rows, cols
 
@@ -194,15 +191,18 @@ class Image2Representation:
         *,
         batch_size: int,
     ) -> Float[Tensor, "items channels steps rows cols"]:
-        spec = self._spec(resolution, frames)
-        extractor = FeatureExtractor(spec, backbone=self.backbone)
-        latents = extractor(list(paths), batch_size=batch_size)[spec.taps[0]].float()
+        extractor = self._extractor(resolution, frames)
+        (latents,) = extractor(list(paths), batch_size=batch_size).values()
         if latents.ndim == 4:
             latents = latents[:, None]  # an image of an image backbone: one step
-        return latents.permute(0, 4, 1, 2, 3)
+        return latents.float().permute(0, 4, 1, 2, 3)
 
-    def _spec(self, resolution: Size | None, frames: FramePolicy) -> ExtractionSpec:
-        size = resolution or self.resolution
-        prep = Prep(resize="cover", size=(size[0], size[1]), fit="round")
-        frames = replace(frames, pool="none")
-        return ExtractionSpec(self.backbone.ref, (self.tap,), prep, frames, precision="float32")
+    def _extractor(
+        self, resolution: Size | None, frames: FramePolicy, *, pool: Pool = "none"
+    ) -> FeatureExtractor:
+        height, width = resolution or self.resolution
+        prep = Prep(resize="cover", size=(height, width), fit="round")
+        tap = self.tap + _OPERATIONS[pool]
+        frames = replace(frames, pool=pool)
+        spec = ExtractionSpec(self.backbone.ref, (tap,), prep, frames, precision="float32")
+        return FeatureExtractor(spec, backbone=self.backbone)

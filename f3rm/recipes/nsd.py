@@ -2,13 +2,14 @@
 
 The layout is that of the feature pre-extraction of transformer_brain_encoder: a subject's folder
 has ``training_split/training_images`` and ``test_split/test_images``; results are ``train.npy`` and
-``synt.npy`` in the sorted order of the file names. What differs: CLIP is normalised with its own
-statistics and read in its QuickGELU form, and the geometry is declared (:data:`GEOMETRIES`).
+``synt.npy`` in the sorted order of the file names. Differences: CLIP is normalised with its own
+statistics and read in its QuickGELU form, and the geometry is explicit (:data:`GEOMETRIES`).
 
 *Source:* https://github.com/boxed-mikann/transformer_brain_encoder (the description of its files;
 no code of it is used).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -20,8 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from f3rm.errors import BackboneRef, DatasetError, StrPath, as_path
-from f3rm.extract.taps.arrays import broadcast_concat, channels_first, map_of_tokens
-from f3rm.extract.taps.dataset import FeatureDataset, FeatureSource
+from f3rm.extract.taps.dataset import FeatureSource, samples_of
 from f3rm.extract.taps.exports import export_array
 from f3rm.extract.taps.lists import ItemList
 from f3rm.extract.taps.prep import Prep
@@ -44,7 +44,7 @@ SPLITS: Mapping[str, str] = {
     "train": "training_split/training_images",
     "synt": "test_split/test_images",
 }
-"""Name of the array -> folder of its images; the second may be missing."""
+"""Name of the array -> folder of its images; ``synt`` is optional."""
 
 _MAP_AXES = 4  # (items, rows, cols, channels)
 _DINO = BackboneRef("dinov2", "facebook/dinov2-base", "facebook/dinov2-base")
@@ -65,18 +65,19 @@ def nsd_spec(
     weights: str = "",
     model: str = "",
 ) -> ExtractionSpec:
-    """Returns what one of the three arrays holds: tokens with the class token first.
+    """Returns the specification of one of the three arrays: tokens with the class token first.
 
     Args:
-        backbone: ``dinov2_q``: queries of a block of DINOv2 ViT-B/14, heads side by side;
-            ``dinov2``: its tokens after the final norm; ``clip``: CLIP ViT-L/14 projected.
+        backbone: ``dinov2_q``: queries of a block of DINOv2 ViT-B/14, heads concatenated;
+            ``dinov2``: its tokens after the final norm; ``clip``: projected tokens of CLIP
+            ViT-L/14.
         enc_layer: The block, from the end if negative; CLIP has only the last.
-        geometry: How images become network inputs; None for ``pad`` with DINOv2 (962 tokens of
-            425 x 425 pixels) and ``stretch`` with CLIP (257 tokens).
+        geometry: Preparation of the images; None for ``pad`` with DINOv2 (962 tokens of 425 x 425
+            pixels) and ``stretch`` with CLIP (257 tokens).
         class_token: Whether the class token comes first. The original guide has it in all three
             arrays; its program leaves it out of ``dinov2`` (961 tokens).
-        weights: A local copy of the weights.
-        model: Another model of the family.
+        weights: A local copy of the weights; empty for the usual ones.
+        model: Another model of the family; empty for the usual one.
 
     Raises:
         DatasetError: If ``backbone`` or ``geometry`` is unknown.
@@ -86,7 +87,7 @@ def nsd_spec(
         ("geometry", geometry, (*get_args(Geometry), None)),
     ):
         if value not in known:
-            msg = f"nsd_spec: {name} must be one of {', '.join(map(str, known))}, got {value!r}."
+            msg = f"{name} must be one of {', '.join(map(str, known))}, got {value!r}."
             raise DatasetError(msg)
     select = "all" if class_token else "patch"
     ref, tap, usual = _TAPS[backbone]
@@ -96,13 +97,13 @@ def nsd_spec(
 
 
 def result_name(backbone: NsdBackbone, enc_layer: int = -1) -> str:
-    """Returns the folder that the original program gives an array."""
+    """Returns the name of the folder in which the original program puts an array."""
     layer = "last" if enc_layer == -1 else str(enc_layer)
     return "clip_vit_512" if backbone == "clip" else f"{backbone}_{layer}"
 
 
 def nsd_items(data: StrPath, subject: str, split: str) -> ItemList | None:
-    """Lists the images of a subject, sorted by name; None if the split is optional and missing.
+    """Lists the images of a subject, sorted by name; None if ``synt`` is missing.
 
     Args:
         data: The dataset: the folder of the subject, or that of all subjects (``subj01``, ...).
@@ -117,7 +118,7 @@ def nsd_items(data: StrPath, subject: str, split: str) -> ItemList | None:
     folder = (own if own.is_dir() else data) / SPLITS[split]
     paths = sorted(folder.glob("*.png"))
     if not paths and split == "train":
-        msg = f"nsd_items: {str(folder)!r} must hold *.png files, got none. Check data and subject."
+        msg = f"No *.png files in {str(folder)!r}. Check the dataset's folder and the subject."
         raise DatasetError(msg)
     return ItemList(tuple(items_from_paths(paths, folder))) if paths else None
 
@@ -134,10 +135,10 @@ def extract_nsd(
     """Extracts one array of several subjects and writes it in the original layout.
 
     Args:
-        data: The dataset.
-        out: Results go to ``out/<name>/<subject>/train.npy`` and ``synt.npy``; what can be resumed
-            and opened lies in ``out/<name>/<subject>/store``.
-        spec: What to extract, e.g. of :func:`nsd_spec`.
+        data: The dataset, as for :func:`nsd_items`.
+        out: Results go to ``out/<name>/<subject>/train.npy`` and ``synt.npy``; the extraction that
+            can be resumed and opened is in ``out/<name>/<subject>/store``.
+        spec: The specification, e.g. of :func:`nsd_spec`.
         name: Name of the array, e.g. of :func:`result_name`.
         subjects: Such as ``("01", "02")``.
         options: Further options of :func:`f3rm.extract.taps.run.extract`.
@@ -146,7 +147,7 @@ def extract_nsd(
         Stores by subject and split.
 
     Raises:
-        F3rmError: If something is wrong with the data, the model, the device or the disk.
+        F3rmError: If the data, the model, the device or the disk cannot be used.
     """
     data = as_path(data)
     out = as_path(out)
@@ -165,55 +166,73 @@ def extract_nsd(
 
 
 def _tokens_of(features: Shaped[np.ndarray, "items ..."]) -> Shaped[np.ndarray, "items ..."]:
-    """Lists the cells of maps one after the other, as the original arrays do."""
+    """Puts the cells of maps into one axis, row by row, as in the original arrays."""
     return features.reshape(len(features), -1, features.shape[-1])
 
 
 class NsdDataset(Dataset[dict[str, Tensor]]):
-    """What a brain encoder reads: maps with channels first, from a cache or computed on the fly.
+    """Inputs of a brain encoder: maps with channels first, from a store or computed on demand.
 
     Attributes:
         maps: Tokens with the class token first, which is dropped, or maps without one.
-        vectors: Tokens whose first row is put beside every cell (``cat_clip``), or alone.
+        vectors: Tokens whose first one is appended to every cell (``cat_clip``).
     """
 
     def __init__(
         self, maps: FeatureSource | None = None, vectors: FeatureSource | None = None
     ) -> None:
-        """Keeps the sources.
+        """Reads nothing yet.
 
         Args:
-            maps: Such as DINOv2's array; None gives the tiled vectors alone.
+            maps: Such as DINOv2's array; None gives the repeated vectors alone.
             vectors: Such as CLIP's array; None gives the maps alone.
 
         Raises:
-            DatasetError: If there is no source, or the two have other items.
+            DatasetError: If there is no source, or the two have different items.
         """
         sources = [source for source in (maps, vectors) if source is not None]
         names = [[source.items.names[index] for index in source.indices] for source in sources]
         if not sources or any(other != names[0] for other in names):
-            found = "no source" if not sources else "sources with other images"
-            msg = f"NsdDataset: maps and vectors must be of the same images, got {found}."
-            raise DatasetError(msg)
+            found = "sources of different images" if sources else "no source"
+            raise DatasetError(f"maps and vectors must be of the same images, got {found}.")
         self.maps = maps
         self.vectors = vectors
-        self._parts = [FeatureDataset(source) for source in sources]
+        self._sources = sources
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._parts[0])
+        return len(self._sources[0].indices)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Returns ``features`` (channels, rows, cols) and ``index`` of an image."""
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Tensor]]:
-        """Returns a batch of images."""
-        batches = [part.__getitems__(numbers) for part in self._parts]
-        tokens = [torch.stack([item["features"] for item in batch]) for batch in batches]
-        maps = tokens[0] if tokens[0].ndim == _MAP_AXES else map_of_tokens(tokens[0])
+        """Returns a batch of images.
+
+        Raises:
+            ValueError: If the tokens fill no square.
+        """
+        tables = [source.take(source.indices[numbers]) for source in self._sources]
+        tokens = [torch.from_numpy(table.features).float() for table in tables]
+        maps = tokens[0] if tokens[0].ndim == _MAP_AXES else _map_of_tokens(tokens[0])
         if self.vectors is not None:
-            others = tokens[-1][:, 0]  # (items, channels): the class token, projected
-            maps = broadcast_concat(maps if self.maps is not None else maps[..., :0], others)
-        found = channels_first(maps)
-        return [{**item, "features": one} for item, one in zip(batches[0], found, strict=True)]
+            vectors = tokens[-1][:, 0]  # (items, channels): the class token, projected
+            tiled = vectors[:, None, None].expand(-1, *maps.shape[1:3], -1)
+            maps = tiled if self.maps is None else torch.cat([maps, tiled], dim=-1)
+        return samples_of(tables[0], maps.movedim(-1, 1))  # (items, channels, rows, cols)
+
+
+def _map_of_tokens(
+    tokens: Shaped[Tensor, "items tokens channels"],
+) -> Shaped[Tensor, "items rows cols channels"]:
+    """Drops the class token and puts the patches of a square input on their grid."""
+    num_patches = tokens.shape[1] - 1
+    side = math.isqrt(num_patches)
+    if side < 1 or side * side != num_patches:
+        msg = (
+            f"{num_patches} patches fill no square. Extract maps: class_token=False in nsd_spec, "
+            "or a tap with @patch."
+        )
+        raise ValueError(msg)
+    return tokens[:, 1:].unflatten(1, (side, side))

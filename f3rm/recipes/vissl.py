@@ -1,9 +1,9 @@
 """VISSL's folders of features, read and written: ``rank0_chunk3_train_res4_features.npy``.
 
-Beside the features lie ``..._targets.npy`` (items, 1) and ``..._inds.npy`` (items,), positions in
-the dataset. :func:`load_features` and :func:`sample_features` have the names, the arguments and the
-results of ``ExtractedFeaturesLoader``; unlike it they keep the type of the features, sort chunks by
-number, need no targets, and read only the rows that are asked for.
+Beside the features are ``..._targets.npy`` (items, 1) and ``..._inds.npy`` (items,), positions in
+the dataset. :func:`load_features` and :func:`sample_features` have the names, arguments and results
+of ``ExtractedFeaturesLoader``. Unlike it they keep the type of the features, sort chunks by number,
+need no targets, and read only the wanted rows.
 
 *Source:* https://github.com/facebookresearch/vissl, ``vissl/utils/extract_features_utils.py`` (MIT;
 no code of it is used).
@@ -30,27 +30,27 @@ from f3rm.store.npy import map_npy
 _FILE = re.compile(r"rank(\d+)_chunk(\d+)_(.+)_features\.npy")
 
 Named = dict[Literal["features", "targets", "inds"], np.ndarray]
+"""The arrays of a layer by VISSL's names."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Three files of one rank and chunk.
+    """The three files of one rank and chunk.
 
     Attributes:
-        features: The file of features; the others have its name.
-        rank: Who wrote it.
-        chunk: Its number.
+        features: The file of features, whose name the others derive from.
+        rank: Number of the process that wrote it.
+        chunk: Its number among the files of that process.
     """
 
     features: Path
     rank: int
     chunk: int
 
-    def beside(self, what: Literal["targets", "inds"]) -> Path:
+    def beside(self, kind: Literal["targets", "inds"]) -> Path:
         """Returns the file of targets or indices."""
-        return self.features.with_name(
-            self.features.name.removesuffix("features.npy") + f"{what}.npy"
-        )
+        stem = self.features.name.removesuffix("features.npy")
+        return self.features.with_name(f"{stem}{kind}.npy")
 
 
 def shards_of(input_dir: StrPath, split: str, layer: str) -> list[Shard]:
@@ -62,7 +62,7 @@ def shards_of(input_dir: StrPath, split: str, layer: str) -> list[Shard]:
         layer: Such as ``res4``.
 
     Raises:
-        CacheError: If there is none; the message names what there is.
+        CacheError: If there is none; the message names the splits and layers found.
     """
     input_dir = as_path(input_dir)
     wanted = f"{split.lower()}_{layer}"
@@ -73,10 +73,10 @@ def shards_of(input_dir: StrPath, split: str, layer: str) -> list[Shard]:
         if match and match[3] == wanted
     ]
     if not shards:
-        there = sorted({match[3] for _, match in found if match})
+        known = sorted({match[3] for _, match in found if match})
         msg = (
-            f"load_features: {str(input_dir)!r} must hold features of the split {split!r} and the "
-            f"layer {layer!r}, got {', '.join(there) or 'no features'}."
+            f"{str(input_dir)!r} has no features of the split {split!r} and the layer {layer!r}, "
+            f"got {', '.join(known) or 'no features'}."
         )
         raise CacheError(msg)
     return sorted(shards, key=lambda shard: (shard.rank, shard.chunk))
@@ -85,22 +85,21 @@ def shards_of(input_dir: StrPath, split: str, layer: str) -> list[Shard]:
 def load_features(
     input_dir: StrPath, split: str, layer: str, *, flatten_features: bool = False
 ) -> Named:
-    """Reads a layer of a folder; of an item that occurs twice, the last one counts.
+    """Reads a layer of a folder; of an item that occurs twice, the last one is taken.
 
     Args:
         input_dir: The folder.
         split: Such as ``train``.
         layer: Such as ``res4``.
-        flatten_features: Whether every item becomes one axis.
+        flatten_features: Whether the values of an item become one axis.
 
     Returns:
-        ``features`` (items, ...), ``targets`` (items, 1) if there are some, and ``inds`` (items,),
-        ascending.
+        ``features`` (items, ...), ``targets`` (items, 1) if all shards have some, and ``inds``
+        (items,), ascending.
 
     Raises:
-        CacheError: If there is nothing, or a file is damaged.
+        CacheError: If the layer has no files, or one is damaged.
     """
-    input_dir = as_path(input_dir)
     return sample_features(input_dir, split, layer, -1, 0, flatten_features=flatten_features)
 
 
@@ -119,28 +118,27 @@ def sample_features(
         input_dir: The folder.
         split: Such as ``train``.
         layer: Such as ``res4``.
-        num_samples: How many; all if negative, or if there are fewer.
-        seed: Seed of the draw; the result does not depend on how items are cut into chunks.
-        flatten_features: Whether every item becomes one axis.
+        num_samples: Number of items; all if negative, or if there are fewer.
+        seed: Seed of the draw; the result does not depend on the cut into chunks.
+        flatten_features: Whether the values of an item become one axis.
 
     Returns:
         As :func:`load_features`.
 
     Raises:
-        CacheError: If there is nothing, or a file is damaged.
+        CacheError: If the layer has no files, or one is damaged.
     """
-    input_dir = as_path(input_dir)
     shards = shards_of(input_dir, split, layer)
-    places = _places(shards)
-    inds = np.array(sorted(places), dtype=np.int64)
+    rows = _row_table(shards)
+    inds = np.array(sorted(rows), dtype=np.int64)
     if 0 <= num_samples < len(inds):
         inds = np.sort(np.random.default_rng(seed).choice(inds, num_samples, replace=False))
-    features = _take([shard.features for shard in shards], places, inds)
+    features = _take([shard.features for shard in shards], rows, inds)
     found: Named = {"features": features, "inds": inds}
     if flatten_features:
         found["features"] = features.reshape(len(features), math.prod(features.shape[1:]))
     if all(shard.beside("targets").is_file() for shard in shards):
-        found["targets"] = _take([shard.beside("targets") for shard in shards], places, inds)
+        found["targets"] = _take([shard.beside("targets") for shard in shards], rows, inds)
     return found
 
 
@@ -153,20 +151,19 @@ def export_vissl(
     flatten: bool = False,
     chunk: int | None = None,
 ) -> list[Path]:
-    """Writes an extraction as VISSL would have, without the duplicates of its padded samplers.
+    """Writes an extraction as VISSL does, without the duplicates of its padded samplers.
 
     Args:
         store: The extraction.
-        output_dir: Where the files go.
-        layers: Tap -> layer in the file names; by default the tap's layer, or all of the tap where
-            several taps have one layer.
-        split: Name of the split in the file names; the store's if not given.
-        flatten: Whether every item becomes one axis, channel by channel.
-        chunk: Items per file; None for those of the extraction's own files, so that with
-            ``CHUNK_THRESHOLD: 0`` every batch has one.
+        output_dir: Folder of the files.
+        layers: Tap -> layer in the file names; None names :func:`layer_names`.
+        split: Name of the split in the file names; None for the store's.
+        flatten: Whether the values of an item become one axis, channel by channel.
+        chunk: Items per file; None for those of the extraction's own files, so that
+            ``CHUNK_THRESHOLD: 0`` gives a file per batch.
 
     Returns:
-        The files of features. Maps have channels first; items without a label get no targets.
+        The files of features. Maps have channels first; without labels there are no targets.
         Later chunks of an earlier export into the folder are removed.
 
     Raises:
@@ -178,11 +175,11 @@ def export_vissl(
     names = layers or layer_names(store.taps)
     if len({safe_part(layer) for layer in names.values()}) < len(names):
         found = ", ".join(repr(layer) for layer in names.values())
-        msg = f"export_vissl: layers must give different files, got {found}. Name them otherwise."
-        raise UnsafeNameError(msg)
+        raise UnsafeNameError(f"Layers must give different files, got {found}. Rename one.")
     written: list[Path] = []
     for tap, layer in names.items():
         for number, table in enumerate(store.batches(chunk or store.chunk_size, tap)):
+            # One rank wrote everything here, whatever number of workers extracted it.
             stem = f"rank0_chunk{number}_{(split or store.split).lower()}_{safe_part(layer)}"
             arrange = flat_channels_first if flatten else first_channels
             path = output_dir / f"{stem}_features.npy"
@@ -197,7 +194,7 @@ def export_vissl(
 
 
 def _remove_later(last: Path) -> None:
-    """Removes an earlier export's chunks after the last one: readers take later ones for newer."""
+    """Removes an earlier export's chunks after the last one: readers prefer later chunks."""
     own = _FILE.fullmatch(last.name)
     for path in last.parent.glob("rank0_chunk*_features.npy"):
         match = _FILE.fullmatch(path.name)
@@ -208,7 +205,7 @@ def _remove_later(last: Path) -> None:
 
 
 def layer_names(taps: tuple[str, ...]) -> dict[str, str]:
-    """Returns the name of every tap in VISSL's files; no two are the same."""
+    """Returns tap -> layer in VISSL's file names; taps of one layer have their whole text."""
     layers = [Tap.parse(tap).layer for tap in taps]
     layers = ["heads" if layer == "head" else layer for layer in layers]
     return {
@@ -217,32 +214,33 @@ def layer_names(taps: tuple[str, ...]) -> dict[str, str]:
     }
 
 
-def _places(shards: list[Shard]) -> dict[int, tuple[int, int]]:
-    """Returns shard and row of every item; later shards replace earlier ones."""
-    places: dict[int, tuple[int, int]] = {}
+def _row_table(shards: list[Shard]) -> dict[int, tuple[int, int]]:
+    """Returns index -> (shard, row) of every item; later shards replace earlier ones."""
+    rows: dict[int, tuple[int, int]] = {}
     for number, shard in enumerate(shards):
         path = shard.beside("inds")
         inds = _open(path)
         if inds.dtype.kind not in "iu":
-            msg = f"load_features: {str(path)!r} must hold whole numbers, got {inds.dtype}."
-            raise CacheError(f"{msg} Export it again.")
-        places.update({index: (number, row) for row, index in enumerate(inds.reshape(-1).tolist())})
-    return places
+            msg = f"{str(path)!r} must hold whole numbers, got {inds.dtype}. Export it again."
+            raise CacheError(msg)
+        rows.update({index: (number, row) for row, index in enumerate(inds.reshape(-1).tolist())})
+    return rows
 
 
 def _take(
-    files: list[Path], places: Mapping[int, tuple[int, int]], inds: Int[np.ndarray, " items"]
+    files: list[Path], rows: Mapping[int, tuple[int, int]], inds: Int[np.ndarray, " items"]
 ) -> Shaped[np.ndarray, "items ..."]:
-    where = np.array([places[index] for index in inds.tolist()], dtype=np.int64).reshape(-1, 2)
-    numbers = sorted(set(where[:, 0].tolist())) or [0]
+    """Reads the rows of some items from the files of the shards."""
+    where = np.array([rows[index] for index in inds.tolist()], dtype=np.int64).reshape(-1, 2)
+    numbers = sorted(set(where[:, 0].tolist())) or [0]  # file 0 gives no items their shape
     arrays = {number: _open(files[number]) for number in numbers}
     row_shape = arrays[numbers[0]].shape[1:]
-    for number, array in arrays.items():  # all of them before memory is asked for
+    for number, array in arrays.items():  # all of them before memory is allocated
         last = where[where[:, 0] == number, 1].max(initial=-1)
         if array.ndim == 0 or array.shape[1:] != row_shape or last >= len(array):
             msg = (
-                f"load_features: {str(files[number])!r} must have rows of shape {row_shape} for "
-                f"all its indices, got {array.shape}. Export it again."
+                f"{str(files[number])!r} must have a row of shape {row_shape} for each of its "
+                f"indices, got {array.shape}. Export it again."
             )
             raise CacheError(msg)
     features = np.empty((len(inds), *row_shape), dtype=arrays[numbers[0]].dtype)
@@ -255,9 +253,10 @@ def _take(
 def _open(path: Path) -> np.ndarray:
     try:
         return map_npy(path)
+    except FileNotFoundError as error:
+        raise CacheError(f"No such file: {str(path)!r}.") from error
     except (OSError, ValueError) as error:
-        msg = f"load_features: {str(path)!r} must be a .npy array, got: {error}. Export it again."
-        raise CacheError(msg) from error
+        raise CacheError(f"{str(path)!r} is not a .npy array: {error}. Export it again.") from error
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""``f3rm bench``: how fast a model's features are computed on this machine."""
+"""``f3rm bench``: time a model's features on this machine."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -21,15 +21,15 @@ class Bench(Command):
     spec: Path | None = None
     """YAML with backbone, taps and preparation."""
     sizes: tuple[str, ...] = ("360x640",)
-    """Sizes of the images in pixels, height x width."""
+    """Image sizes in pixels, height x width."""
     batches: tuple[int, ...] = (1, 2, 4, 8)
-    """Images at once."""
+    """Images per batch."""
     warmup: int = 3
-    """Runs before the clock starts."""
+    """Batches before the clock starts."""
     iterations: int = 20
-    """Runs that count."""
+    """Timed batches."""
     device: str = "auto"
-    """auto takes the GPU if there is one; else cpu, cuda, cuda:0, ..."""
+    """auto (the GPU if there is one), cpu, cuda, cuda:0, ..."""
     as_json: bool = False
     """Print JSON instead of a table."""
 
@@ -37,17 +37,13 @@ class Bench(Command):
         """Measures and prints.
 
         Raises:
-            F3rmError: If the model cannot be had or a number makes no sense.
+            F3rmError: If the model cannot be loaded or a number is impossible.
         """
         spec = choose_spec(self.spec, self.backbone, self.tap).spec
         sizes = [_size(text) for text in self.sizes]
         extractor = FeatureExtractor(spec, device=self.device)
         rows = benchmark(
-            extractor,
-            sizes,
-            batches=self.batches,
-            warmup=self.warmup,
-            iterations=self.iterations,
+            extractor, sizes, batches=self.batches, warmup=self.warmup, iterations=self.iterations
         )
         if self.as_json:
             print(json.dumps([asdict(row) for row in rows], indent=1))
@@ -59,6 +55,6 @@ class Bench(Command):
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        msg = f"f3rm bench: --sizes must look like 360x640, height first, got {text!r}."
+        msg = f"--sizes must look like 360x640, height first, got {text!r}."
         raise BenchError(msg)
     return int(height), int(width)

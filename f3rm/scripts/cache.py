@@ -1,4 +1,4 @@
-"""``f3rm cache``: what features a dataset has, whether they are sound, repairing, removing."""
+"""``f3rm cache``: list, verify, repair and remove the features of a dataset."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -32,18 +32,18 @@ _MEGABYTE = 1e6
 
 @dataclass
 class Action:
-    """What all actions on caches share."""
+    """The arguments that all actions share, and the caches they name."""
 
     data: Path
-    """Dataset folder with transforms.json in it."""
+    """Dataset folder with transforms.json."""
     feature_type: str | None = None
-    """Only these types, e.g. CLIP or DINO+CLIP; all that are there if not given."""
+    """Only these types, e.g. CLIP or DINO+CLIP; by default all."""
     cache_dir: Path | None = None
-    """Folder that f3rm extract --cache-dir was given."""
+    """The folder of f3rm extract --cache-dir."""
 
     @abstractmethod
     def run(self) -> None:
-        """Does the work."""
+        """Acts on the caches and prints the result."""
 
     def folders(self) -> list[Path]:
         """Returns the folders of the caches.
@@ -51,12 +51,10 @@ class Action:
         Raises:
             CacheError: If there are none.
         """
-        options = {"cache_dir": self.cache_dir, "feature_type": self.feature_type}
-        found = cache_folders(self.data, **options)
+        found = cache_folders(self.data, cache_dir=self.cache_dir, feature_type=self.feature_type)
         if not found:
             msg = (
-                f"f3rm cache: data must be a dataset with features, got {str(self.data)!r} without "
-                "any. Run f3rm extract first, or pass --cache-dir."
+                f"{str(self.data)!r} has no features. Run f3rm extract first, or pass --cache-dir."
             )
             raise CacheError(msg)
         return found
@@ -64,13 +62,13 @@ class Action:
 
 @dataclass
 class Status(Action):
-    """Show the features of a dataset: images, chunks, size, and whether they can be used."""
+    """List the features of a dataset: images, chunks, size, and whether they are valid."""
 
     def run(self) -> None:
         """Prints a table.
 
         Raises:
-            F3rmError: If there is nothing to show.
+            F3rmError: If there are no features.
         """
         folders, items = self.folders(), read_items(self.data, present=False)
         table = Table("features", "images", "chunks", "MB", "codec", "state", box=None)
@@ -81,13 +79,13 @@ class Status(Action):
 
 @dataclass
 class Verify(Action):
-    """Read everything and compare it with the checksums; exit code 1 if anything is damaged."""
+    """Read all chunks and images and compare their checksums; exit code 1 if one differs."""
 
     def run(self) -> None:
-        """Prints what is damaged.
+        """Prints the damage.
 
         Raises:
-            CacheMismatchError: If anything is.
+            CacheMismatchError: If there is any.
             F3rmError: If a cache cannot be verified.
         """
         items = read_items(self.data, present=False)
@@ -95,24 +93,27 @@ class Verify(Action):
         for folder in self.folders():
             found = _verify(folder, items)
             damaged += len(found)
-            _print_damages(folder, found)
+            if not found:
+                say(f"{folder.name}: sound, in {folder}")
+            for damage in found:
+                say(f"{folder.name}: {damage.what}: {damage.reason}")
         if damaged:
             msg = (
-                f"f3rm cache verify: caches must be as their manifests say, got {damaged} "
-                "difference(s). Run f3rm cache repair with the same arguments."
+                f"{damaged} difference(s) between caches and their manifests. Run f3rm cache "
+                "repair with the same arguments."
             )
             raise CacheMismatchError(msg)
 
 
 @dataclass
 class Repair(Action):
-    """Compute damaged chunks and those of changed images anew; everything else is kept."""
+    """Compute damaged chunks and those of changed images again; keep all others."""
 
     device: str = "auto"
-    """auto takes the GPU if there is one; else cpu, cuda, cuda:0, ..."""
+    """auto (the GPU if there is one), cpu, cuda, cuda:0, ..."""
 
     def run(self) -> None:
-        """Repairs, then prints where the features are.
+        """Repairs and prints where the features are.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
@@ -128,28 +129,27 @@ class Repair(Action):
 
 @dataclass
 class Remove(Action):
-    """Remove features; asks first."""
+    """Remove features, after asking."""
 
     yes: bool = False
-    """Do not ask."""
+    """Remove without asking."""
 
     def run(self) -> None:
-        """Removes.
+        """Removes the caches and prints their folders.
 
         Raises:
-            CacheError: If it was not agreed to, or features are being made.
+            CacheError: If the answer is no, or features are being extracted.
         """
         for folder in self.folders():
             if not (self.yes or _agrees(folder)):
-                msg = f"f3rm cache remove: {folder} stays as it is. Pass --yes to remove it."
-                raise CacheError(msg)
+                raise CacheError(f"{folder} is kept. Pass --yes to remove it without asking.")
             remove_features(folder)
             say(f"removed {folder}")
 
 
 @dataclass
 class Cache(Command):
-    """Look after the features of a dataset."""
+    """List, verify, repair or remove the features of a dataset."""
 
     action: Annotated[
         Annotated[Status, tyro.conf.subcommand("status")]
@@ -160,7 +160,7 @@ class Cache(Command):
     ]
 
     def run(self) -> None:
-        """Does what was asked for.
+        """Runs the action.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
@@ -169,11 +169,12 @@ class Cache(Command):
 
 
 def _status(folder: Path, items: Sequence[ImageItem]) -> tuple[str, ...]:
+    """Returns a row of the table; a cache without a manifest may still be in the making."""
     making = unfinished(folder)
     note = ""
     if making:
         chunks = "?" if making.chunks is None else making.chunks
-        note = f"{making.done} of {chunks} chunks of a new cache done, {making.workers} at work"
+        note = f"{making.done} of {chunks} chunks of a new cache done, {making.workers} worker(s)"
     try:
         manifest = read_manifest(folder)
     except CacheError as error:
@@ -196,6 +197,7 @@ def _status(folder: Path, items: Sequence[ImageItem]) -> tuple[str, ...]:
 
 
 def _codec(manifest: Manifest) -> str:
+    """Returns the codec's name, and its mean error as 1 - cosine."""
     name = manifest.spec.codec if manifest.spec.codec != "none" else manifest.spec.dtype
     error = manifest.codec.cosine_error
     return name if error is None else f"{name} (1 - cosine {error.mean:.1e})"
@@ -206,13 +208,6 @@ def _verify(folder: Path, items: Sequence[ImageItem]) -> list[Damage]:
     with progress_bar(show=True, unit="chunks") as bar:
         task = bar.add_task(escape(printable(f"verifying {folder.name}")), total=total)
         return list(verify_cache(folder, items, lambda number: bar.advance(task, number)))
-
-
-def _print_damages(folder: Path, damages: Sequence[Damage]) -> None:
-    if not damages:
-        say(f"{folder.name}: sound, in {folder}")
-    for damage in damages:
-        say(f"{folder.name}: {damage.what}: {damage.reason}")
 
 
 def _agrees(folder: Path) -> bool:

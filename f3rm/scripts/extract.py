@@ -1,31 +1,40 @@
 """``f3rm extract``: features of images and videos, computed once and kept on disk."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from f3rm.errors import CacheError
+from f3rm.errors import CacheError, F3rmError
 from f3rm.extract.engines import Engine, run_with
 from f3rm.extract.extraction import preview_job
-from f3rm.extract.job import Job, OnError
+from f3rm.extract.job import OnError
 from f3rm.extract.standalone import jobs_for_dataset
+from f3rm.extract.taps.exports import export_array, export_per_item, slug_of
+from f3rm.extract.taps.lists import list_items, split_folder
+from f3rm.extract.taps.run import Shard, extract, make_job
+from f3rm.extract.taps.store import TapStore
+from f3rm.extract.taps.worker import TapWorker
+from f3rm.recipes.vissl import export_vissl
 from f3rm.scripts.command import Command, say
-from f3rm.scripts.taps import Export, choose_spec, extract_taps
+from f3rm.scripts.taps import choose_spec
 from f3rm.store.device import is_first_rank
 from f3rm.store.reader import FeatureStore
 from f3rm.store.spec import Background, Precision
+
+Export = Literal["none", "array", "per-item", "vissl"]
 
 
 @dataclass
 class Extract(Command):
     """Compute dense features of a dataset's images and keep them on disk, ready for ns-train f3rm.
 
-    With --tap or --spec: any layers of any model, for images and videos in a folder, a list or a
-    pattern; results go to --out.
+    With --tap or --spec: read any layers of any model, from images and videos in a folder, a list
+    or a pattern; results go to --out.
 
-    What is there already and still fits is used as it is; an interrupted run goes on where it
-    stopped; started several times, the processes share the work.
+    Features that are extracted already and still valid are kept; an interrupted run continues where
+    it stopped; processes of the same command share the work.
     """
 
     when_interrupted: ClassVar[str] = (
@@ -33,18 +42,18 @@ class Extract(Command):
     )
 
     data: Path
-    """Dataset folder with transforms.json in it (made by ns-process-data, for example); with --tap
-    or --spec also any folder, a text file of paths, a pattern in quotes, an image or a video."""
+    """Dataset folder with transforms.json (made by ns-process-data, for example).
+    With --tap or --spec also any folder, text file of paths, quoted pattern, image or video."""
     feature_type: str = "CLIP"
-    """CLIP (for texts), DINO, DINOV2, ROBOPOINTproj, ... (f3rm models), or several: DINO+CLIP."""
+    """CLIP (for text queries), DINO, DINOV2, ... (see f3rm models), or several: DINO+CLIP."""
     shard_size: int = 64
     """Images per chunk file."""
     device: str = "auto"
-    """auto takes the GPU if there is one; else cpu, cuda, cuda:0, ..."""
+    """auto (the GPU if there is one), cpu, cuda, cuda:0, ..."""
     force: bool = False
-    """Compute everything anew; valid old features stay until the new ones are complete."""
+    """Compute everything again; valid old features stay until the new ones are complete."""
     dry_run: bool = False
-    """Only say what would be done: images, chunks, bytes, free space, expected time."""
+    """Only print the costs: images, chunks, bytes, free space, expected time."""
     cache_dir: Path | None = None
     """Folder for the features, instead of DATA/features."""
     weights: tuple[str, ...] = ()
@@ -52,22 +61,22 @@ class Extract(Command):
     background: Background = "black"
     """Behind images with alpha; match --pipeline.model.background-color (its default is black)."""
     batch_size: int | None = None
-    """Images per network call; chosen by image size if not given, halved where memory is short."""
+    """Images per network call; by default chosen by image size, and halved if memory runs out."""
     codec: str = "fp16"
-    """How features are stored: fp16, fp32, int8, or pca and a number of components: pca128."""
+    """Storage of the features: fp16, fp32, int8, or pca and a number of components: pca128."""
     precision: Precision = "auto"
-    """What the network computes in; auto takes what is there already, else bfloat16 on a GPU that
-    has it, float16 on an older one, float32 on the CPU. Half precision changes values slightly."""
+    """Number format of the network; half precision changes values slightly.
+    auto: as extracted already, else bfloat16 or (older) float16 on a GPU, float32 on the CPU."""
     on_error: OnError = "raise"
-    """Whether an image that cannot be extracted ends the run, or is recorded and left out."""
+    """An image that cannot be extracted ends the run (raise), or is left out (record)."""
     engine: Engine = "local"
-    """Who starts several workers: this process, or Ray (the extra ray; docs/install.md)."""
+    """Workers are processes of this machine, or tasks of Ray (the extra ray; docs/install.md)."""
     workers: int | None = None
-    """How many; one if not given, or with Ray one per GPU of the cluster."""
+    """Number of workers; by default one, or with Ray one per GPU of the cluster."""
     tap: tuple[str, ...] = ()
     """Layers to read: final@cls, -1:query@all, "res4|avg(8,3,0)"; f3rm layers lists a model's."""
     backbone: str | None = None
-    """The model that taps are read from: adapter:model@weights; f3rm models lists adapters."""
+    """The model that taps read: adapter:model@weights; f3rm models lists adapters."""
     spec: Path | None = None
     """YAML with backbone, taps and preparation, or a configuration of VISSL."""
     out: Path | None = None
@@ -77,14 +86,14 @@ class Extract(Command):
     labelled: bool = False
     """With taps: the folders in DATA are classes, whose numbers are kept as labels."""
     shard: str | None = None
-    """With taps: items per file: a number, batch, all, or auto (files of some 256 MB)."""
+    """With taps: items per file: a number, batch, all, or auto (files of about 256 MB)."""
     export: Export = "none"
     """With taps: also write one array per tap, a file per item, or VISSL's files."""
     save_spec: Path | None = None
-    """With taps: write what was asked for as YAML, for --spec."""
+    """With taps: write the specification as YAML, for --spec."""
 
     def run(self) -> None:
-        """Extracts, then prints where the features are; with --dry-run prints the costs.
+        """Extracts and prints where the features are; with --dry-run prints the costs.
 
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
@@ -92,45 +101,12 @@ class Extract(Command):
         if not is_first_rank():
             logging.getLogger("f3rm").setLevel(logging.WARNING)
         if self.tap or self.spec or self.backbone:
-            for line in self._extract_taps():
-                say(line)
-            return
-        for job in self._jobs():
-            if self.dry_run:
-                print(preview_job(job))
-                continue
-            store = run_with(job, engine=self.engine, workers=self.workers)
-            if is_first_rank():
-                say(_summary(job.spec.name, store))
+            self._extract_taps()
+        else:
+            self._extract_dataset()
 
-    def _extract_taps(self) -> list[str]:
-        chosen = choose_spec(self.spec, self.backbone, self.tap, self.precision)
-        if self.out is None:
-            msg = "f3rm extract: --out must be given with taps, got none. Name a folder."
-            raise CacheError(msg)
-        if self.save_spec is not None:
-            chosen.spec.save(self.save_spec)
-        return extract_taps(
-            self.data,
-            chosen,
-            self.out,
-            split=self.split,
-            labelled=self.labelled,
-            shard=self.shard,
-            export=self.export,
-            dry_run=self.dry_run,
-            options={
-                "batch_size": self.batch_size,
-                "device": self.device,
-                "overwrite": self.force,
-                "on_error": self.on_error,
-                "engine": self.engine,
-                "workers": self.workers,
-            },
-        )
-
-    def _jobs(self) -> list[Job]:
-        return jobs_for_dataset(
+    def _extract_dataset(self) -> None:
+        jobs = jobs_for_dataset(
             self.data,
             self.feature_type,
             cache_dir=self.cache_dir,
@@ -144,6 +120,66 @@ class Extract(Command):
             force=self.force,
             batch_size=self.batch_size,
         )
+        for job in jobs:
+            if self.dry_run:
+                print(preview_job(job))
+                continue
+            store = run_with(job, engine=self.engine, workers=self.workers)
+            if is_first_rank():
+                say(_summary(job.spec.name, store))
+
+    def _extract_taps(self) -> None:
+        chosen = choose_spec(self.spec, self.backbone, self.tap, self.precision)
+        if self.out is None:
+            raise CacheError("--out must be given with --tap, --spec or --backbone. Name a folder.")
+        if self.save_spec is not None:
+            chosen.spec.save(self.save_spec)
+        items = list_items(self.data, labelled=self.labelled)
+        shard = chosen.shard or "auto" if self.shard is None else _shard(self.shard)
+        if self.dry_run:
+            job = make_job(
+                items,
+                chosen.spec,
+                split_folder(self.out, self.split),
+                shard=shard,
+                batch_size=self.batch_size,
+                device=self.device,
+                on_error=self.on_error,
+            )
+            say(str(preview_job(job, kind=TapWorker)))
+            return
+        store = extract(
+            items,
+            chosen.spec,
+            self.out,
+            split=self.split,
+            shard=shard,
+            batch_size=self.batch_size,
+            device=self.device,
+            overwrite=self.force,
+            on_error=self.on_error,
+            engine=self.engine,
+            workers=self.workers,
+        )
+        if is_first_rank():  # every rank extracts, one reports and exports
+            for tap in store.taps:
+                say(_tap_summary(store, tap))
+            for name, reason in store.failed.items():
+                say(f"{name} has no features: {reason}")
+            self._export(store, self.out, chosen.layers)
+
+    def _export(self, store: TapStore, out: Path, layers: Mapping[str, str] | None) -> None:
+        if self.export == "vissl":
+            files = export_vissl(store, out / "vissl", layers=layers)
+            say(f"{len(files)} files of features for VISSL in {out / 'vissl'}")
+            return
+        for tap in store.taps if self.export != "none" else ():
+            path = out / f"{store.split}.{slug_of(tap)}"
+            if self.export == "array":
+                path = path.with_name(f"{path.name}.npy")
+                say(f"{tap}: {export_array(store, path, tap)} in {path}")
+            else:
+                say(f"{tap}: {export_per_item(store, path, tap)} files in {path}")
 
 
 def _summary(name: str, store: FeatureStore) -> str:
@@ -153,3 +189,17 @@ def _summary(name: str, store: FeatureStore) -> str:
         f"{name}: {len(store)} images, maps of {shapes} cells with {store.channels} channels, "
         f"{store.num_bytes} bytes ({store.num_bytes / 1e6:.1f} MB) in {store.folder}"
     )
+
+
+def _tap_summary(store: TapStore, tap: str) -> str:
+    shapes = sorted({store.shape(int(index), tap) for index in store.indices})
+    words = ", ".join(str(shape) for shape in shapes[:3]) + (" ..." if len(shapes) > 3 else "")
+    return f"{tap}: {len(store)} items of shape {words}, {store.dtype}, in {store.folder}"
+
+
+def _shard(text: str) -> Shard:
+    if text.isdecimal():
+        return int(text)
+    if text in ("auto", "batch", "all"):
+        return text
+    raise F3rmError(f"--shard must be auto, batch, all or a number, got {text!r}.")

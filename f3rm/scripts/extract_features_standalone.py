@@ -1,7 +1,7 @@
 """Feature extraction as a script: ``extract_features_standalone.py --data DIR``.
 
-The same command as ``f3rm extract``, and the names that other code imports from here. The logic
-lives in :mod:`f3rm.extract`.
+The same command as ``f3rm extract``, and the names that other code imports from here. The work is
+done in :mod:`f3rm.extract`.
 """
 
 import sys

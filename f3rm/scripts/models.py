@@ -1,9 +1,8 @@
-"""``f3rm models``, ``f3rm layers``, ``f3rm shape``: what can be extracted, and how large it is."""
+"""``f3rm models``, ``f3rm layers``, ``f3rm shape``: the models, their layers, and shapes."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from f3rm.backbones.base import Backbone
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
 from f3rm.extract.dense import dense_backbone
@@ -12,37 +11,38 @@ from f3rm.extract.taps.spec import parse_backbone
 from f3rm.scripts.command import Command
 from f3rm.scripts.taps import choose_spec
 from f3rm.store.geometry import network_size
-from f3rm.store.spec import ALIASES, PRESETS, FeatureSpec, resolve_feature_type
+from f3rm.store.spec import ALIASES, PRESETS, resolve_feature_type
 
 
 @dataclass
 class Models(Command):
     """List the feature types that f3rm knows, and the adapters that load models.
 
-    A feature type is what --feature-type takes: a model, where it is read, and how images become
-    its input. Several are joined by +, and settings stand in brackets:
+    A feature type, for --feature-type, is a model, the layer that is read, and the preparation of
+    images. Several are joined by +, and settings are given in brackets:
     DINO+CLIP[tap=-1|dense(nacclip);window=336,224].
     """
 
     def run(self) -> None:
         """Prints a table; loads no model and needs no network."""
+        fits = {"square": "(square)", "stretch": "(shorter)"}
         rows = [("type", "model", "tap", "image side")]
         rows += [
-            (name, spec.backbone.model, spec.tap, f"{spec.short_side} {_fit(spec)}")
+            (name, spec.backbone.model, spec.tap, f"{spec.short_side} {fits[spec.fit]}")
             for name, spec in PRESETS.items()
         ]
         rows += [(name, f"both of {parts}", "", "") for name, parts in ALIASES.items()]
         print(_table(rows))
         print(f"\nadapters: {', '.join(adapter_names())}")
-        print("f3rm layers --feature-type TYPE lists what else can be read from a model.")
+        print("f3rm layers --feature-type TYPE lists the layers of a model.")
 
 
 @dataclass
 class Layers(Command):
-    """List the layers of a model, and what a tap can read from each.
+    """List the layers of a model, and the facets and operations of taps on each.
 
     A tap is layer[:facet][@select][|operation]..., for example -1:key, final@all|proj or
-    res4|avg(8,3,0). The weights are loaded; nothing is downloaded that is there already.
+    res4|avg(8,3,0). The weights are loaded, and downloaded if they are missing.
     """
 
     feature_type: str = "CLIP"
@@ -56,7 +56,7 @@ class Layers(Command):
         """Prints a table per model.
 
         Raises:
-            F3rmError: If the type is unknown or its weights cannot be had.
+            F3rmError: If the type is unknown or its weights cannot be loaded.
         """
         specs = resolve_feature_type(self.feature_type, weights=self.weights)
         refs = {spec.name: spec.backbone for spec in specs}
@@ -74,20 +74,20 @@ class Layers(Command):
 
 @dataclass
 class Shape(Command):
-    """Say which shape features have for images of a size, without extracting any."""
+    """Print the shape of features for images of a size, without extracting any."""
 
     height: int
     """Height of the images in pixels."""
     width: int
     """Width of the images in pixels."""
     feature_type: str = "CLIP"
-    """A feature type, with settings in brackets if wanted: CLIP[side=448]."""
+    """A feature type, perhaps with settings in brackets: CLIP[side=448]."""
     weights: tuple[str, ...] = ()
     """Weights other than the default, by type: CLIP=PATH."""
     taps: tuple[str, ...] = ()
-    """Taps to give the shape of, instead of the feature type's own: -1:query@all ..."""
+    """Taps whose shapes are printed, instead of the feature type's own: -1:query@all ..."""
     backbone: str | None = None
-    """A model instead of a feature type, as for f3rm extract; takes --spec or --taps."""
+    """A model instead of a feature type, as for f3rm extract; needs --spec or --taps."""
     spec: Path | None = None
     """YAML with backbone, taps and preparation, as for f3rm extract."""
 
@@ -95,7 +95,7 @@ class Shape(Command):
         """Prints one line per tap.
 
         Raises:
-            F3rmError: If a name is unknown or the weights cannot be had.
+            F3rmError: If a name is unknown or the weights cannot be loaded.
         """
         if self.backbone is not None or self.spec is not None:
             chosen = choose_spec(self.spec, self.backbone, self.taps).spec
@@ -109,28 +109,15 @@ class Shape(Command):
             size = network_size(
                 (self.height, self.width), spec.short_side, dense.patch_size, spec.fit
             )
-            for tap, shape in _shapes(backbone, dense, spec, self.taps, size):
+            shapes = {tap: backbone.shape(tap, *size) for tap in self.taps}
+            # The type's own tap may be a dense rule with windows, which changes the grid.
+            shapes = shapes or {spec.tap: (*dense.grid_of(size), dense.channels)}
+            for tap, shape in shapes.items():
                 print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
-
-
-def _shapes(
-    backbone: Backbone,
-    dense: Backbone,
-    spec: FeatureSpec,
-    taps: tuple[str, ...],
-    size: tuple[int, int],
-) -> list[tuple[str, tuple[int, ...]]]:
-    if not taps:
-        return [(spec.tap, (*dense.grid_of(size), dense.channels))]
-    return [(tap, backbone.shape(tap, *size)) for tap in taps]
 
 
 def _sides(shape: tuple[int, ...]) -> str:
     return " x ".join(str(length) for length in shape)
-
-
-def _fit(spec: FeatureSpec) -> str:
-    return "(square)" if spec.fit == "square" else "(shorter)"
 
 
 def _row(layer: LayerInfo) -> tuple[str, ...]:

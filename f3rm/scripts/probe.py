@@ -1,4 +1,4 @@
-"""``f3rm probe``: how well labels can be told from extracted features."""
+"""``f3rm probe``: fit a classifier to extracted features and test it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from f3rm.extract.taps.probe import Probe, ProbeError, ProbeKind, Score
+from f3rm.extract.taps.probe import Probe, ProbeError, ProbeKind
 from f3rm.extract.taps.store import Table, TapStore
 from f3rm.scripts.command import Command
 from f3rm.store.npy import load_npy
@@ -14,18 +14,18 @@ from f3rm.store.npy import load_npy
 
 @dataclass
 class ProbeCommand(Command):
-    """Fit a linear or nearest-neighbour classifier to extracted features, and say how good it is.
+    """Fit a linear or nearest-neighbour classifier to extracted features, and measure it.
 
-    Labels are those of f3rm extract --labelled, or a file. Without --test-split a part of the items
-    is kept for testing. Needs scikit-learn (the extra probe; docs/install.md).
+    Labels come from f3rm extract --labelled, or from a file. Without --test-split, a part of the
+    items is kept for testing. Linear ones need scikit-learn (the extra probe; docs/install.md).
     """
 
     store: Path
-    """Folder that f3rm extract --out was given."""
+    """The folder of f3rm extract --out."""
     tap: str | None = None
-    """Which tap; may be left out if there is only one."""
+    """The tap; not needed if there is only one."""
     split: str = "all"
-    """The split to learn from."""
+    """The split to fit to."""
     test_split: str | None = None
     """The split to test on."""
     labels: Path | None = None
@@ -33,15 +33,15 @@ class ProbeCommand(Command):
     test_labels: Path | None = None
     """The same for the test split."""
     kind: ProbeKind = "logistic"
-    """Logistic or ridge regression, or the vote of the nearest neighbours."""
+    """Logistic or ridge regression, or the vote of the nearest neighbours (knn)."""
     strength: float = 1.0
     """Inverse regularisation of logistic regression, or regularisation of ridge regression."""
     neighbours: int = 20
-    """How many neighbours vote."""
+    """Number of neighbours that vote."""
     test_fraction: float = 0.2
-    """How much of the split is kept for testing if there is no test split."""
+    """Share of the split that is kept for testing if there is no test split."""
     seed: int = 0
-    """Decides which items these are."""
+    """Seed of the choice of these items."""
     save: Path | None = None
     """Folder for the fitted probe: probe.safetensors and probe.json."""
 
@@ -49,7 +49,7 @@ class ProbeCommand(Command):
         """Fits, tests and prints.
 
         Raises:
-            F3rmError: If there are no features, no labels or too few of either.
+            F3rmError: If features or labels are missing or too few.
         """
         table = TapStore.open(self.store, self.split).load(self.tap)
         labels = _labels(table, self.labels)
@@ -57,26 +57,32 @@ class ProbeCommand(Command):
         if self.test_split is None:
             order = np.random.default_rng(self.seed).permutation(len(labels))
             kept = max(1, round(self.test_fraction * len(labels)))
-            test, train = np.sort(order[:kept]), np.sort(order[kept:])
-            known, asked = (features[train], labels[train]), (features[test], labels[test])
+            chosen, rest = np.sort(order[:kept]), np.sort(order[kept:])
+            train, test = (features[rest], labels[rest]), (features[chosen], labels[chosen])
         else:
             other = TapStore.open(self.store, self.test_split).load(self.tap)
-            known, asked = (features, labels), (other.features, _labels(other, self.test_labels))
-        probe = Probe(self.kind, strength=self.strength, neighbours=self.neighbours).fit(*known)
+            train, test = (features, labels), (other.features, _labels(other, self.test_labels))
+        probe = Probe(self.kind, strength=self.strength, neighbours=self.neighbours).fit(*train)
         if self.save is not None:
             probe.save(self.save)
-        print(_report(probe.score(*asked), len(known[1]), len(asked[1])))
+        score = probe.score(*test)
+        print(
+            f"learnt from {len(train[1])} items, tested on {len(test[1])}: top-1 {score.top1:.4f}, "
+            f"macro F1 {score.macro_f1:.4f}, {len(score.classes)} classes"
+        )
 
 
 def _labels(table: Table, file: Path | None) -> Int[np.ndarray, " items"]:
     if file is None:
         if table.targets is None:
             msg = (
-                "f3rm probe: items must have labels, got none. Extract with --labelled, or pass "
-                "--labels FILE (--test-labels FILE for the test split)."
+                "The items have no labels. Extract with --labelled, or pass --labels FILE "
+                "(--test-labels FILE for the test split)."
             )
             raise ProbeError(msg)
         return table.targets
+    if not file.exists():
+        raise ProbeError(f"No such file: {str(file)!r}.")
     try:
         if file.suffix == ".npy":
             labels = load_npy(file).reshape(-1)
@@ -84,15 +90,5 @@ def _labels(table: Table, file: Path | None) -> Int[np.ndarray, " items"]:
             labels = np.array([int(word) for word in file.read_text().split()])
         return labels.astype(np.int64)[table.indices]
     except (OSError, ValueError, IndexError) as error:
-        msg = (
-            f"f3rm probe: {str(file)!r} must hold a whole number for every item, failed ones too, "
-            f"got: {error}."
-        )
+        msg = f"{str(file)!r} must hold a whole number per item, failed ones too: {error}."
         raise ProbeError(msg) from error
-
-
-def _report(score: Score, num_known: int, num_asked: int) -> str:
-    return (
-        f"learnt from {num_known} items, tested on {num_asked}: top-1 {score.top1:.4f}, "
-        f"macro F1 {score.macro_f1:.4f}, {len(score.classes)} classes"
-    )

@@ -179,7 +179,7 @@ def test_verify_and_repair_from_the_command_line(dataset, command):
     assert code == 1
     assert out.startswith("toy: chunk_0002.npy: ")
     assert "its checksum differs" in out
-    assert "got 1 difference(s). Run f3rm cache repair" in err
+    assert "1 difference(s) between caches and their manifests. Run f3rm cache repair" in err
     code, out, err = command("repair", "--device", "cpu")
     assert (code, out) == (0, f"toy: 5 images, sound again in {folder_of(dataset)}\n"), err
     assert files_of(folder_of(dataset)) == before
@@ -196,7 +196,7 @@ def test_status_tells_valid_changed_and_unfinished_caches(dataset, command):
     building_of(dataset).mkdir()
     _, out, _ = command("status")
     assert "image 'images/0.png' has changed" in out
-    assert "0 of ? chunks of a new cache done, 0 at work" in out
+    assert "0 of ? chunks of a new cache done, 0 worker(s)" in out
 
 
 def test_a_damaged_manifest_is_said(dataset, command):
@@ -221,7 +221,7 @@ def test_remove_asks_and_keeps_what_is_not_ours(dataset, command, monkeypatch):
     assert command("remove", "--yes")[0] == 0
     assert files_of(dataset / "features") == {".toy.lock": b"", "toy/notes.txt": b"mine"}
     code, _, err = command("status")
-    assert (code, "without any. Run f3rm extract first" in err) == (1, True)
+    assert (code, "has no features. Run f3rm extract first" in err) == (1, True)
 
 
 def test_what_is_being_made_is_not_removed(dataset):

@@ -92,7 +92,7 @@ def test_layers_of_vissl_stay_in_the_folder(tmp_path, write_images):
     names = {"final": "x/../../../up", "final|mean": "res4"}
     files = export_vissl(store, tmp_path / "vissl/here", layers=names)
     assert {path.parent for path in files} == {tmp_path / "vissl/here"}
-    with pytest.raises(UnsafeNameError, match="layers must give different files"):
+    with pytest.raises(UnsafeNameError, match="Layers must give different files"):
         export_vissl(store, tmp_path / "vissl", layers={"final": "a/b", "final|mean": "a\\b"})
 
 

@@ -146,7 +146,7 @@ class Journal:
         plain = self._read(name)
         try:
             return fields.text(plain, "inputs"), chunk_of(plain.get("chunk"))
-        except (CacheError, fields.InvalidFieldError):
+        except fields.InvalidFieldError:
             return None
 
     def _read(self, name: str) -> fields.Plain:

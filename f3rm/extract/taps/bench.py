@@ -1,4 +1,4 @@
-"""What an extraction costs on this machine: images per second, latency, memory."""
+"""Benchmark of an extractor on this machine: images per second, latency, memory."""
 
 import resource
 import sys
@@ -17,16 +17,16 @@ _MEGABYTE = 1 << 20
 
 
 class BenchError(F3rmError):
-    """A benchmark is asked for that measures nothing."""
+    """A number of a benchmark is not positive, or a size is malformed."""
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One measurement; what is timed goes from pixels in memory to values on the host.
+    """One measurement, of the time from pixels in memory to values on the host.
 
     Attributes:
         size: Height and width of the images in pixels.
-        batch: Images at once.
+        batch: Images per batch.
         mean_ms: Mean time of a batch.
         std_ms: Its standard deviation.
         p50_ms: Median.
@@ -60,11 +60,11 @@ def benchmark(
     """Times an extractor on random images.
 
     Args:
-        extractor: What is measured.
-        sizes: Sizes of images in pixels.
-        batches: Images at once.
-        warmup: Runs before the clock starts.
-        iterations: Runs that count.
+        extractor: The extractor.
+        sizes: Image sizes (height, width) in pixels.
+        batches: Images per batch.
+        warmup: Batches before the clock starts.
+        iterations: Timed batches.
 
     Returns:
         One row per size and batch.
@@ -74,8 +74,8 @@ def benchmark(
     """
     if iterations < 1 or warmup < 0 or min((1, *batches, *(min(size) for size in sizes))) < 1:
         msg = (
-            "benchmark: sizes, batches and iterations must be positive, got "
-            f"{tuple(sizes)}, {tuple(batches)} and {iterations}."
+            "Sizes, batches and iterations must be positive, warmup not negative, got "
+            f"{tuple(sizes)}, {tuple(batches)}, {iterations} and {warmup}."
         )
         raise BenchError(msg)
     return [
@@ -86,7 +86,7 @@ def benchmark(
 
 
 def as_table(rows: Sequence[BenchRow]) -> str:
-    """Returns measurements as a table for people."""
+    """Returns measurements as a printable table."""
     lines = ["  size         batch  images/s   mean ± std ms      p50      p95   peak MB"]
     lines.extend(
         f"  {f'{row.size[0]} x {row.size[1]}':<12} {row.batch:>5}  {row.images_per_second:>8.1f}  "
@@ -100,15 +100,14 @@ def as_table(rows: Sequence[BenchRow]) -> str:
 def _measure(
     extractor: FeatureExtractor, size: Size, batch: int, *, warmup: int, iterations: int
 ) -> BenchRow:
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
-    images = list(pixels)
+    images = list(np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8))
     device = extractor.backbone.device
+    on_gpu = device.type == "cuda"
     for _ in range(warmup):
         extractor(images, batch_size=batch)
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     times = np.array([_time(extractor, images, device) for _ in range(iterations)]) * 1e3
-    allocated, reserved, peak = _memory(device)
     return BenchRow(
         size=size,
         batch=batch,
@@ -117,9 +116,9 @@ def _measure(
         p50_ms=float(np.percentile(times, 50)),
         p95_ms=float(np.percentile(times, 95)),
         images_per_second=batch / float(times.mean()) * 1e3,
-        allocated_mb=allocated,
-        reserved_mb=reserved,
-        peak_mb=peak,
+        allocated_mb=torch.cuda.memory_allocated(device) / _MEGABYTE if on_gpu else 0.0,
+        reserved_mb=torch.cuda.memory_reserved(device) / _MEGABYTE if on_gpu else 0.0,
+        peak_mb=(torch.cuda.max_memory_allocated(device) if on_gpu else _host_peak()) / _MEGABYTE,
     )
 
 
@@ -131,13 +130,7 @@ def _time(extractor: FeatureExtractor, images: Sequence[np.ndarray], device: tor
     return time.perf_counter() - start
 
 
-def _memory(device: torch.device) -> tuple[float, float, float]:
-    """Returns allocated, reserved and peak memory in megabytes (2**20 bytes)."""
-    if device.type == "cuda":
-        return (
-            torch.cuda.memory_allocated(device) / _MEGABYTE,
-            torch.cuda.memory_reserved(device) / _MEGABYTE,
-            torch.cuda.max_memory_allocated(device) / _MEGABYTE,
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
-    return 0.0, 0.0, peak / (_MEGABYTE if sys.platform == "darwin" else 1024)
+def _host_peak() -> int:
+    """Returns the process's highest memory so far in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kB

@@ -1,11 +1,11 @@
-"""A PyTorch dataset of features that does not care whether they are cached or computed now."""
+"""A PyTorch dataset of features, from a store on disk or computed on demand."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,11 +15,11 @@ from f3rm.extract.taps.store import Table
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """The interface of a store on disk (``TapStore``) and of live computing (``LiveSource``).
+    """The interface that a store on disk (``TapStore``) and a ``LiveSource`` share.
 
     Attributes:
         items: All items.
-        indices: Positions of those that have features.
+        indices: Positions of those with features.
     """
 
     items: ItemList
@@ -44,8 +44,8 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
     batch.
 
     Attributes:
-        source: Where features come from.
-        tap: Which ones.
+        source: A store or a live source.
+        tap: The tap; None if the source has only one.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Keeps the source.
+        """Reads nothing yet.
 
         Args:
-            source: A store, or a live source.
-            tap: Which tap; may be left out if there is only one.
+            source: A store or a live source.
+            tap: The tap; None if the source has only one.
             transform: Applied to the features of a batch (items, ...).
         """
         self.source = source
@@ -71,7 +71,7 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
         return len(self.source.indices)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Returns one item: ``features``, ``index`` and, where there are labels, ``target``."""
+        """Returns one item: ``features``, ``index`` and, with labels, ``target``."""
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Tensor]]:
@@ -80,11 +80,12 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
         features = torch.from_numpy(table.features).float()
         if self._transform is not None:
             features = self._transform(features)
-        items = [
-            {"features": feature, "index": torch.tensor(index)}
-            for feature, index in zip(features, table.indices.tolist(), strict=True)
-        ]
-        if table.targets is not None:
-            for item, target in zip(items, table.targets.tolist(), strict=True):
-                item["target"] = torch.tensor(target)
-        return items
+        return samples_of(table, features)
+
+
+def samples_of(table: Table, features: Shaped[Tensor, "items ..."]) -> list[dict[str, Tensor]]:
+    """Returns ``features``, ``index`` and, with labels, ``target`` of every item of a table."""
+    columns = {"features": features, "index": torch.from_numpy(table.indices)}
+    if table.targets is not None:
+        columns["target"] = torch.from_numpy(table.targets)
+    return [{name: column[row] for name, column in columns.items()} for row in range(len(features))]

@@ -1,4 +1,7 @@
-"""Extractions as files for other programs: one array, or one file per item; memory stays flat."""
+"""Extractions as files for other programs: one array, or one file per item.
+
+Items are read some at a time, so memory does not grow with their number.
+"""
 
 import itertools
 import math
@@ -9,12 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
 from numpy.typing import DTypeLike
 
 from f3rm.errors import CacheError, StrPath, as_path
-from f3rm.extract.taps.arrays import channels_first
 from f3rm.extract.taps.dataset import FeatureSource
 from f3rm.extract.taps.layout import Shape
 from f3rm.store.chunks import sync_folder, write_atomically
@@ -36,9 +37,9 @@ def export_array(
     """Writes one tap of all items to one ``.npy`` file, in the order of the list.
 
     Args:
-        source: Where features come from; a live source computes them now.
+        source: A store, or a live source, which computes them now.
         path: The file; it appears when it is complete.
-        tap: Which tap; may be left out if there is only one.
+        tap: The tap; None if the source has only one.
         dtype: Type in the file.
         transform: Applied to batches, e.g. :func:`flat_channels_first`.
 
@@ -46,12 +47,11 @@ def export_array(
         The shape of the array.
 
     Raises:
-        CacheError: If there is nothing, items differ in shape, or the file cannot be written.
+        CacheError: If no item has features, items differ in shape, or the file cannot be written.
     """
     path = as_path(path)
     if not len(source.indices):
-        msg = f"export_array: source must have items with features, got none for {str(path)!r}."
-        raise CacheError(msg)
+        raise CacheError(f"No item has features to write to {str(path)!r}.")
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def export_array(
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        msg = f"export_array: {str(path)!r} must be writable, got: {error}. Make room, or move it."
+        msg = f"{str(path)!r} cannot be written: {error}. Make room, or choose another folder."
         raise CacheError(msg) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,7 +73,7 @@ def _write(
     dtype: np.dtype,
     transform: Transform | None,
 ) -> Shape:
-    """Fills a mapped array some items at a time."""
+    """Fills a mapped array batch by batch; the first batch decides its shape."""
     count = len(source.indices)
     starts = range(0, count, _BATCH)
     parts = (source.take(source.indices[start : start + _BATCH], tap).features for start in starts)
@@ -96,14 +96,14 @@ def export_per_item(
     that items of the same name in different folders do not collide.
 
     Args:
-        source: Where features come from.
-        folder: Where the files go.
-        tap: Which tap; may be left out if there is only one.
+        source: A store or a live source.
+        folder: The folder of the files.
+        tap: The tap; None if the source has only one.
         dtype: Type in the files.
 
     Raises:
-        UnsafeNameError: If two items would have one file, or a file would lie elsewhere; nothing
-            has been written in the first case.
+        UnsafeNameError: If two items would have one file (before anything is written), or a file
+            would be outside ``folder``.
         CacheError: If a file cannot be written.
     """
     paths = safe_paths(source.items.names)
@@ -116,24 +116,22 @@ def export_per_item(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = f"export_per_item: {str(path.parent)!r} must be a folder, got: {error}. Move it."
-            raise CacheError(msg) from error
+            raise CacheError(f"{str(path.parent)!r} cannot be made: {error}.") from error
         write_atomically(path, lambda stream, row=row: np.save(stream, row))
     return len(source.indices)
 
 
 def first_channels(features: Shaped[np.ndarray, "items ..."]) -> Shaped[np.ndarray, "items ..."]:
     """Returns (items, channels, ...) of (items, ..., channels)."""
-    return channels_first(torch.from_numpy(features)).numpy()
+    return np.moveaxis(features, -1, 1)
 
 
 def flat_channels_first(
     features: Shaped[np.ndarray, "items ..."],
 ) -> Shaped[np.ndarray, "items values"]:
     """Returns the values of every item in one axis, channel by channel, as torch flattens maps."""
-    return np.ascontiguousarray(first_channels(features)).reshape(
-        len(features), math.prod(features.shape[1:])
-    )
+    num_values = math.prod(features.shape[1:])  # -1 would fail without items
+    return first_channels(features).reshape(len(features), num_values)
 
 
 def slug_of(tap: str) -> str:

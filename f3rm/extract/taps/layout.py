@@ -1,7 +1,7 @@
-"""Values of any shapes as the rows of one chunk, and back.
+"""Layout of a chunk's rows: values of any shapes as cells of equal channels, and back.
 
-The engine stores (images, rows, cols, channels). One map is stored as it is; several taps, or
-tokens and vectors, lie one after another, cut into cells of as many channels as divide them all.
+A chunk is (images, rows, cols, channels). A single map is stored as it is. Several taps, or tokens
+and vectors, are concatenated and cut into cells of as many channels as divide them all.
 """
 
 import math
@@ -23,10 +23,10 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the values of taps lie in a row.
+    """Positions of the taps' values in a row.
 
     Attributes:
-        shapes: What the taps give for one item.
+        shapes: Shape of one item's value by tap, in the order of storage.
         channels: Values per cell; divides the number of values of every tap.
     """
 
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def map_shape(self) -> Shape | None:
-        """Shape of the only tap if it is stored as a map: rows, columns and channels."""
+        """(rows, cols, channels) if a single map is stored, else None."""
         if len(self.shapes) != 1:
             return None
         shape = next(iter(self.shapes.values()))
@@ -52,20 +52,21 @@ class Layout:
     def pack(
         self, values: Mapping[str, Shaped[Tensor, "batch ..."]]
     ) -> Float[Tensor, "batch rows cols channels"]:
-        """Puts the values of a batch into rows."""
+        """Concatenates the values of a batch into rows."""
         parts = [values[tap].flatten(1) for tap in self.shapes]  # (batch, values) each
+        # Converted only if needed: taps may differ in type, and one tap alone keeps its own.
         row = parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], dim=1)
         return row.reshape(len(row), *self.grid, self.channels)
 
     def unpack(
         self, rows: Rows, tap: str, wanted: Int[np.ndarray, " wanted"]
     ) -> Shaped[np.ndarray, "wanted ..."]:
-        """Reads one tap's values of some items of a chunk, and nothing else.
+        """Reads one tap of some items of a chunk; of a mapped chunk, no other byte is read.
 
         Args:
-            rows: The chunk, perhaps mapped.
-            tap: One of those in :attr:`shapes`.
-            wanted: Which items of the chunk.
+            rows: The chunk, mapped or in memory.
+            tap: A key of :attr:`shapes`.
+            wanted: Positions of items in the chunk.
         """
         sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         start = sum(sizes[name] for name in list(sizes)[: list(sizes).index(tap)])

@@ -1,20 +1,26 @@
-"""Which images and videos there are, with labels where they have some.
+"""Lists of images and videos, with labels where there are some, and their file beside a cache.
 
-The position in the list is an item's index; it stays the same when an item fails.
+The position in the list is an item's index; it stays the same when an item fails. Labels decide no
+feature, so they are not part of the cache: changing them recomputes nothing.
 """
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from f3rm.errors import DatasetError
+from f3rm.errors import CacheError, DatasetError
 from f3rm.extract.taps.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from f3rm.store import json_fields as fields
+from f3rm.store.chunks import write_atomically
 from f3rm.store.items import TRANSFORMS, ImageItem, items_from_paths, read_items
 from f3rm.store.npy import load_npy
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+
+_FORMAT_VERSION = 1
 
 _WILD = set("*?[")
 
@@ -25,8 +31,8 @@ class ItemList:
 
     Attributes:
         items: The files; names are relative to the dataset's folder.
-        targets: A label per item; None if there are none.
-        classes: Names of the labels where they come from folders.
+        targets: A label per item; None without labels.
+        classes: Names of the labels, if they come from folders.
     """
 
     items: tuple[ImageItem, ...]
@@ -35,10 +41,7 @@ class ItemList:
 
     def __post_init__(self) -> None:
         if self.targets is not None and len(self.targets) != len(self.items):
-            msg = (
-                f"ItemList: targets must be as many as items, got {len(self.targets)} for "
-                f"{len(self.items)}. Give every item one label."
-            )
+            msg = f"Labels must be as many as items, got {len(self.targets)} for {len(self.items)}."
             raise DatasetError(msg)
 
     def __len__(self) -> int:
@@ -47,7 +50,7 @@ class ItemList:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the items."""
+        """Names of the items, relative to the dataset's folder."""
         return tuple(item.name for item in self.items)
 
 
@@ -58,10 +61,11 @@ def list_items(source: Path | str | Sequence[Path | str], *, labelled: bool = Fa
         source: A folder, searched with its subfolders; a dataset with ``transforms.json`` or such a
             file; a text file with a path per line, or an array ``.npy`` of paths, relative to that
             file; a single image or video; a pattern such as ``shots/*.png``; or paths.
-        labelled: Whether the folders in a folder are classes, as in torchvision's ``ImageFolder``.
+        labelled: Whether the folders in ``source`` are classes, as in torchvision's
+            ``ImageFolder``.
 
     Raises:
-        DatasetError: If there is nothing.
+        DatasetError: If there is no image or video, or the list is damaged or repeats a file.
     """
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
@@ -77,10 +81,12 @@ def list_items(source: Path | str | Sequence[Path | str], *, labelled: bool = Fa
         listed = _listed(path)
         found = items_from_paths(listed, path.parent)
         if len(found) != len(listed):
-            msg = f"list_items: {str(path)!r} must name every file once. Take repeated lines out."
+            msg = f"{str(path)!r} must name every file once. Remove the repeated lines."
             raise DatasetError(msg)
     elif path.is_file():
         found = items_from_paths([path], path.parent)
+    elif not _WILD & set(str(path)):
+        raise DatasetError(f"No such file or folder: {str(path)!r}.")
     else:
         paths = _matching(path)
         found = items_from_paths(paths, _common_folder(paths)) if paths else []
@@ -90,7 +96,9 @@ def list_items(source: Path | str | Sequence[Path | str], *, labelled: bool = Fa
 
 
 def _class_folders(root: Path) -> ItemList:
-    """Lists a folder of class folders in the order of torchvision's ``ImageFolder``."""
+    """Lists a folder of class folders, with the order and the labels of torchvision."""
+    if not root.is_dir():
+        raise DatasetError(f"No such folder: {str(root)!r}.")
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     items: list[ImageItem] = []
     targets: list[int] = []
@@ -113,7 +121,8 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """Returns the images and videos that a pattern with ``*``, ``?`` or ``[...]`` fits."""
+    """Returns the images and videos that match a pattern with ``*``, ``?`` or ``[...]``."""
+    # Path.glob takes no absolute pattern, so the part before the first wildcard is its root.
     fixed = list(itertools.takewhile(lambda part: not _WILD & set(part), pattern.parts))
     rest = pattern.parts[len(fixed) :]
     found = Path(*fixed).glob(str(Path(*rest))) if rest else []
@@ -127,10 +136,7 @@ def _listed(path: Path) -> list[Path]:
         else:
             words = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        msg = (
-            f"list_items: {str(path)!r} must be a list of paths, one per line or an array of "
-            f"texts, got: {error}. Write it again."
-        )
+        msg = f"{str(path)!r} must hold paths, one per line or an array of texts: {error}."
         raise DatasetError(msg) from error
     return [path.parent / word.strip() for word in words if word.strip()]
 
@@ -142,7 +148,68 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 
 
 def _nothing(path: Path) -> DatasetError:
-    return DatasetError(
-        f"list_items: source must hold images or videos, got none in {str(path)!r}. Known endings "
-        f"are {', '.join(SUFFIXES)}."
-    )
+    msg = f"No images or videos in {str(path)!r}. Known endings are {', '.join(SUFFIXES)}."
+    return DatasetError(msg)
+
+
+def split_folder(out: Path, split: str) -> Path:
+    """Returns the folder of a split's chunks.
+
+    Raises:
+        CacheError: If the split's name is empty, hidden or a path.
+    """
+    if not split or split.startswith(".") or "/" in split or "\\" in split:
+        msg = f"A split must have a plain name such as 'train', got {split!r}. Rename it."
+        raise CacheError(msg)
+    return out.expanduser() / split
+
+
+def write_split(out: Path, split: str, items: ItemList) -> None:
+    """Writes the list of a split's items to ``<split>.items.json``.
+
+    Raises:
+        CacheError: If it cannot be written.
+    """
+    plain = {
+        "schema_version": _FORMAT_VERSION,
+        "names": list(items.names),
+        "targets": None if items.targets is None else list(items.targets),
+        "classes": list(items.classes),
+    }
+    text = json.dumps(plain, ensure_ascii=False).encode()
+    write_atomically(_items_file(out, split), lambda stream: stream.write(text))
+
+
+def read_split(out: Path, split: str) -> ItemList:
+    """Reads the list of a split's items.
+
+    Raises:
+        CacheError: If there is no such split, or the list is damaged.
+    """
+    path = _items_file(out, split)
+    if not path.is_file():
+        found = sorted(path.name.removesuffix(".items.json") for path in out.glob("*.items.json"))
+        msg = (
+            f"{str(out)!r} has no split {split!r}, got {', '.join(found) or 'none'}. "
+            "Extract it, or name another."
+        )
+        raise CacheError(msg)
+    try:
+        plain = fields.mapping(json.loads(path.read_text(encoding="utf-8")), "the list")
+        if fields.integer(plain, "schema_version") != _FORMAT_VERSION:
+            raise fields.InvalidFieldError("its schema_version is another")
+        names, classes = fields.items_of(plain, "names"), fields.items_of(plain, "classes")
+        if not all(isinstance(text, str) for text in (*names, *classes)):
+            raise fields.InvalidFieldError("names must be texts")
+        targets = None
+        if plain.get("targets") is not None:
+            given = fields.items_of(plain, "targets")
+            targets = tuple(fields.bounded(one, "a target", -(2**48)) for one in given)
+    except (OSError, ValueError, RecursionError, fields.InvalidFieldError) as error:
+        msg = f"{str(path)!r} is not a list of items: {error}. Extract again."
+        raise CacheError(msg) from error
+    return ItemList(tuple(ImageItem(name, Path(name)) for name in names), targets, tuple(classes))
+
+
+def _items_file(out: Path, split: str) -> Path:
+    return split_folder(out, split).with_name(f"{split}.items.json")

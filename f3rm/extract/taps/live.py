@@ -1,6 +1,6 @@
-"""Features of images and videos at hand, computed when asked for; nothing goes to disk."""
+"""Features of images and videos, computed on demand; nothing is written to disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ class FeatureExtractor:
     """A loaded model that computes the taps of a specification.
 
     Attributes:
-        spec: What is computed.
+        spec: The specification.
         backbone: The model.
         runner: Prepares inputs and runs the model.
     """
@@ -45,16 +45,17 @@ class FeatureExtractor:
         load: LoadBackbone = load_backbone,
         backbone: Backbone | None = None,
     ) -> None:
-        """Loads the model, unless it is at hand.
+        """Loads the model, unless a loaded one is given.
 
         Args:
-            spec: What to compute.
+            spec: The specification.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             load: Loads the model.
-            backbone: A loaded model; then ``device`` does not matter.
+            backbone: A loaded model; ``device`` and ``load`` are ignored.
 
         Raises:
-            F3rmError: If the model or a tap cannot be had.
+            BackboneUnavailableError: If the model cannot be loaded.
+            TapError: If the model does not have a tap.
         """
         self.spec = spec
         if backbone is None:
@@ -69,31 +70,34 @@ class FeatureExtractor:
 
         Args:
             items: Files, or decoded pixels; one or several.
-            batch_size: How many go through the network at once; None chooses by size.
+            batch_size: Items per network call; None chooses by size.
 
         Returns:
             Per tap one row per item, channels last, on the CPU.
 
         Raises:
-            SpecError: If values of items differ in shape, so that they cannot be stacked.
+            SpecError: If items differ in shape, so that their values cannot be stacked.
             ImageError: If a file cannot be read.
         """
         several = [items] if isinstance(items, str | Path | np.ndarray) else list(items)
         found: list[dict[str, Tensor]] = []
         waiting: list[tuple[InputKind, Tensor]] = []
         for item in several:
-            kind, ready = self._read(item)
+            frames, available, is_image = self._decode(item)
+            size = (frames.shape[1], frames.shape[2])
+            kind = self.runner.kind(size, available, is_image=is_image)
             limit = batch_size or max(1, default_batch_size(kind.canvas) // kind.frames)
+            # Only inputs of one kind can be stacked, so another kind ends the batch.
             if waiting and (waiting[0][0] != kind or len(waiting) >= limit):
                 found.append(self._run(waiting))
                 waiting = []
-            waiting.append((kind, ready))
+            waiting.append((kind, self.runner.prepare(frames, kind)))
         if waiting:
             found.append(self._run(waiting))
         return {tap: _stacked(tap, [part[tap] for part in found]) for tap in self.spec.taps}
 
     def shape(self, height: int, width: int, frames: int = 0) -> dict[str, Shape]:
-        """Returns the shapes for one item, without computing and without an image.
+        """Returns the shapes of one item's values by tap; computes nothing.
 
         Args:
             height: Of the image or video in pixels.
@@ -104,26 +108,20 @@ class FeatureExtractor:
             TapError: If a tap does not fit the model.
         """
         kind = self.runner.kind((height, width), max(1, frames), is_image=frames == 0)
-        return dict(self.runner.shapes(kind.canvas, kind.frames, is_clip=kind.is_clip))
+        return dict(self.runner.shapes(kind))
 
     def layers(self) -> list[LayerInfo]:
         """Describes the layers that taps can name."""
         return self.backbone.layers()
 
-    def _read(self, item: Source) -> tuple[InputKind, Tensor]:
-        """Returns what an item is, and its network input."""
-        frames, available, is_image = self._decode(item)
-        kind = self.runner.kind((frames.shape[1], frames.shape[2]), available, is_image=is_image)
-        return kind, self.runner.prepare(frames, kind)
-
     def _decode(self, item: Source) -> tuple[Tensor, int, bool]:
-        """Returns chosen frames, how many there were, and whether the item is an image."""
+        """Returns the selected frames, the number there were, and whether the item is an image."""
         policy = self.spec.frames
         if isinstance(item, np.ndarray):
             if item.ndim not in (3, 4) or item.shape[-1] != 3:
                 msg = (
-                    "FeatureExtractor: pixels must be (height, width, 3) or (frames, height, "
-                    f"width, 3), got {item.shape}. Convert them to 8-bit RGB."
+                    "Pixels must be 8-bit RGB of the shape (height, width, 3) or (frames, height, "
+                    f"width, 3), got {item.shape}."
                 )
                 raise SpecError(msg)
             clip = torch.from_numpy(np.ascontiguousarray(item))
@@ -144,7 +142,7 @@ class FeatureExtractor:
 
 
 class LiveSource:
-    """Features of a list of items, computed when they are taken; reads like a store.
+    """Features of a list of items, computed when they are taken; has the interface of a store.
 
     Attributes:
         extractor: Computes them.
@@ -153,7 +151,7 @@ class LiveSource:
     """
 
     def __init__(self, extractor: FeatureExtractor, items: ItemList) -> None:
-        """Keeps what is needed; computes nothing."""
+        """Computes nothing yet."""
         self.extractor = extractor
         self.items = items
         self.indices = np.arange(len(items))
@@ -176,29 +174,20 @@ class LiveSource:
             SpecError: If there is no such tap, or items differ in shape.
             ImageError: If a file cannot be read.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        chosen = [self.items.items[index] for index in wanted.tolist()]
-        found: Mapping[str, Tensor] = self.extractor([item.path for item in chosen])
         name = tap or self.taps[0]
-        if name not in found or (tap is None and len(found) > 1):
-            known = ", ".join(found)
-            msg = f"LiveSource.take: tap must be one of {known}, got {tap!r}. Name one of them."
-            raise SpecError(msg)
-        targets = self.items.targets
-        return Table(
-            found[name].numpy(),
-            None if targets is None else np.array(targets, dtype=np.int64)[wanted],
-            wanted,
-            tuple(item.name for item in chosen),
-        )
+        if name not in self.taps or (tap is None and len(self.taps) > 1):
+            raise SpecError(f"tap must be one of {', '.join(self.taps)}, got {tap!r}.")
+        wanted = np.asarray(indices, dtype=np.int64)
+        found = self.extractor([self.items.items[index].path for index in wanted.tolist()])
+        return Table.of(found[name].numpy(), self.items, wanted)
 
 
 def _stacked(tap: str, parts: list[Tensor]) -> Tensor:
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         msg = (
-            f"FeatureExtractor: values must have one shape to be stacked, got {sorted(shapes)} for "
-            f"{tap!r}. Pass one item at a time, or choose resize='exact' or a pooling operation."
+            f"Items have values of different shapes for {tap!r}: {sorted(shapes)}. Pass one item "
+            "at a time, or choose resize='exact' or a pooling operation."
         )
         raise SpecError(msg)
     return torch.cat(parts)

@@ -1,13 +1,13 @@
-"""How an image becomes a network input: resized, then fitted to whole patches.
+"""Preparation of a network input: an image is resized, then fitted to whole patches.
 
-Sizes are (height, width). Everything that looks a pixel up goes through the affine that
-:meth:`Placement.affine` gives; nobody divides a map's size by an image's.
+Sizes are (height, width). Image pixels are mapped to cells by :meth:`Placement.affine` only: the
+ratio of a map's size to an image's is wrong as soon as something was cut, padded or rounded.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from f3rm.errors import F3rmError
 from f3rm.extract.encoder import prepare
-from f3rm.extract.taps.choices import check_settings
+from f3rm.extract.taps.settings import check_settings
 from f3rm.store.geometry import PixelAffine, Size, ValidRect
 from f3rm.store.spec import Interpolation
 
@@ -24,14 +24,11 @@ Resize = Literal["none", "short", "long", "exact", "cover"]
 Fit = Literal["round", "floor", "crop", "pad"]
 PadValue = Literal["zero", "black", "edge"]
 
-_CHOICES = {"resize": Resize, "fit": Fit, "pad_value": PadValue, "interpolation": Interpolation}
-
-
 _LARGEST_SIDE = 1 << 16
 
 
 class PrepError(F3rmError):
-    """A preparation has settings that make no network input."""
+    """A preparation has impossible settings, or an image is too small for it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,13 @@ class Prep:
         resize: ``none`` keeps the image's size; ``short`` and ``long`` give that side the length
             ``size``; ``exact`` stretches to ``size``; ``cover`` scales until ``size`` is covered
             and cuts out the centre.
-        size: A length in pixels, or (height, width); a single number is a square for ``exact`` and
-            ``cover``. ``none`` ignores it.
+        size: A length in pixels, or (height, width) with ``exact`` and ``cover``, where a single
+            number is a square. ``none`` ignores it.
         fit: How the result becomes a whole number of patches: ``round`` and ``floor`` resize to the
             nearest or the next smaller one, ``crop`` cuts off at the right and the bottom, ``pad``
             adds there.
-        pad_value: What ``pad`` adds: ``zero`` after normalisation, ``black`` pixels, or the
-            repeated ``edge``.
+        pad_value: Padding: ``zero`` after normalisation, ``black`` pixels, or the repeated
+            ``edge``.
         interpolation: How images are resized, always with antialiasing.
     """
 
@@ -59,39 +56,45 @@ class Prep:
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
-        check_settings(Prep, vars(self), _CHOICES, PrepError)
-        if self.resize == "none":
-            object.__setattr__(self, "size", None)
-            return
-        sides = self.size if isinstance(self.size, tuple) else (self.size,)
-        lengths = all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in sides)
-        several = len(sides) == 2 and self.resize in ("exact", "cover")
-        if lengths and (several or len(sides) == 1):
-            return
-        msg = (
-            f"Prep: size must be a number of pixels, or (height, width) with exact and cover, got "
-            f"{self.size!r} with resize={self.resize!r}. Name a size, or pass resize='none'."
-        )
-        raise PrepError(msg)
+        check_settings(Prep, vars(self), PrepError)
+        object.__setattr__(self, "size", _checked_size(self.size, self.resize))
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Prep":
+        """Makes a preparation of YAML's or JSON's values; missing ones have their defaults.
+
+        Raises:
+            PrepError: If a name or a value is unknown.
+        """
+        check_settings(cls, plain, PrepError)
+        # Before the constructor: values of a file may have any type.
+        size = _checked_size(plain.get("size", cls.size), plain.get("resize", cls.resize))
+        return cls(**{**plain, "size": size})
 
     def place(self, image_size: Size, patch: int) -> "Placement":
-        """Computes where an image comes to lie in the network input.
+        """Computes the position of an image in the network input.
 
         Args:
             image_size: Height and width of the image in pixels.
             patch: The network input is a multiple of this many pixels.
 
         Raises:
-            PrepError: If the image is smaller than one patch and is to be cut to patches.
+            PrepError: If the image is smaller than one patch and ``fit`` is ``crop``.
         """
         scaled = self._scaled(image_size)
-        if self.resize == "cover":
-            canvas = self._pair()
-            cut = tuple((have - want) // 2 for have, want in zip(scaled, canvas, strict=True))
-            return self._fitted(scaled, (cut[0], cut[1]), canvas, patch)
-        return self._fitted(scaled, (0, 0), scaled, patch)
+        canvas = self._pair() if self.resize == "cover" else scaled
+        rows, cols = (self._fitted(*side, patch) for side in zip(scaled, canvas, strict=True))
+        placement = Placement(*zip(rows, cols, strict=True))
+        if min(placement.kept) < 1:
+            msg = (
+                f"Prep: fit='crop' needs images of at least one patch ({patch} pixels), got "
+                f"{scaled}. Pass fit='pad', or resize to more."
+            )
+            raise PrepError(msg)
+        return placement
 
     def _scaled(self, image_size: Size) -> Size:
+        """Returns the size of the whole image after resizing, not yet of whole patches."""
         if self.resize == "none":
             return image_size
         if self.resize == "exact":
@@ -99,6 +102,7 @@ class Prep:
         if self.resize == "cover":
             wanted = self._pair()
             factor = max(want / side for want, side in zip(wanted, image_size, strict=True))
+            # Rounded first, so that 360.0000000001 does not become 361.
             height, width = (math.ceil(round(side * factor, 6)) for side in image_size)
             return max(height, wanted[0]), max(width, wanted[1])
         side = min(image_size) if self.resize == "short" else max(image_size)
@@ -111,54 +115,59 @@ class Prep:
             return self.size
         return (self.size or 1, self.size or 1)
 
-    def _fitted(self, scaled: Size, cut: Size, canvas: Size, patch: int) -> "Placement":
-        """Makes the canvas a multiple of the patch."""
-        down = tuple(side // patch * patch for side in canvas)
-        if self.fit == "pad":
-            up = tuple(-(-side // patch) * patch for side in canvas)
-            return Placement(scaled, cut, canvas, (up[0], up[1]))
-        if self.fit == "crop":
-            if min(down) < 1:
-                raise PrepError(_too_small("crop", scaled, patch))
-            return Placement(scaled, cut, (down[0], down[1]), (down[0], down[1]))
-        steps = 0.5 if self.fit == "round" else 0.0
-        sides = tuple(max(1, math.floor(side / patch + steps)) * patch for side in canvas)
-        factor = [new / old for new, old in zip(sides, canvas, strict=True)]
-        resized = [
-            max(new, round(old * f)) for new, old, f in zip(sides, scaled, factor, strict=True)
-        ]
-        moved = [round(offset * f) for offset, f in zip(cut, factor, strict=True)]
-        size = (sides[0], sides[1])
-        return Placement((resized[0], resized[1]), (moved[0], moved[1]), size, size)
+    def _fitted(self, scaled: int, canvas: int, patch: int) -> tuple[int, int, int, int]:
+        """Makes one side of the canvas a multiple of the patch.
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for YAML and JSON."""
-        size = list(self.size) if isinstance(self.size, tuple) else self.size
-        return {**asdict(self), "size": size}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Prep":
-        """Rebuilds the value written by :meth:`to_dict`; what is left out has its default.
-
-        Raises:
-            PrepError: If a name or a value makes no sense.
+        Returns:
+            This side of a :class:`Placement`: resized, cut, kept, canvas.
         """
-        values = dict(plain)
-        check_settings(cls, values, _CHOICES, PrepError)
-        if "size" in values:
-            values["size"] = _size_of(values["size"])
-        return cls(**values)
+        cut = (scaled - canvas) // 2  # 0 unless the image was scaled to cover more than the canvas
+        if self.fit == "pad":
+            return scaled, cut, canvas, -(-canvas // patch) * patch
+        if self.fit == "crop":
+            kept = canvas // patch * patch
+            return scaled, cut, kept, kept
+        steps = 0.5 if self.fit == "round" else 0.0
+        side = max(1, math.floor(canvas / patch + steps)) * patch
+        factor = side / canvas
+        return max(side, round(scaled * factor)), round(cut * factor), side, side
+
+
+def _checked_size(size: object, resize: Resize) -> int | tuple[int, int] | None:
+    """Returns a size that ``resize`` can use; None where sizes are ignored.
+
+    Raises:
+        PrepError: If it is no length in pixels, and no (height, width) either.
+    """
+    if resize == "none":
+        return None  # so that two equal preparations do not differ in it
+    if _is_length(size):
+        return size
+    if isinstance(size, list | tuple) and len(size) == 2 and resize in ("exact", "cover"):
+        height, width = size
+        if _is_length(height) and _is_length(width):
+            return height, width
+    msg = (
+        "Prep: size must be a number of pixels, or (height, width) with exact and cover, got "
+        f"{size!r} with resize={resize!r}. Give a size, or pass resize='none'."
+    )
+    raise PrepError(msg)
+
+
+def _is_length(value: object) -> TypeGuard[int]:
+    # type(), since True is an int, and YAML reads "size: yes" as True
+    return type(value) is int and 0 < value <= _LARGEST_SIDE
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network input.
+    """Position of an image in the network input.
 
     Attributes:
         resized: Size that the whole image is resized to.
-        cut: Rows and columns of the resized image above and left of what is kept.
-        kept: Size of the kept part; it lies in the top left corner.
-        canvas: Size of the network input; what is beyond ``kept`` is padding.
+        cut: Rows and columns of the resized image above and left of the kept part.
+        kept: Size of the kept part, which is in the top left corner of the canvas.
+        canvas: Size of the network input; padding fills the part beyond ``kept``.
     """
 
     resized: Size
@@ -182,7 +191,7 @@ class Placement:
         )
 
     def valid(self, patch: int) -> ValidRect:
-        """Returns the part of the feature map that shows the image and not padding."""
+        """Returns the part of the feature map that shows the image, without the padding."""
         return ValidRect(-0.5, -0.5, self.kept[1] / patch - 0.5, self.kept[0] / patch - 0.5)
 
     def mask(self, patch: int) -> Bool[Tensor, "rows cols"]:
@@ -206,60 +215,24 @@ def network_input(
 
     Args:
         pixels: Decoded RGB.
-        placement: What :meth:`Prep.place` gave for its size.
+        placement: The result of :meth:`Prep.place` for the image's size.
         prep: The preparation.
         mean: RGB mean of the network's input, for values in [0, 1].
         std: RGB standard deviation, likewise.
-        device: Where the work is done.
+        device: Where the input is computed.
     """
     if placement.resized == tuple(pixels.shape[:2]):
+        # Resizing to the same size would not change a pixel, but take most of the time.
         image = pixels.to(device).permute(2, 0, 1).float() / 255  # (3, height, width)
     else:
         image = prepare(pixels, placement.resized, interpolation=prep.interpolation, device=device)
     (top, left), (height, width) = placement.cut, placement.kept
     image = image[:, top : top + height, left : left + width]
+    borders = (0, placement.canvas[1] - width, 0, placement.canvas[0] - height)
+    if prep.pad_value == "black":  # before normalisation, unlike the other two
+        image = pad(image, borders)
+    centre, spread = torch.tensor((mean, std), device=device)[..., None, None]  # (3, 1, 1) each
+    normal = (image - centre) / spread
     if prep.pad_value == "black":
-        image = pad(image, _borders(placement))
-    normal = (image - _column(mean, device)) / _column(std, device)
-    if prep.pad_value == "zero":
-        return pad(normal, _borders(placement))
-    if prep.pad_value == "edge":
-        return pad(normal, _borders(placement), mode="replicate")
-    return normal
-
-
-def _size_of(value: object) -> int | tuple[int, int] | None:
-    """Returns a size as YAML or JSON has it.
-
-    Raises:
-        PrepError: If it is none.
-    """
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    sides = list(value) if isinstance(value, list | tuple) else []
-    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
-        return sides[0], sides[1]
-    msg = (
-        f"Prep: size must be a number of pixels, or (height, width) with exact and cover, got "
-        f"{value!r}. Name a size, or pass resize='none'."
-    )
-    raise PrepError(msg)
-
-
-def _borders(placement: Placement) -> tuple[int, int, int, int]:
-    """Returns the padding (left, right, top, bottom)."""
-    bottom, right = (
-        whole - part for whole, part in zip(placement.canvas, placement.kept, strict=True)
-    )
-    return 0, right, 0, bottom
-
-
-def _column(values: tuple[float, float, float], device: torch.device) -> Float[Tensor, "3 1 1"]:
-    return torch.tensor(values, device=device)[:, None, None]
-
-
-def _too_small(fit: str, scaled: Size, patch: int) -> str:
-    return (
-        f"Prep.place: an image must be at least one patch of {patch} pixels with fit={fit!r}, got "
-        f"{scaled}. Pass fit='pad', or resize it."
-    )
+        return normal
+    return pad(normal, borders, mode="replicate" if prep.pad_value == "edge" else "constant")

@@ -1,7 +1,7 @@
-"""What features are worth for a task: a linear or nearest-neighbour probe on them.
+"""Probes: linear and nearest-neighbour classifiers on features.
 
-Fitting is scikit-learn's (the extra ``probe``); predicting needs NumPy alone, so that a
-saved probe opens anywhere. A probe is saved as ``probe.safetensors`` and ``probe.json``.
+Fitting a linear one needs scikit-learn (the extra ``probe``); predicting needs NumPy alone, so that
+a saved probe opens anywhere. It is saved as ``probe.safetensors`` and ``probe.json``.
 """
 
 import json
@@ -22,6 +22,7 @@ _ARRAYS = "probe.safetensors"
 _SETTINGS = "probe.json"
 _VERSION = 1
 _TINY = 1e-12
+"""Smallest standard deviation and length that are divided by."""
 
 
 class ProbeError(F3rmError):
@@ -30,11 +31,11 @@ class ProbeError(F3rmError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a probe says of some items.
+    """Predicted classes of some items.
 
     Attributes:
         labels: (items,) the most probable class.
-        confidence: (items,) its probability, or its share of the neighbours.
+        confidence: (items,) its probability, or its share of the neighbours, in [0, 1].
     """
 
     labels: Int[np.ndarray, " items"]
@@ -43,11 +44,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Score:
-    """How good predictions are.
+    """Quality of predictions.
 
     Attributes:
-        top1: Share of right ones.
-        macro_f1: F1 averaged over classes.
+        top1: Share of right predictions, in [0, 1].
+        macro_f1: F1 averaged over the classes that occur, in [0, 1].
         confusion: Rows are true classes, columns predicted ones.
         classes: Labels of rows and columns.
     """
@@ -64,21 +65,21 @@ class Probe:
     Attributes:
         kind: ``logistic`` regression, ``ridge`` regression to one-hot labels, or ``knn``: a vote
             of the nearest neighbours by cosine.
-        strength: Regularisation: the inverse one of ``logistic``, that of ``ridge``.
-        neighbours: How many vote.
+        strength: Regularisation of ``ridge``; its inverse for ``logistic``.
+        neighbours: Number of neighbours that vote.
     """
 
     def __init__(
         self, kind: ProbeKind = "logistic", *, strength: float = 1.0, neighbours: int = 20
     ) -> None:
-        """Starts a probe that has not learnt anything.
+        """Makes an unfitted probe.
 
         Raises:
-            ProbeError: If a setting makes no sense.
+            ProbeError: If the kind is unknown or a number not positive.
         """
         if kind not in get_args(ProbeKind) or strength <= 0 or neighbours < 1:
             msg = (
-                f"Probe: kind must be one of {', '.join(get_args(ProbeKind))}, strength and "
+                f"kind must be one of {', '.join(get_args(ProbeKind))}, strength and "
                 f"neighbours positive, got {kind!r}, {strength} and {neighbours}."
             )
             raise ProbeError(msg)
@@ -90,43 +91,41 @@ class Probe:
     def fit(
         self, features: Shaped[np.ndarray, "items ..."], labels: Int[np.ndarray, " items"]
     ) -> "Probe":
-        """Learns from labelled features.
+        """Fits the probe to labelled features and returns it.
 
         Args:
             features: One row per item; further axes are flattened.
             labels: A whole number per item, at least two different ones.
 
-        Returns:
-            Itself.
-
         Raises:
-            ProbeError: If there is too little, or features are not finite.
+            ProbeError: If labels do not match the features, have one class only, or features are
+                not finite.
             MissingExtraError: If scikit-learn is missing.
         """
         rows = _rows(features)
         classes, targets = np.unique(labels, return_inverse=True)
         if len(rows) != len(labels) or len(classes) < 2:
             msg = (
-                "Probe.fit: there must be one label per item and two classes or more, got "
+                "A probe needs one label per item and at least two classes, got "
                 f"{len(rows)} items, {len(labels)} labels and {len(classes)} classes."
             )
             raise ProbeError(msg)
         mean, scale = rows.mean(axis=0), rows.std(axis=0)
-        scale = np.where(scale > _TINY, scale, 1.0).astype(np.float32)
+        scale = np.where(scale > _TINY, scale, 1.0).astype(np.float32)  # constant values stay 0
         self._arrays = {"classes": classes.astype(np.int64), "mean": mean, "scale": scale}
-        learnt = self._learnt((rows - mean) / scale, targets, len(classes))
+        fitted = self._fitted((rows - mean) / scale, targets, len(classes))
         self._arrays |= {
-            name: np.ascontiguousarray(array, dtype=np.float32) for name, array in learnt.items()
+            name: np.ascontiguousarray(array, dtype=np.float32) for name, array in fitted.items()
         }
         return self
 
     def probabilities(
         self, features: Shaped[np.ndarray, "items ..."]
     ) -> Float[np.ndarray, "items classes"]:
-        """Returns how probable every class is; of ``ridge`` a softmax of its scores.
+        """Returns the probability of every class; ``ridge`` gives a softmax of its scores.
 
         Raises:
-            ProbeError: If the probe has learnt nothing, or features have another length.
+            ProbeError: If the probe is not fitted, or features have another length.
         """
         rows = self._standard(features)
         if self.kind == "knn":
@@ -139,7 +138,7 @@ class Probe:
         """Returns the most probable class of every item.
 
         Raises:
-            ProbeError: If the probe has learnt nothing, or features have another length.
+            ProbeError: If the probe is not fitted, or features have another length.
         """
         found = self.probabilities(features)
         best = found.argmax(axis=1)
@@ -151,7 +150,7 @@ class Probe:
         """Compares predictions with true labels.
 
         Raises:
-            ProbeError: If the probe has learnt nothing, or features have another length.
+            ProbeError: If the probe is not fitted, or features have another length.
         """
         predicted = self.predict(features).labels
         classes = np.union1d(self._arrays["classes"], labels)
@@ -159,10 +158,8 @@ class Probe:
         np.add.at(
             confusion, (np.searchsorted(classes, labels), np.searchsorted(classes, predicted)), 1
         )
-        right = np.diag(confusion)
-        total = np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
-        occurring = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
-        f1 = (2 * right / total)[occurring]
+        counts = confusion.sum(axis=0) + confusion.sum(axis=1)  # 2 TP + FP + FN per class
+        f1 = 2 * np.diag(confusion)[counts > 0] / counts[counts > 0]
         top1 = float((predicted == labels).mean())
         return Score(top1, float(f1.mean()), confusion, tuple(int(label) for label in classes))
 
@@ -170,7 +167,7 @@ class Probe:
         """Writes ``probe.safetensors`` and ``probe.json``.
 
         Raises:
-            ProbeError: If the probe has learnt nothing.
+            ProbeError: If the probe is not fitted.
         """
         folder = as_path(folder)
         self._check_fitted()
@@ -185,28 +182,26 @@ class Probe:
         """Reads what :meth:`save` wrote; nothing in it can execute code.
 
         Raises:
-            ProbeError: If it is damaged, or of a newer f3rm.
+            ProbeError: If it is damaged, or another version wrote it.
         """
         folder = as_path(folder)
         try:
             plain: dict[str, Any] = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
             if plain.pop("version") != _VERSION:
-                raise ValueError("it is of another version")
+                raise ValueError("another version wrote it")
             probe = cls(**plain)
             probe._arrays = load_file(str(folder / _ARRAYS))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            msg = (
-                f"Probe.load: {str(folder)!r} must hold a saved probe, got: {error}. Fit it again."
-            )
+            msg = f"{str(folder)!r} has no usable saved probe: {error}. Fit it again."
             raise ProbeError(msg) from error
         return probe
 
-    def _learnt(
+    def _fitted(
         self, rows: Float[np.ndarray, "items values"], targets: np.ndarray, num_classes: int
     ) -> dict[str, np.ndarray]:
         if self.kind == "knn":
             return {"rows": _unit(rows), "targets": targets}
-        linear = require("sklearn.linear_model", extra="probe", purpose="Probe.fit: a linear probe")
+        linear = require("sklearn.linear_model", extra="probe", purpose="Fitting a linear probe")
         if self.kind == "ridge":
             model = linear.Ridge(alpha=self.strength).fit(rows, np.eye(num_classes)[targets])
             return {"weights": model.coef_, "bias": model.intercept_}
@@ -233,21 +228,21 @@ class Probe:
         rows = _rows(features)
         if rows.shape[1] != len(self._arrays["mean"]):
             msg = (
-                f"Probe: features must have {len(self._arrays['mean'])} values per item, as when "
-                f"it was fitted, got {rows.shape[1]}. Use the same tap."
+                f"The probe was fitted to {len(self._arrays['mean'])} values per item, got "
+                f"{rows.shape[1]}. Use the same tap."
             )
             raise ProbeError(msg)
         return (rows - self._arrays["mean"]) / self._arrays["scale"]
 
     def _check_fitted(self) -> None:
         if not self._arrays:
-            raise ProbeError("Probe: it must have learnt first, got no call of fit. Call fit.")
+            raise ProbeError("The probe is not fitted yet. Call fit.")
 
 
 def _rows(features: Shaped[np.ndarray, "items ..."]) -> Float[np.ndarray, "items values"]:
     rows = np.asarray(features, dtype=np.float32).reshape(len(features), -1)
     if not np.isfinite(rows).all():
-        raise ProbeError("Probe: features must be finite, got NaN or infinity. Check the model.")
+        raise ProbeError("Features hold NaN or infinity. Check the model.")
     return rows
 
 

@@ -1,14 +1,13 @@
-"""Many images and videos to disk: one call, with the engine that also feeds feature fields.
+"""Extraction of taps to disk, in one call.
 
-Per split, a folder holds ``<split>.items.json`` (names, labels, order) and a cache of the engine.
-Chunks, resuming, several workers, failures and validity are those of :mod:`f3rm.extract`.
+The output folder has, per split, ``<split>.items.json`` (names, labels, order) and a cache in the
+folder ``<split>``. Chunks, resuming, workers, failures and validity are those of
+:mod:`f3rm.extract`.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
@@ -16,16 +15,15 @@ from f3rm.errors import BackboneRef, CacheError, StrPath, as_path
 from f3rm.extract.engines import Engine, run_with
 from f3rm.extract.extraction import wanted
 from f3rm.extract.job import LoadBackbone, OnError
-from f3rm.extract.taps.lists import ItemList, list_items
+from f3rm.extract.taps.lists import ItemList, list_items, split_folder, write_split
 from f3rm.extract.taps.runner import TapRunner
 from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.splits import split_folder, write_items
 from f3rm.extract.taps.store import TapStore
 from f3rm.extract.taps.worker import TapJob, TapWorker
 from f3rm.store.device import is_first_rank, resolve_device
 
 Shard = int | Literal["auto", "batch", "all"]
-"""Items per file: a number, every batch, all in one, or what a file of some 256 MB holds."""
+"""Items per file: a number, one batch, all of them, or as many as 256 MB hold."""
 
 _SHARD_BYTES = 1 << 28
 _LARGEST_SHARD = 4096
@@ -48,23 +46,24 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     progress: bool = True,
     load: LoadBackbone = load_backbone,
 ) -> TapStore:
-    """Extracts features of images and videos, or opens what is there already and still fits.
+    """Extracts features of images and videos, or opens them if they are extracted already.
 
     Several processes may run the same call at once, on one machine or on several (torchrun,
     Slurm): they share the chunks, and every item is computed once.
 
     Args:
         items: A list, or anything that :func:`f3rm.extract.taps.lists.list_items` takes.
-        spec: What to compute.
-        out: Where results go; splits lie beside one another in it.
+        spec: The specification.
+        out: Folder of the results, common to all splits.
         split: Name of this list of items, e.g. ``train``.
-        shard: Items per file. Which file an item goes to depends on the list alone.
+        shard: Items per file. The file of an item depends on the list alone.
         batch_size: Items per network call; None chooses by image size.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        overwrite: Whether to compute everything anew.
-        on_error: Whether an item that fails ends the run, or is noted; others keep their indices.
-        engine: Who starts several workers.
-        workers: How many.
+        overwrite: Whether to compute everything again.
+        on_error: Whether an item that fails ends the run, or is recorded; others keep their
+            indices.
+        engine: Starts the workers if there are several.
+        workers: Number of workers.
         progress: Whether to show progress bars.
         load: Loads the backbone.
 
@@ -72,7 +71,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         The results, open for reading.
 
     Raises:
-        F3rmError: If something is wrong with the items, the model, a tap, the device or the disk.
+        F3rmError: If the items, the model, a tap, the device or the disk cannot be used.
     """
     out = as_path(out)
     chosen = items if isinstance(items, ItemList) else list_items(items)
@@ -87,31 +86,21 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         on_error=on_error,
         progress=progress,
     )
-    load = _Checked(load, spec)
-    if wanted(job)[0] is None:
-        load.check(resolve_device(device))  # before a million images are looked at
+    load = _LoadOnce(load)
+    if wanted(job)[0] is None:  # wrong taps fail here, before a million images are checked
+        TapRunner(load(spec.backbone, device=resolve_device(device), towers=("image",)), spec)
     run_with(job, engine=engine, workers=workers, load=load, worker=TapWorker)
     if is_first_rank():
-        write_items(out, split, chosen)
+        write_split(out, split, chosen)
     return TapStore.open(out, split, items=chosen)
 
 
-class _Checked:
-    """Loads a backbone once per process, and checks the taps at once; travels without it."""
+class _LoadOnce:
+    """Loads a backbone once per process, so that checking the taps first costs no second load."""
 
-    def __init__(self, load: LoadBackbone, spec: ExtractionSpec) -> None:
+    def __init__(self, load: LoadBackbone) -> None:
         self._load = load
-        self._spec = spec
         self._loaded: Backbone | None = None
-
-    def check(self, device: torch.device) -> None:
-        """Loads the backbone and checks that it has the taps.
-
-        Raises:
-            TapError: If it has not.
-            BackboneUnavailableError: If it cannot be had.
-        """
-        TapRunner(self(self._spec.backbone, device=device, towers=("image",)), self._spec)
 
     def __call__(self, ref: BackboneRef, **options: Any) -> Backbone:
         if self._loaded is None:
@@ -119,7 +108,7 @@ class _Checked:
         return self._loaded
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _Checked, (self._load, self._spec)
+        return _LoadOnce, (self._load,)  # other processes load their own
 
 
 def make_job(
@@ -131,18 +120,18 @@ def make_job(
     batch_size: int | None = None,
     **options: Any,
 ) -> TapJob:
-    """Describes an extraction to the engine.
+    """Returns the job of an extraction.
 
     Args:
-        items: What to extract.
-        spec: What to compute.
-        folder: Where the split goes.
+        items: The items.
+        spec: The specification.
+        folder: Folder of the split.
         shard: Items per file.
-        batch_size: Items per network call.
+        batch_size: Items per network call; None chooses by image size.
         options: Further fields of :class:`~f3rm.extract.job.Job`.
 
     Raises:
-        CacheError: If ``shard`` is none of the choices.
+        CacheError: If ``shard`` is not a choice.
     """
     folder = as_path(folder)
     sizes: dict[Shard, int] = {
@@ -152,8 +141,7 @@ def make_job(
     }
     size = shard if isinstance(shard, int) else sizes.get(shard)
     if size is None or size < 1:
-        msg = f"extract: shard must be auto, batch, all or at least 1, got {shard!r}."
-        raise CacheError(msg)
+        raise CacheError(f"shard must be auto, batch, all or at least 1, got {shard!r}.")
     return TapJob(
         items=items.items,
         spec=spec.recorded(),

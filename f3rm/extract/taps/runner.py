@@ -1,4 +1,8 @@
-"""One model, one preparation, several taps: what live computing and extraction to disk share."""
+"""Several taps of one model in one pass, for live computing and extraction to disk.
+
+Where a tap averages cells, cells of padding must not count. The backbone then reads the tap up to
+that operation, and :class:`TapRunner` does the rest on the cells that show the image.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,18 +23,21 @@ from f3rm.extract.taps.video import fit_length
 from f3rm.store.geometry import Size
 
 _REDUCTIONS = ("mean", "amax")
+"""Operations over all cells, which can leave the padding out."""
+
 _MIXING = ("avg", "max", "adaptive_avg", "adaptive_max", "flatten")
+"""Operations after which cells of padding can no longer be told from the others."""
 
 
 @dataclass(frozen=True)
 class InputKind:
-    """What inputs must have in common to go through a network together.
+    """Properties that inputs of one network call share.
 
     Attributes:
         canvas: Height and width of the network input.
-        kept: The part of it that shows the image.
-        frames: How many frames.
-        is_clip: Whether there is an axis of time, even of one frame.
+        kept: Height and width of the part of it that shows the image.
+        frames: Number of frames.
+        is_clip: Whether there is a time axis, even of one frame.
     """
 
     canvas: Size
@@ -44,15 +51,15 @@ class TapRunner:
 
     Attributes:
         backbone: The model.
-        spec: What is computed.
-        taps: The taps, parsed, by name.
+        spec: The specification.
+        taps: The parsed taps by name.
     """
 
     def __init__(self, backbone: Backbone, spec: ExtractionSpec) -> None:
         """Checks that the model has the taps.
 
         Raises:
-            TapError: If it has not.
+            TapError: If it does not have one.
         """
         self.backbone = backbone
         self.spec = spec
@@ -61,16 +68,16 @@ class TapRunner:
         self._video = backbone if isinstance(backbone, VideoBackbone) else None
 
     def place(self, size: Size) -> Placement:
-        """Returns where an image of a (height, width) lies in the network input."""
+        """Returns the position of an image of this (height, width) in the network input."""
         return self.spec.prep.place(size, self.backbone.patch_size)
 
     def kind(self, size: Size, available: int = 1, *, is_image: bool = True) -> InputKind:
-        """Returns what a file becomes.
+        """Returns the kind of a file's network input.
 
         Args:
-            size: Its height and width in pixels.
-            available: Its frames.
-            is_image: Whether it is an image and no video.
+            size: Height and width of the image or video in pixels.
+            available: Number of its frames.
+            is_image: Whether it is an image, not a video.
         """
         place, policy = self.place(size), self.spec.frames
         stride = self._video.temporal_stride if self._video else 1
@@ -85,7 +92,7 @@ class TapRunner:
 
         Args:
             frames: Decoded RGB.
-            kind: What :meth:`kind` gave for the file.
+            kind: The result of :meth:`kind` for the file.
         """
         place = self.place((frames.shape[1], frames.shape[2]))
         images = [
@@ -105,57 +112,56 @@ class TapRunner:
     def run(
         self, inputs: Float[Tensor, "batch frames 3 height width"], kind: InputKind
     ) -> dict[str, Shaped[Tensor, "batch ..."]]:
-        """Computes every tap, pooled on the device; padding does not count where cells are pooled.
+        """Computes every tap, pooled on the device and without the cells of padding.
 
         Args:
             inputs: Items of one kind.
-            kind: What they have in common.
+            kind: Their kind.
 
         Returns:
             Values by tap, channels last.
         """
-        reads = {name: self._read_tap(tap, kind) for name, tap in self.taps.items()}
+        cuts = {name: self._padding_cut(tap, kind) for name, tap in self.taps.items()}
+        reads = {name: replace(tap, ops=tap.ops[: cuts[name]]) for name, tap in self.taps.items()}
         if self._video is not None:
             clips = inputs.transpose(1, 2)  # (batch, 3, frames, height, width)
             found = self._video.run_video(clips, tuple(reads.values()))
         else:
             found = self.backbone.run(inputs.flatten(0, 1), tuple(reads.values()))
         values: dict[str, Tensor] = {}
-        for name, tap in reads.items():
-            value = self._masked(name, found[tap], kind)
+        for name, read in reads.items():
+            value = found[read]
+            if cuts[name] is not None:
+                ops = self.taps[name].ops[cuts[name] :]
+                value = apply_ops(self._shown(read, value, kind), ops, "tokens")
             if self._video is None:
                 value = value.unflatten(0, inputs.shape[:2])  # (batch, frames, ...)
-            values[name] = self._over_time(name, value, kind)
+            values[name] = self._over_time(self.taps[name], value, kind)
         return values
 
-    def shapes(self, canvas: Size, frames: int = 1, *, is_clip: bool = False) -> Shapes:
-        """Returns what :meth:`run` gives per item, without computing.
-
-        Args:
-            canvas: Height and width of the network input.
-            frames: How many frames.
-            is_clip: Whether there is an axis of time.
+    def shapes(self, kind: InputKind) -> Shapes:
+        """Returns the shapes of one item's values by tap, as :meth:`run` gives them.
 
         Raises:
             TapError: If a tap does not fit the model.
-            ValueError: If a size does not.
+            ValueError: If the canvas is not a whole number of patches.
         """
         shapes: dict[str, Shape] = {}
         for name, tap in self.taps.items():
             if self._video is not None:
-                shape = self._video.video_shape(tap, frames, *canvas)
+                shape = self._video.video_shape(tap, kind.frames, *kind.canvas)
                 timed = tap.form("map") == "map"
             else:
-                shape = (frames, *self.backbone.shape(tap, *canvas))
-                timed = is_clip
+                shape = (kind.frames, *self.backbone.shape(tap, *kind.canvas))
+                timed = kind.is_clip
             dropped = self.spec.frames.pool != "none" if timed else self._video is None
             shapes[name] = shape[1:] if dropped else shape
         return shapes
 
-    def _over_time(self, name: str, value: Tensor, kind: InputKind) -> Tensor:
-        """Pools over time, or drops the axis of what has no time."""
-        if self._video is not None and self.taps[name].form("map") != "map":
-            return value
+    def _over_time(self, tap: Tap, value: Tensor, kind: InputKind) -> Tensor:
+        """Pools over time, or drops the time axis of images."""
+        if self._video is not None and tap.form("map") != "map":
+            return value  # the video backbone has pooled over time already
         if not kind.is_clip:
             return value[:, 0]
         pool = self.spec.frames.pool
@@ -163,45 +169,39 @@ class TapRunner:
             return value
         return value.mean(1) if pool == "mean" else value.amax(1)
 
-    def _read_tap(self, tap: Tap, kind: InputKind) -> Tap:
-        """Returns the tap without what must know of padding."""
-        cut = self._masked_from(tap, kind)
-        return tap if cut is None else replace(tap, ops=tap.ops[:cut])
-
-    def _masked_from(self, tap: Tap, kind: InputKind) -> int | None:
-        """Returns which operation would average padding with the image; None if none would."""
+    def _padding_cut(self, tap: Tap, kind: InputKind) -> int | None:
+        """Returns the index of the operation that would average padding; None if none would."""
         names = [op.name for op in tap.ops]
         cut = next((index for index, name in enumerate(names) if name in _REDUCTIONS), None)
         if cut is None or kind.kept == kind.canvas:
             return None
         if set(names[:cut]) & set(_MIXING):
             msg = (
-                f"TapRunner: pooling must not mix padding with the image, but {str(tap)!r} pools "
-                f"windows of an input padded from {kind.kept} to {kind.canvas}. Pool all cells at "
-                "once, or choose another fit than pad."
+                f"The tap {str(tap)!r} would mix padding with the image: it pools windows of an "
+                f"input padded from {kind.kept} to {kind.canvas}. Pool all cells at once, or "
+                "choose another fit than pad."
             )
             raise SpecError(msg)
         layer = find_layer(self.backbone.layers(), tap)
         return cut if tap.read_form(layer.kind) in ("map", "tokens") else None
 
-    def _masked(self, name: str, values: Tensor, kind: InputKind) -> Tensor:
-        """Does what is left of a tap on the cells that show the image."""
-        tap = self.taps[name]
-        cut = self._masked_from(tap, kind)
-        if cut is None:
-            return values
+    def _shown(
+        self, tap: Tap, values: Shaped[Tensor, "batch ..."], kind: InputKind
+    ) -> Shaped[Tensor, "batch shown channels"]:
+        """Returns the tokens, or the cells of a map, that are not padding."""
         layer = find_layer(self.backbone.layers(), tap)
         cells = values.flatten(1, values.ndim - 2)  # (batch, cells, channels)
         if tap.read_form(layer.kind) == "tokens":
             grid = self.backbone.grid_of(kind.canvas)
+            # Class token and registers come first and always count.
             num_others = cells.shape[1] if tap.select == "reg" else layer.prefix_tokens
         else:
             grid, num_others = (values.shape[-3], values.shape[-2]), 0
         mask = torch.ones(cells.shape[1], dtype=torch.bool)
         inside = shown_cells(grid, kind)
-        if num_others < len(mask):
+        if num_others < len(mask):  # once per step of a video
             mask[num_others:] = inside.repeat((len(mask) - num_others) // len(inside))
-        return apply_ops(cells[:, mask.to(cells.device)], tap.ops[cut:], "tokens")
+        return cells[:, mask.to(cells.device)]
 
 
 def shown_cells(grid: Size, kind: InputKind) -> Bool[Tensor, " cells"]:
@@ -209,8 +209,9 @@ def shown_cells(grid: Size, kind: InputKind) -> Bool[Tensor, " cells"]:
 
     Args:
         grid: Rows and columns of the map, which covers the whole network input.
-        kind: What that shows.
+        kind: The kind of that input.
     """
+    # The centre (cell + 0.5) * whole / cells is compared without the division, which may round.
     inside = [
         (torch.arange(cells) + 0.5) * whole < shown * cells
         for cells, whole, shown in zip(grid, kind.canvas, kind.kept, strict=True)

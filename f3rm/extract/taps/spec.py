@@ -1,4 +1,4 @@
-"""What to extract: a backbone, taps, and how images become its input; YAML or JSON in and out."""
+"""The specification of an extraction: backbone, taps and preparation, as YAML or JSON."""
 
 import contextlib
 import json
@@ -11,22 +11,20 @@ import yaml
 
 from f3rm.backbones.taps import Tap, parse_taps
 from f3rm.errors import BackboneRef, F3rmError, StrPath, as_path
-from f3rm.extract.taps.choices import check_settings
 from f3rm.extract.taps.prep import Prep
+from f3rm.extract.taps.settings import check_settings, read_yaml
 from f3rm.extract.taps.video import FramePolicy
-from f3rm.extract.taps.yaml_files import read_yaml
 from f3rm.store.spec import PRESETS, FeatureSpec, Precision, StoredDtype
 
 FORMAT_VERSION = 1
-"""Raised when the same settings would give other values, so that no older result is mistaken."""
+"""Increased when the same settings would give other values, so that older results are refused."""
 
 _UNNAMED = re.compile(r"^[^a-z0-9]+|[^a-z0-9._-]")
-
-_CHOICES = {"precision": Precision, "dtype": StoredDtype}
+"""Letters of an adapter's name that the name of a feature type cannot have."""
 
 
 class SpecError(F3rmError):
-    """A specification is incomplete or contradicts itself."""
+    """A specification is incomplete, or one of its settings is impossible."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,12 @@ class ExtractionSpec:
 
     Attributes:
         backbone: The model.
-        taps: What is read out of it, in the words of :mod:`f3rm.backbones.taps`; also the names of
-            the results.
-        prep: How images become network inputs.
-        frames: Which frames of videos count.
-        precision: What the network computes in; ``auto`` takes what is extracted already, else
-            what suits the device.
+        taps: Where the model is read, as :mod:`f3rm.backbones.taps` writes it; the texts are also
+            the names of the results.
+        prep: Preparation of the network inputs.
+        frames: Selection of the frames of videos.
+        precision: Number format of the network; ``auto`` accepts any that is extracted already,
+            else takes the best one for the device.
         dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
         background: RGB colour in [0, 1] behind images with an alpha channel.
     """
@@ -58,9 +56,8 @@ class ExtractionSpec:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if not names or repeated:
             found = f"{repeated[0]!r} twice" if repeated else "none"
-            msg = f"ExtractionSpec: taps must be some, each once, got {found}. Correct the list."
-            raise SpecError(msg)
-        check_settings(ExtractionSpec, vars(self), _CHOICES, SpecError)
+            raise SpecError(f"taps must be one or more, each once, got {found}.")
+        check_settings(ExtractionSpec, vars(self), SpecError)
         object.__setattr__(self, "taps", names)
 
     @classmethod
@@ -70,42 +67,34 @@ class ExtractionSpec:
         """Makes a specification from short forms.
 
         Args:
-            backbone: ``adapter:model`` or ``adapter:model@weights``, or a reference.
+            backbone: ``adapter:model`` or ``adapter:model@weights``, a feature type, or a
+                reference.
             taps: One or several.
             settings: Further fields; ``prep`` and ``frames`` may be mappings.
 
         Raises:
-            SpecError: If something makes no sense.
+            SpecError: If a setting is unknown or has an impossible value.
             TapError: If a tap is malformed.
         """
         chosen = (taps,) if isinstance(taps, str) else tuple(taps)
         return cls.from_dict({"backbone": backbone, "taps": list(chosen), **settings})
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for YAML and JSON."""
-        return {
-            "backbone": asdict(self.backbone),
-            "taps": list(self.taps),
-            "prep": self.prep.to_dict(),
-            "frames": self.frames.to_dict(),
-            "precision": self.precision,
-            "dtype": self.dtype,
-            "background": list(self.background),
-        }
+        """Returns lists, dicts, texts and numbers, for YAML and JSON."""
+        return json.loads(json.dumps(asdict(self)))  # makes lists of tuples
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "ExtractionSpec":
-        """Rebuilds the value written by :meth:`to_dict`; what is left out has its default.
+        """Rebuilds the value written by :meth:`to_dict`; missing settings have their defaults.
 
         Raises:
             SpecError: If a field is unknown, missing or of the wrong kind.
             TapError: If a tap is malformed.
         """
-        check_settings(cls, plain, _CHOICES, SpecError)
+        check_settings(cls, plain, SpecError)
         missing = [name for name in ("backbone", "taps") if name not in plain]
         if missing:
-            msg = f"ExtractionSpec: backbone and taps must be given, got no {missing[0]!r}. Add it."
-            raise SpecError(msg)
+            raise SpecError(f"A specification needs backbone and taps, but has no {missing[0]!r}.")
         values = dict(plain)
         values["backbone"] = _backbone(values["backbone"])
         values["taps"] = _tap_texts(values["taps"])
@@ -123,34 +112,21 @@ class ExtractionSpec:
         """Reads a YAML or JSON file.
 
         Raises:
-            SpecError: If it cannot be read, or holds no specification.
+            SpecError: If it cannot be read, or is not a specification.
+            TapError: If a tap is malformed.
         """
-        path = as_path(path)
-        try:
-            plain = read_yaml(path)
-        except (OSError, ValueError) as error:
-            msg = f"ExtractionSpec.load: {str(path)!r} must be readable YAML, got: {error}"
-            raise SpecError(msg) from error
-        if not isinstance(plain, Mapping):
-            msg = (
-                f"ExtractionSpec.load: {str(path)!r} must hold backbone and taps, got "
-                f"{type(plain).__name__}. See docs/extraction.md for an example."
-            )
-            raise SpecError(msg)
-        return cls.from_dict(plain)
+        return cls.from_dict(read_settings(path))
 
     def save(self, path: StrPath) -> None:
         """Writes a YAML file that :meth:`load` reads."""
-        path = as_path(path)
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
-
-    def with_weights(self, weights: str) -> "ExtractionSpec":
-        """Returns the same specification with other weights."""
-        return replace(self, backbone=replace(self.backbone, weights=weights))
+        as_path(path).write_text(text, encoding="utf-8")
 
     def recorded(self) -> FeatureSpec:
-        """Returns what the engine of :mod:`f3rm.extract` keeps: all of it is in the tap's text."""
+        """Returns the specification as caches record it; the field ``tap`` holds the settings.
+
+        The text is part of the cache's key, so its keys are sorted and it has no spaces.
+        """
         settings = {"format": FORMAT_VERSION, **self.to_dict()}
         for name in ("backbone", "precision", "dtype", "background"):
             del settings[name]  # these have fields of their own
@@ -158,7 +134,7 @@ class ExtractionSpec:
             name=_UNNAMED.sub("-", self.backbone.adapter.lower()) or "taps",
             backbone=self.backbone,
             tap=json.dumps(settings, sort_keys=True, separators=(",", ":")),
-            short_side=1,
+            short_side=1,  # ignored: sizes are those of the preparation
             interpolation=self.prep.interpolation,
             background=self.background,
             dtype=self.dtype,
@@ -167,19 +143,19 @@ class ExtractionSpec:
 
     @classmethod
     def of_recorded(cls, spec: FeatureSpec) -> "ExtractionSpec":
-        """Rebuilds the value from what :meth:`recorded` gave.
+        """Rebuilds the value that :meth:`recorded` wrote.
 
         Raises:
-            SpecError: If it was made by something else.
+            SpecError: If the cache was extracted without taps, or by another version.
         """
         try:
             settings = json.loads(spec.tap)
             if settings.pop("format") != FORMAT_VERSION:
-                raise ValueError("it is of another version")
+                raise ValueError("another version wrote it")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             msg = (
-                "ExtractionSpec: the folder must hold an extraction of this toolkit, got features "
-                f"of the type {spec.name!r} ({error}). Open it with f3rm.store.reader."
+                f"The features {spec.name!r} were not extracted with --tap or --spec ({error}). "
+                "Open them with f3rm.store.reader, or extract again."
             )
             raise SpecError(msg) from error
         plain = {"backbone": asdict(spec.backbone), "background": list(spec.background)}
@@ -187,8 +163,27 @@ class ExtractionSpec:
         return cls.from_dict({**settings, **plain, **chosen})
 
 
+def read_settings(path: StrPath) -> Mapping[str, Any]:
+    """Reads a YAML or JSON file whose content is a mapping.
+
+    Raises:
+        SpecError: If it cannot be read, or holds something else.
+    """
+    path = as_path(path)
+    try:
+        plain = read_yaml(path)
+    except FileNotFoundError as error:
+        raise SpecError(f"No such file: {str(path)!r}.") from error
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{str(path)!r} is not readable YAML: {error}") from error
+    if not isinstance(plain, Mapping):
+        msg = f"{str(path)!r} must hold settings by name, got a {type(plain).__name__}. "
+        raise SpecError(f"{msg}See docs/toolkit.md for an example.")
+    return plain
+
+
 def parse_backbone(text: str) -> BackboneRef:
-    """Reads ``adapter:model``, or the name of a feature type for its model; either ``@weights``.
+    """Reads ``adapter:model``, or a feature type for its model; both with ``@weights`` or without.
 
     Raises:
         SpecError: If there is no adapter or no model.
@@ -201,11 +196,22 @@ def parse_backbone(text: str) -> BackboneRef:
     model, _, weights = rest.partition("@")
     if not adapter or not model:
         msg = (
-            "parse_backbone: backbone must look like adapter:model@weights or be a feature type, "
-            f"got {text!r}. Write e.g. dinov2:facebook/dinov2-base; f3rm models lists some."
+            f"A backbone is adapter:model@weights or a feature type, got {text!r}. Write e.g. "
+            "dinov2:facebook/dinov2-base; f3rm models lists adapters and types."
         )
         raise SpecError(msg)
     return BackboneRef(adapter, model, weights)
+
+
+def _backbone(value: object) -> BackboneRef:
+    if isinstance(value, BackboneRef):
+        return value
+    if isinstance(value, str):
+        return parse_backbone(value)
+    if isinstance(value, Mapping) and all(isinstance(word, str) for word in value.values()):
+        with contextlib.suppress(TypeError):  # missing or unknown fields
+            return BackboneRef(**{"weights": "", **value})
+    raise _wrong("backbone", "adapter:model@weights, or adapter, model and weights", value)
 
 
 def _tap_texts(value: object) -> tuple[str | Tap, ...]:
@@ -225,21 +231,4 @@ def _colour(value: object) -> tuple[float, float, float]:
 
 
 def _wrong(name: str, wanted: str, value: object) -> SpecError:
-    msg = f"ExtractionSpec: {name} must be {wanted}, got {value!r}. Correct it."
-    return SpecError(msg)
-
-
-def _backbone(value: object) -> BackboneRef:
-    if isinstance(value, BackboneRef):
-        return value
-    if isinstance(value, str):
-        return parse_backbone(value)
-    if isinstance(value, Mapping) and {"adapter", "model"} <= set(value):
-        known = {"adapter", "model", "weights"}
-        if set(value) <= known and all(isinstance(word, str) for word in value.values()):
-            return BackboneRef(**{"weights": "", **value})
-    msg = (
-        "ExtractionSpec: backbone must be adapter:model@weights, or have adapter, model and "
-        f"weights, got {value!r}. Correct it."
-    )
-    raise SpecError(msg)
+    return SpecError(f"{name} must be {wanted}, got {value!r}.")

@@ -1,6 +1,6 @@
-"""Reading what was extracted: all items, a random sample, batches, single ones.
+"""Reading an extraction: all items, a random sample, batches, single items.
 
-Files are memory-mapped; nothing is read but the tap and the items asked for.
+Files are memory-mapped; only the wanted tap of the wanted items is read.
 """
 
 import json
@@ -16,22 +16,15 @@ from f3rm.backbones.taps import Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import CacheError, StrPath, as_path
 from f3rm.extract.taps.layout import Layout, Shape
-from f3rm.extract.taps.lists import ItemList
+from f3rm.extract.taps.lists import ItemList, read_split, split_folder
 from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.splits import read_items, split_folder
 from f3rm.extract.taps.worker import SHAPES
 from f3rm.store.chunks import map_chunk
 from f3rm.store.manifest import Manifest, read_manifest
 from f3rm.store.records import ChunkRecord
 
-_UNREADABLE = (
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+# Errors that an altered manifest can cause on the way to its shapes.
+_UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Table(NamedTuple):
@@ -39,8 +32,8 @@ class Table(NamedTuple):
 
     Attributes:
         features: One row per item, channels last; of the stored type.
-        targets: (items,) labels; None if there are none.
-        indices: (items,) positions in the list that was extracted.
+        targets: (items,) labels; None without labels.
+        indices: (items,) positions in the extracted list.
         names: Names of the items.
     """
 
@@ -49,25 +42,38 @@ class Table(NamedTuple):
     indices: Int[np.ndarray, " items"]
     names: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls,
+        features: Shaped[np.ndarray, "items ..."],
+        items: ItemList,
+        indices: Int[np.ndarray, " items"],
+    ) -> "Table":
+        """Adds labels and names to the features of the items at ``indices``."""
+        targets = None if items.targets is None else np.array(items.targets, np.int64)[indices]
+        names = items.names
+        return cls(features, targets, indices, tuple(names[index] for index in indices.tolist()))
+
 
 class TapStore:
     """One split of an extraction, open for reading.
 
     Attributes:
-        folder: Where its chunks lie.
+        folder: The folder of its chunks.
         split: Its name.
-        spec: What was extracted.
-        items: All items that were asked for, whether they succeeded or not.
-        failed: Why items have no features, by name.
-        indices: Positions in :attr:`items` of those that have features, ascending.
-        dtype: Type on disk; the widest where chunks differ.
+        spec: The specification.
+        items: All items of the list, failed ones too.
+        failed: Name of a failed item -> reason.
+        indices: Positions in :attr:`items` of those with features, ascending.
+        dtype: Type on disk; the widest if chunks differ.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, items: ItemList) -> None:
         """Maps the chunks that a manifest names; see :meth:`open`.
 
         Raises:
-            CacheError: If the chunks were not written by this toolkit.
+            SpecError: If the cache was extracted without taps.
+            CacheError: If its chunks do not have the shapes of its taps.
         """
         self.folder = folder
         self.split = folder.name
@@ -78,8 +84,9 @@ class TapStore:
         self._layouts = _layouts(folder, manifest, self.taps)
         self._chunks = [map_chunk(folder, chunk) for chunk in manifest.chunks]
         self.dtype = np.result_type(*(chunk.dtype for chunk in self._chunks))
-        self._places = {image.name: (image.chunk, image.row) for image in manifest.images}
-        found = (index for index, name in enumerate(items.names) if name in self._places)
+        # Name -> (chunk, row): rows are in the order of extraction, not of the list.
+        self._rows = {image.name: (image.chunk, image.row) for image in manifest.images}
+        found = (index for index, name in enumerate(items.names) if name in self._rows)
         self.indices = np.fromiter(found, dtype=np.int64)
 
     @classmethod
@@ -88,16 +95,15 @@ class TapStore:
 
         Args:
             out: The folder that was given to :func:`f3rm.extract.taps.run.extract`.
-            split: Which list of items.
-            items: The items, if they are at hand; else they are read from the folder.
+            split: The split's name.
+            items: The items; None reads them from the folder.
 
         Raises:
             CacheError: If there is no such split, or it is damaged.
         """
         out = as_path(out)
         folder = split_folder(out, split)
-        if items is None:
-            items = read_items(out, split)
+        items = read_split(out, split) if items is None else items
         return cls(folder, read_manifest(folder), items)
 
     def __len__(self) -> int:
@@ -118,20 +124,20 @@ class TapStore:
 
         Args:
             index: Position in the list of items.
-            tap: Which one; may be left out if there is only one.
+            tap: The tap; None if the store has only one.
 
         Raises:
             CacheError: If there is no such tap.
             IndexError: If the item has no features.
         """
-        chunk, _ = self._place(index)
+        chunk, _ = self._row(index)
         return self._layouts[chunk].shapes[self._tap(tap)]
 
     def load(self, tap: str | None = None) -> Table:
         """Reads one tap of all items, in the order of the list.
 
         Args:
-            tap: Which one; may be left out if there is only one.
+            tap: The tap; None if the store has only one.
 
         Raises:
             CacheError: If there is no such tap, or items differ in shape.
@@ -141,12 +147,12 @@ class TapStore:
     def sample(self, num: int, seed: int = 0, tap: str | None = None) -> Table:
         """Draws items at random, without repetition; reads only these.
 
-        The result depends on items and seed, not on how they are cut into files.
+        The result depends on items and seed, not on the files that hold them.
 
         Args:
-            num: How many; all if negative, or if there are fewer.
+            num: Number of items; all if negative, or if there are fewer.
             seed: Seed of the draw.
-            tap: Which one; may be left out if there is only one.
+            tap: The tap; None if the store has only one.
 
         Returns:
             The items in the order of the list.
@@ -165,21 +171,21 @@ class TapStore:
         return max(self._chunk_sizes, default=1)
 
     def batches(self, size: int = 1024, tap: str | None = None) -> Iterator[Table]:
-        """Yields all items, some at a time.
+        """Yields all items in batches.
 
         Args:
-            size: Items at a time.
-            tap: Which one; may be left out if there is only one.
+            size: Items per batch.
+            tap: The tap; None if the store has only one.
         """
         for start in range(0, len(self), size):
             yield self.take(self.indices[start : start + size], tap)
 
     def take(self, indices: Sequence[int] | np.ndarray, tap: str | None = None) -> Table:
-        """Reads some items.
+        """Reads the items at some positions.
 
         Args:
             indices: Positions in the list of items.
-            tap: Which one; may be left out if there is only one.
+            tap: The tap; None if the store has only one.
 
         Raises:
             CacheError: If there is no such tap, or items differ in shape.
@@ -187,48 +193,39 @@ class TapStore:
         """
         name = self._tap(tap)
         wanted = np.asarray(indices, dtype=np.int64)
-        found = [self._place(index) for index in wanted.tolist()]
-        places = np.array(found, dtype=np.int64).reshape(-1, 2)
-        numbers = sorted(set(places[:, 0].tolist())) or [0]
+        found = [self._row(index) for index in wanted.tolist()]
+        rows = np.array(found, dtype=np.int64).reshape(-1, 2)  # (items, 2): chunk and row
+        numbers = sorted(set(rows[:, 0].tolist())) or [0]  # chunk 0 gives no items their shape
         shapes = {self._layouts[number].shapes[name] for number in numbers}
         if len(shapes) > 1:
             msg = (
-                f"TapStore.take: items must have values of one shape, got {sorted(shapes)} for "
-                f"{name!r}. Extract with resize='exact', pool, or take one item at a time."
+                f"Items have values of different shapes for {name!r}: {sorted(shapes)}. Extract "
+                "with resize='exact' or a pooling operation, or take one item at a time."
             )
             raise CacheError(msg)
         features = np.empty((len(wanted), *shapes.pop()), dtype=self.dtype)
         for number in numbers:
-            mine = np.flatnonzero(places[:, 0] == number)
-            features[mine] = self._layouts[number].unpack(
-                self._chunks[number], name, places[mine, 1]
-            )
-        names = self.items.names
-        targets = self.items.targets
-        return Table(
-            features,
-            None if targets is None else np.array(targets, dtype=np.int64)[wanted],
-            wanted,
-            tuple(names[index] for index in wanted.tolist()),
-        )
+            mine = np.flatnonzero(rows[:, 0] == number)
+            layout, chunk = self._layouts[number], self._chunks[number]
+            features[mine] = layout.unpack(chunk, name, rows[mine, 1])
+        return Table.of(features, self.items, wanted)
 
     def _tap(self, tap: str | None) -> str:
         if tap is None and len(self.taps) == 1:
             return self.taps[0]
-        name = str(Tap.parse(tap)) if tap is not None else None
-        if name in self.taps and name is not None:
+        name = None if tap is None else str(Tap.parse(tap))
+        if name is not None and name in self.taps:
             return name
         hint = near_matches(name, self.taps) if name else f"Name one of {', '.join(self.taps)}."
-        msg = f"TapStore: tap must be one of the {len(self.taps)} extracted, got {name!r}; {hint}"
-        raise CacheError(msg)
+        raise CacheError(f"tap must be one of the {len(self.taps)} extracted, got {name!r}; {hint}")
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _row(self, index: int) -> tuple[int, int]:
         name = self.items.names[index]
-        if name not in self._places:
+        if name not in self._rows:
             reason = self.failed.get(name, "it was not extracted")
-            msg = f"TapStore: the item {index}, {name!r}, has no features: {reason}."
+            msg = f"The item {index}, {name!r}, has no features: {reason}."
             raise IndexError(msg)
-        return self._places[name]
+        return self._rows[name]
 
 
 def _layouts(folder: Path, manifest: Manifest, taps: tuple[str, ...]) -> list[Layout]:
@@ -240,26 +237,20 @@ def _layouts(folder: Path, manifest: Manifest, taps: tuple[str, ...]) -> list[La
             for kind in plain["kinds"]
         ]
         found = [Layout(kinds[number], manifest.channels) for number in plain["chunks"]]
+        if len(found) != len(manifest.chunks) or not all(map(_fits, found, manifest.chunks)):
+            raise ValueError("they do not fit its chunks")
+        if any(set(layout.shapes) != set(taps) for layout in found):
+            raise ValueError("they are of other taps")
     except _UNREADABLE as error:
-        raise CacheError(_no_shapes(folder, f"got {error!r}")) from error
-    if len(found) != len(manifest.chunks) or not all(map(_fits, found, manifest.chunks)):
-        raise CacheError(_no_shapes(folder, "its shapes do not fit its chunks"))
-    if any(set(layout.shapes) != set(taps) for layout in found):
-        raise CacheError(_no_shapes(folder, "its shapes are of other taps"))
+        msg = f"The manifest in {str(folder)!r} has no usable shapes: {error}. Extract again."
+        raise CacheError(msg) from error
     return found
 
 
 def _fits(layout: Layout, chunk: ChunkRecord) -> bool:
-    """Returns whether a chunk's rows hold exactly the values of a layout."""
+    """Returns whether a chunk's rows hold exactly the values of an untrusted layout."""
     if any(not shape or min(shape) < 1 for shape in layout.shapes.values()):
         return False
     total = sum(math.prod(shape) for shape in layout.shapes.values())
     rows, cols, channels = chunk.shape[1:]
     return total == rows * cols * channels and layout.grid == (rows, cols)
-
-
-def _no_shapes(folder: Path, reason: str) -> str:
-    return (
-        f"TapStore.open: {str(folder)!r} must say what shapes its chunks have, but {reason}. "
-        "Extract again."
-    )

@@ -1,9 +1,13 @@
-"""The engine's worker for taps of any shape: images and videos in, several values per item out."""
+"""The worker that extracts taps of any shape from images and videos, chunk by chunk.
+
+Chunks, resuming, sharing and codecs are those of :class:`f3rm.extract.worker.ModelWorker`. Here are
+the differences: videos among the items, several taps per row, a preparation instead of one size.
+"""
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import cast
 
 import torch
@@ -13,12 +17,12 @@ from f3rm.backbones.base import Backbone
 from f3rm.extract.encoder import Encoder, autocast
 from f3rm.extract.job import Job
 from f3rm.extract.plan import ChunkPlan, Names, cut_group
-from f3rm.extract.taps.layout import Layout, Shapes, common_channels
+from f3rm.extract.taps.layout import Layout, common_channels
 from f3rm.extract.taps.runner import InputKind, TapRunner
 from f3rm.extract.taps.spec import ExtractionSpec
 from f3rm.extract.taps.video import inspect_video, is_video, read_frames
 from f3rm.extract.worker import ModelWorker, image_records
-from f3rm.store.geometry import PixelAffine, Size, ValidRect
+from f3rm.store.geometry import Size
 from f3rm.store.images import (
     ImageFailedError,
     ImageInfo,
@@ -32,26 +36,24 @@ from f3rm.store.progress import track
 from f3rm.store.records import ImageRecord
 
 SHAPES = "shapes"
-"""Where the manifest's provenance says what shapes the chunks have."""
-
-_ANY_KIND = InputKind((1, 1), (1, 1))
+"""Key of the chunks' shapes in the manifest's provenance."""
 
 _ITEM_BYTES = {"float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
 class ClipInfo(ImageInfo):
-    """What the check of a video found: also how many frames it has."""
+    """Result of checking a video: that of an image, and the number of frames."""
 
     num_frames: int
 
 
 @dataclass(frozen=True)
 class TapJob(Job):
-    """A job whose chunk files may be cut by their size.
+    """A job whose chunk files may be limited in bytes.
 
     Attributes:
-        shard_bytes: Largest length of a chunk's data; None cuts by ``shard_size``.
+        shard_bytes: Largest number of bytes of a chunk's data; None for ``shard_size`` alone.
     """
 
     shard_bytes: int | None = None
@@ -59,9 +61,9 @@ class TapJob(Job):
 
 @dataclass(frozen=True)
 class TapPlan(ChunkPlan):
-    """One chunk to be made, and what its inputs have in common."""
+    """A planned chunk, and the kind of its inputs."""
 
-    kind: InputKind = _ANY_KIND
+    kind: InputKind = field(kw_only=True)
 
 
 class TapEncoder(Encoder):
@@ -72,30 +74,30 @@ class TapEncoder(Encoder):
     """
 
     def __init__(self, runner: TapRunner, job: Job, images: Sequence[ImageInfo]) -> None:
-        """Looks at all inputs, so that every chunk has cells of the same channels."""
+        """Looks at all inputs first, since every chunk must have the same channels per cell."""
         self.runner = runner
         kinds = {kind_of(runner, info) for info in images}
         self._frames = max((kind.frames for kind in kinds), default=1)
-        self._layouts = {kind: self._shapes(kind) for kind in kinds}
-        channels = common_channels(list(self._layouts.values()))
+        self._shapes = {kind: runner.shapes(kind) for kind in kinds}
+        channels = common_channels(list(self._shapes.values()))
         super().__init__(runner.backbone, job.spec, job.batch_size, channels=channels)
 
     def layout(self, kind: InputKind) -> Layout:
-        """Returns where values of inputs of a kind lie in their rows."""
-        return Layout(self._layouts[kind], self.channels)
+        """Returns the layout of the rows of inputs of a kind."""
+        return Layout(self._shapes[kind], self.channels)
 
     def batch_size(self, network_size: Size) -> int:
-        """Returns how many items go through the network at once; clips count by their frames."""
+        """Returns the items per network call; clips count by their frames."""
         return max(1, super().batch_size(network_size) // self._frames)
 
     def read(self, plan: ChunkPlan, info: ImageInfo) -> Tensor:
         """Decodes an item; see :meth:`f3rm.extract.encoder.Encoder.read`.
 
         Raises:
-            ImageError: If the file is not what it was at the start any more.
+            ImageError: If the file has changed since the start.
         """
         frames = _decode(info, self.runner.spec)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # prepared there, see _run
             return frames.pin_memory()
         return self.runner.prepare(frames, _kind(plan))
 
@@ -111,9 +113,6 @@ class TapEncoder(Encoder):
             values = self.runner.run(torch.stack(ready), kind)
         return self.layout(kind).pack(values)
 
-    def _shapes(self, kind: InputKind) -> Shapes:
-        return self.runner.shapes(kind.canvas, kind.frames, is_clip=kind.is_clip)
-
 
 class TapWorker(ModelWorker):
     """A worker whose specification is an :class:`~f3rm.extract.taps.spec.ExtractionSpec`."""
@@ -124,7 +123,7 @@ class TapWorker(ModelWorker):
     def inspect(
         cls, items: Sequence[ImageItem], *, progress: bool, failed: dict[str, str] | None
     ) -> list[ImageInfo]:
-        """Looks at every image and video before anything is written.
+        """Checks every image and video before anything is written.
 
         Raises:
             ImageError: If one is missing or damaged and ``failed`` is not given.
@@ -151,7 +150,7 @@ class TapWorker(ModelWorker):
 
     @classmethod
     def make_encoder(cls, job: Job, images: Sequence[ImageInfo], backbone: Backbone) -> Encoder:
-        """Returns what computes rows of items.
+        """Returns the encoder of the job's taps.
 
         Raises:
             TapError: If the model does not have a tap.
@@ -180,19 +179,20 @@ class TapWorker(ModelWorker):
         return max(1, min(job.shard_size, job.shard_bytes // item_bytes))
 
     def input_bytes(self, info: ImageInfo) -> int:
-        """Returns how much memory an item takes while it waits for the network."""
+        """Returns the memory that an item takes while it waits for the network."""
         kind = kind_of(self.encoder.runner, info)
+        # Prepared on the CPU: 3 channels of 4 bytes. On a GPU decoded frames wait, of 8 bits.
         prepared = 12 * kind.frames * kind.canvas[0] * kind.canvas[1]
         return max(prepared, kind.frames * super().input_bytes(info))
 
     def image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
-        """Returns where items are; a map's geometry is that of the preparation."""
-        places = {info.item.name: plan for plan in plans for info in plan.images}
+        """Returns the items' chunks and rows; a map's geometry is that of the preparation."""
+        plan_of = {info.item.name: plan for plan in plans for info in plan.images}
         records = image_records(self.images, plans)
-        return tuple(self._placed(record, places[record.name]) for record in records)
+        return tuple(self._placed(record, plan_of[record.name]) for record in records)
 
     def provenance(self, plans: Sequence[ChunkPlan]) -> dict[str, str]:
-        """Returns what the manifest says about the model, and the shapes of what is stored."""
+        """Returns the model's provenance, and the shapes of the stored values as JSON."""
         kinds = list(dict.fromkeys(_kind(plan) for plan in plans))
         shapes = [{**asdict(kind), SHAPES: self.encoder.layout(kind).shapes} for kind in kinds]
         numbers = [kinds.index(_kind(plan)) for plan in plans]
@@ -200,19 +200,18 @@ class TapWorker(ModelWorker):
         return {**super().provenance(plans), SHAPES: text}
 
     def _placed(self, record: ImageRecord, plan: ChunkPlan) -> ImageRecord:
-        """Puts the geometry of the preparation in, where a map as large as the input is stored."""
+        """Adds the preparation's geometry if a map that covers the whole input is stored."""
         runner, patch = self.encoder.runner, self.backbone.patch_size
         grid = (plan.network_size[0] // patch, plan.network_size[1] // patch)
         if self.encoder.layout(_kind(plan)).map_shape is None or grid != plan.grid:
             return record
         place = runner.place(record.size)
-        affine: PixelAffine = place.affine(record.size, patch)
-        valid: ValidRect = place.valid(patch)
+        affine, valid = place.affine(record.size, patch), place.valid(patch)
         return replace(record, affine=affine, valid=valid) if all(valid.cells()) else record
 
 
 def kind_of(runner: TapRunner, info: ImageInfo) -> InputKind:
-    """Returns what an inspected file becomes."""
+    """Returns the kind of a checked file's network input."""
     if isinstance(info, ClipInfo):
         return runner.kind(info.size, info.num_frames, is_image=False)
     return runner.kind(info.size)

@@ -112,7 +112,7 @@ def test_pooling_windows_over_padding_is_refused():
     backbone = GridBackbone()
     prep = Prep(resize="none", size=None, fit="pad")
     spec = ExtractionSpec(backbone.ref, ("final|avg(2,1)|mean",), prep)
-    with pytest.raises(SpecError, match="mix padding"):
+    with pytest.raises(SpecError, match="would mix padding with the image"):
         FeatureExtractor(spec, backbone=backbone)(np.zeros((20, 36, 3), dtype=np.uint8))
 
 
@@ -135,12 +135,12 @@ def test_specifications_survive_yaml(tmp_path):
     [
         ("taps: [final]", "no 'backbone'"),
         ("backbone: resnet\ntaps: [final]", "adapter:model"),
-        ("backbone: clip:x\ntaps: []", "taps must be some"),
+        ("backbone: clip:x\ntaps: []", "taps must be one or more"),
         ("backbone: clip:x\ntaps: [final]\nprepp: {}", "did you mean prep"),
         ("backbone: clip:x\ntaps: [final]\nprep: {sise: 3}", "sise"),
         ("backbone: clip:x\ntaps: [final]\nframes: {pick: best}", "pick must be"),
-        ("- 1", "must hold backbone"),
-        ("{", "readable YAML"),
+        ("- 1", "must hold settings by name"),
+        ("{", "is not readable YAML"),
     ],
 )
 def test_wrong_specifications_say_what_is_wrong(tmp_path, text, message):

@@ -84,14 +84,14 @@ def test_probes_say_what_is_wrong(tmp_path):
     features, labels = data(2)
     with pytest.raises(ProbeError, match="neighbours positive"):
         Probe(neighbours=0)
-    with pytest.raises(ProbeError, match="learnt first"):
+    with pytest.raises(ProbeError, match="not fitted yet"):
         Probe().predict(features)
-    with pytest.raises(ProbeError, match="two classes"):
+    with pytest.raises(ProbeError, match="at least two classes"):
         Probe().fit(features, np.zeros(len(labels), dtype=int))
-    with pytest.raises(ProbeError, match="finite"):
+    with pytest.raises(ProbeError, match="hold NaN or infinity"):
         Probe().fit(np.full_like(features, np.nan), labels)
-    with pytest.raises(ProbeError, match="8 values"):
+    with pytest.raises(ProbeError, match="fitted to 8 values per item, got 4"):
         Probe("knn").fit(features, labels).predict(features[:, :1])
     (tmp_path / "probe.json").write_text('{"version": 99}')
-    with pytest.raises(ProbeError, match="saved probe"):
+    with pytest.raises(ProbeError, match="no usable saved probe"):
         Probe.load(tmp_path)

@@ -85,7 +85,7 @@ def test_probe_needs_labels(tmp_path, write_images, capsys):
     assert main(["extract", "--data", str(tmp_path / "data"), *model, *out]) == 0
     probe = ["probe", "--store", str(tmp_path / "out"), "--kind", "knn"]
     assert main(probe) == 1
-    assert "items must have labels" in capsys.readouterr().err
+    assert "The items have no labels" in capsys.readouterr().err
     (tmp_path / "labels.txt").write_text("0 1 1 0")
     labels = ["--labels", str(tmp_path / "labels.txt")]
     assert main([*probe, *labels, "--test-fraction", "0.25"]) == 0
