@@ -18,8 +18,12 @@ from f3rm.evaluation.multiview import (
     teacher_mean,
 )
 from f3rm.evaluation.predictions import render_view
-from f3rm.evaluation.surface_scores import point_scores, score_points
-from f3rm.evaluation.surfaces import scene_frame, seen_views
+from f3rm.evaluation.surface_scores import (
+    point_scores,
+    scene_frame,
+    score_points,
+    seen_views,
+)
 from f3rm.evaluation.vocabulary import Label, Vocabulary
 from f3rm.scene.file_camera import FileCamera
 from f3rm.scene.run_loading import field_model, load_run
