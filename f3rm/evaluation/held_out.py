@@ -1,4 +1,4 @@
-"""The held-out views of a run, one after the other: each is rendered once and then scored."""
+"""Renders and scores the held-out views of a run, one after the other; each is rendered once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -24,6 +24,7 @@ from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.pictures import heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
+from f3rm.evaluation.report import shown
 from f3rm.evaluation.vocabulary import Scorer
 from f3rm.language.relevancy import CANONICAL_NEGATIVES
 from f3rm.language.text_encoder import TextEncoder
@@ -235,13 +236,12 @@ def _view_html(view: ShownView) -> str:
         elif answer.truth is not None:
             words += ": not in this view"
         figures.append(_figure(picture, words))
-    shown, asked = figures[:3], figures[3:]
-    rows = [f'<div class="row">{"".join(row)}</div>' for row in (shown, asked) if row]
+    rows = [f'<div class="row">{"".join(row)}</div>' for row in (figures[:3], figures[3:]) if row]
     return f"<h2>{html.escape(Path(view.name).name)}</h2>" + "".join(rows)
 
 
 def outline(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels of a mask that touch a pixel outside of it."""
+    """Returns the pixels of a mask with one of their four neighbours outside of it."""
     padded = np.pad(mask, 1, mode="edge")
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside
@@ -267,7 +267,7 @@ def _headline_table(metrics: Mapping[str, Any]) -> str:
 def _query_table(queries: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         f"<tr><td>{html.escape(str(row['text']))}</td>"
-        + "".join(f"<td>{_number(row, key)}</td>" for key in _QUERY_COLUMNS)
+        + "".join(f"<td>{shown(row.get(key), digits=2)}</td>" for key in _QUERY_COLUMNS)
         + "</tr>"
         for row in queries
     ]
@@ -275,11 +275,6 @@ def _query_table(queries: Sequence[Mapping[str, Any]]) -> str:
         return ""
     head = "".join(f"<th>{label}</th>" for label in ("query", *_QUERY_COLUMNS.values()))
     return f"<h3>Per query</h3><table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _number(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    return f"{value:.2f}" if isinstance(value, int | float) else "-"
 
 
 def next_commands(config: Path, *, pictures: Path, video: Path, device: str) -> list[str]:
@@ -291,16 +286,16 @@ def next_commands(config: Path, *, pictures: Path, video: Path, device: str) -> 
         video: File for a video.
         device: ``cpu`` or ``cuda``; for a CPU the video is shorter and smaller.
     """
-    shown = shown_path(config)
-    render = f"ns-render interpolate --load-config {shown} --pose-source train"
+    run = shown_path(config)
+    render = f"ns-render interpolate --load-config {run} --pose-source train"
     if device == "cpu":
         render += " --interpolation-steps 3 --downscale-factor 4"
     return [
         *activation(),
         "# Open it in the viewer, type something and choose the output 'similarity':",
-        f"ns-viewer --load-config {shown}",
+        f"ns-viewer --load-config {run}",
         "# Measure it, with pictures of every query:",
-        f"f3rm eval {shown} --pictures {shown_path(pictures)}",
+        f"f3rm eval {run} --pictures {shown_path(pictures)}",
         "# Render a video of its features (needs ffmpeg):",
         f"{render} --rendered-output-names feature_pca --output-path {shown_path(video)}",
     ]

@@ -47,14 +47,14 @@ def heat_picture(base: Picture, scores: Scores) -> Picture:
 
 
 def legend(width: int) -> UInt8[np.ndarray, "rows {width} 3"]:
-    """Returns the scale of colours from 0 to 1; the white line is where the fixed rule cuts."""
+    """Returns the scale of colours from 0 to 1, with a white line at the fixed rule's threshold."""
     scale = _heat(np.tile(np.linspace(0, 1, width), (_LEGEND, 1))).astype(np.uint8)
     scale[:, round(RELEVANCY_THRESHOLD * (width - 1))] = 255
     return scale
 
 
 def mask_picture(base: Picture, predicted: Mask, truth: Mask) -> Picture:
-    """Colours hits green, false alarms red and misses blue over a darkened picture."""
+    """Colours hits green, false positives red and misses blue, over a darkened picture."""
     picture = (base * 0.5).astype(np.uint8)
     for mask, colour in (
         (predicted & truth, TRUE_POSITIVE),
@@ -68,11 +68,11 @@ def mask_picture(base: Picture, predicted: Mask, truth: Mask) -> Picture:
 def query_panel(
     view: ScoredView, vocabulary: Vocabulary, query: int
 ) -> UInt8[np.ndarray, "panel_height panel_width 3"]:
-    """Draws one view and query: see the module.
+    """Draws the panel of one view and query.
 
     Args:
         view: The view with its scores.
-        vocabulary: The phrases that the scores are of.
+        vocabulary: The phrases of the scores.
         query: Index of the query.
     """
     label = vocabulary.queries[query]
@@ -188,7 +188,7 @@ def _heat(scores: Scores) -> Float[np.ndarray, "height width 3"]:
 def _tile(
     picture: Picture, title: str, *, scale: bool = False
 ) -> UInt8[np.ndarray, "tile_height tile_width 3"]:
-    """Puts a title above a picture, and below it the scale of colours or nothing."""
+    """Adds a title above a picture, and below it the scale of colours or blank space."""
     height, width = picture.shape[:2]
     canvas = Image.new("RGB", (width + _GAP, _HEADER + height + _LEGEND), "white")
     canvas.paste(Image.fromarray(picture), (0, _HEADER))

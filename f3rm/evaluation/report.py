@@ -14,7 +14,7 @@ from rich.table import Table
 from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.evaluation.held_out import HeldOutScores
 from f3rm.evaluation.multiview import MultiviewCosines
-from f3rm.evaluation.query_scores import Answers, PresenceScore, QueryScore, mean_of, summarise
+from f3rm.evaluation.query_scores import Answers, PresenceScore, mean_of, summarise
 from f3rm.evaluation.surface_scores import SurfaceScores
 
 Number = float | int | None
@@ -56,7 +56,7 @@ _HEAD = (
 
 
 HEAD_NUMBERS = tuple(key for _, key in _HEAD)
-"""What is measured of every head; the top level has their means over heads."""
+"""Numbers of each head whose means over heads are at the top level."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +167,16 @@ def query_rows(scores: HeldOutScores, surfaces: SurfaceScores) -> tuple[dict[str
         return ()
     rows: list[dict[str, Any]] = []
     for number, mine in enumerate(scores.field.queries):
-        row = {"text": mine.text, "views": len(mine.pairs), **query_numbers(mine)}
+        row = {"text": mine.text, "views": len(mine.pairs), **mine.numbers()}
         if scores.teacher is not None:
-            numbers = query_numbers(scores.teacher.queries[number])
+            numbers = scores.teacher.queries[number].numbers()
             row |= {f"teacher_{name}": value for name, value in numbers.items()}
         rows.append({**row, "point_iou": surfaces.asked.iou[number] if surfaces.asked else None})
     return tuple(rows)
 
 
 def query_summary(scores: HeldOutScores, surfaces: SurfaceScores) -> Numbers:
-    """Returns the means of the field's and the teacher's answers."""
+    """Returns the means of the field's answers, and the teacher's as ``teacher_...``."""
     field, teacher = _asked(scores.field), _asked(scores.teacher)
     numbers = {**field, **{f"teacher_{name}": value for name, value in teacher.items()}}
     asked = surfaces.asked
@@ -242,25 +242,12 @@ def head_summary(heads: Mapping[str, Mapping[str, Number]]) -> Numbers:
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:
-    """Returns ``value / reference``; None where one is missing or the reference not positive."""
+    """Returns ``value / reference``; None if one is None or the reference is not positive."""
     if value is None or reference is None or reference <= 0:
         return None
     return value / reference
 
 
-def query_numbers(query: QueryScore) -> dict[str, Number]:
-    """Returns one query's means over the views that show it."""
-    return {
-        "localisation": query.mean(lambda pair: float(pair.localised)),
-        "localisation_mask": query.mean(lambda pair: float(pair.localised_mask)),
-        "miou": query.mean(lambda pair: pair.iou),
-        "miou_minmax": query.mean(lambda pair: pair.iou_minmax),
-        "miou_argmax": query.mean(lambda pair: pair.iou_argmax),
-        "average_precision": query.average_precision,
-        "max_relevancy": query.mean(lambda pair: pair.max_relevancy),
-    }
-
-
 def shown(value: Number, *, digits: int = 3) -> str:
-    """Returns a number as it is shown in tables."""
+    """Formats a number for a table; ``-`` for one that was not measured."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -4,7 +4,7 @@ The field is evaluated at the points, without rendering, so that its density pla
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -33,12 +33,12 @@ NUM_POINTS = 4096
 
 @dataclass(frozen=True)
 class SurfaceScore:
-    """What the field knows at surface points.
+    """The field's answers at surface points.
 
     Attributes:
         accuracy: Share of points whose best label (query or surface name) is true of them.
-        accuracy_objects: The same of the points on what the queries name.
-        iou: Per query, of the points that the fixed rule finds; None where no point shows it.
+        accuracy_objects: The same over points on objects that queries name.
+        iou: Per query, of the points with a relevancy above 0.5; None if it is true of no point.
     """
 
     accuracy: float | None
@@ -59,17 +59,17 @@ def point_scores(
 def score_points(
     scores: Float[np.ndarray, "texts points"], points: SurfacePoints, vocabulary: Vocabulary
 ) -> SurfaceScore:
-    """Compares scores at points with what the points lie on.
+    """Compares scores at points with the objects that the points are on.
 
     Args:
-        scores: Relevancy of every text.
+        scores: Relevancy of every text of the vocabulary.
         points: The points.
         vocabulary: The texts.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "score_points: the scores of surface points")
+    require_finite(scores, "The scores of surface points")
     ids = points.ids.numpy()
     truth = np.stack([np.isin(ids, label.ids) for label in vocabulary.labels])  # (labels, points)
     best = scores[: len(vocabulary.labels)].argmax(axis=0)
@@ -92,11 +92,11 @@ def _share(right: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class SurfaceScores:
-    """What surface points gave.
+    """Scores at surface points.
 
     Attributes:
-        asked: Answers of the field at points drawn evenly over objects; None without language.
-        heads: Cosines at points drawn evenly over pixels, by head; empty without a cache.
+        asked: The field's answers at points drawn evenly over objects; None without language.
+        heads: Cosines at points drawn evenly over pixels, by head; empty without a feature cache.
     """
 
     asked: SurfaceScore | None = None
@@ -104,7 +104,7 @@ class SurfaceScores:
 
 
 def scene_frame(run: LoadedRun, truth: SceneTruth) -> Frame:
-    """Returns the frame that a run is trained in, against its dataset's metres.
+    """Returns the frame that a run is trained in, relative to its dataset's metres.
 
     Raises:
         DatasetError: If transforms.json cannot be read.
@@ -126,9 +126,9 @@ def score_surfaces(
 
     Args:
         run: The run.
-        model: Its model.
-        truth: What its dataset shows.
-        language: The phrases, or None where nothing can be asked.
+        model: The run's model.
+        truth: The dataset's truth.
+        language: The phrases and their scorer; None without language.
         seed: Seed of the points.
         show_progress: Whether a bar counts training views.
 
@@ -136,40 +136,31 @@ def score_surfaces(
         DatasetError: If the truth is damaged, or a camera is no perspective camera.
     """
     scale = scene_frame(run, truth).scene_per_unit
-    held_out = list(seen_views(run.held_out, truth))
+    held_out = list(seen_views(run.held_out, truth, scale))
     asked = None
     if language is not None:
-        points = surface_points(
-            held_out, NUM_POINTS, seed=seed, per_object=True, scene_per_metre=scale
-        )
+        points = surface_points(held_out, NUM_POINTS, seed=seed, per_object=True)
         answers = point_scores(model, language.scorer, points)
         asked = score_points(answers, points, language.vocabulary)
-    points = surface_points(
-        held_out, NUM_POINTS, seed=seed, per_object=False, scene_per_metre=scale
-    )
+    points = surface_points(held_out, NUM_POINTS, seed=seed, per_object=False)
     heads: dict[str, MultiviewCosines] = {}
     for name in (name for name in model.heads if name in run.stores):
         training = track(
-            seen_views(run.train, truth),
+            seen_views(run.train, truth, scale),
             total=len(run.train.names),
             label=f"training views ({name})",
             show=show_progress,
         )
         heads[name] = compare_views(
-            model,
-            name,
-            run.stores[name],
-            points,
-            held_out=held_out,
-            training=training,
-            scene_per_metre=scale,
+            model, name, run.stores[name], points, held_out=held_out, training=training
         )
     return SurfaceScores(asked, heads)
 
 
-def seen_views(split: Split, truth: SceneTruth) -> Iterator[SeenView]:
-    """Yields the photographs of a split with their truth, one at a time."""
+def seen_views(split: Split, truth: SceneTruth, scene_per_metre: float) -> Iterator[SeenView]:
+    """Yields the photographs of a split with their truth in the scene frame, one at a time."""
     for index, name in enumerate(split.names):
         view = truth.view(name)
         height, width = view.ids.shape
+        view = replace(view, depth=view.depth * np.float32(scene_per_metre))
         yield SeenView(name, FileCamera(split.cameras, index, (height, width)), view)

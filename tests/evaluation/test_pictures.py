@@ -26,7 +26,6 @@ from f3rm.evaluation.report import (
     Evaluation,
     head_numbers,
     head_summary,
-    query_numbers,
     query_rows,
     query_summary,
     ratio,
@@ -121,10 +120,10 @@ def test_a_row_has_the_means_of_its_query():
     collected = QueryScores(WORDS)
     collected.add("a", _view().ids, _view().field)
     (mug, box) = collected.answers().queries
-    assert query_numbers(mug)["miou"] == 1
-    assert query_numbers(box)["miou"] is None
+    assert mug.numbers()["miou"] == 1
+    assert box.numbers()["miou"] is None
     rows = query_rows(HeldOutScores([], {}, collected.answers(), None), SurfaceScores())
-    assert rows[0] == {"text": "red mug", "views": 1, **query_numbers(mug), "point_iou": None}
+    assert rows[0] == {"text": "red mug", "views": 1, **mug.numbers(), "point_iou": None}
     assert summarise([mug, box])["miou"] == 1
 
 
