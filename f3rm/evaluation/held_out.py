@@ -93,7 +93,10 @@ def score_views(
     teacher = QueryScores(language.vocabulary) if language and run.stores else None
     decibels: list[float] = []
     cosines: dict[str, list[FeatureCosines]] = {}
-    means = _mean_features(run, seed)
+    lookup = run.train.lookup
+    means = {
+        name: mean_training_feature(lookup, name, seed) for name in run.stores if lookup is not None
+    }
     views = range(len(run.held_out.names))
     for index in track(views, total=len(views), label="held-out views", show=show_progress):
         camera, batch = run.picture(index)
@@ -117,13 +120,6 @@ def score_views(
     )
 
 
-def _mean_features(run: LoadedRun, seed: int) -> dict[str, Tensor]:
-    lookup = run.train.lookup
-    if lookup is None:
-        return {}
-    return {name: mean_training_feature(lookup, name, seed) for name in run.stores}
-
-
 def _cosines(
     run: LoadedRun,
     model: FeatureFieldModel,
@@ -131,15 +127,13 @@ def _cosines(
     outputs: CameraOutputs,
     means: dict[str, Tensor],
 ) -> dict[str, FeatureCosines]:
-    lookup = run.held_out.lookup
-    if lookup is None:
+    if run.held_out.lookup is None:
         return {}
-    targets = ImageTargets(lookup, index)
-    heads = [head for name, head in model.heads.items() if name in means]
-    hidden = hidden_of(outputs)
+    targets, hidden = ImageTargets(run.held_out.lookup, index), hidden_of(outputs)
     return {
-        head.spec.name: feature_cosines(head, hidden, targets, means[head.spec.name])
-        for head in heads
+        name: feature_cosines(model.heads[name], hidden, targets, mean)
+        for name, mean in means.items()
+        if name in model.heads
     }
 
 

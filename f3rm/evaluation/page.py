@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.evaluation.metrics import fixed_mask, iou
-from f3rm.evaluation.pictures import heat_picture
+from f3rm.evaluation.pictures import Picture, heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.report import shown
@@ -90,27 +90,8 @@ class Answer:
     truth: Bool[np.ndarray, "height width"] | None
 
 
-@dataclass(frozen=True)
-class ShownView:
-    """One held-out view on the page.
-
-    Attributes:
-        name: The photograph's ``file_path``.
-        photograph: The photograph, which the field was not trained on.
-        render: The field's colours.
-        pca: PCA colours of the features of the field's first head.
-        answers: One per query; empty for a field without language.
-    """
-
-    name: str
-    photograph: UInt8[np.ndarray, "height width 3"]
-    render: UInt8[np.ndarray, "height width 3"]
-    pca: UInt8[np.ndarray, "height width 3"]
-    answers: tuple[Answer, ...]
-
-
 class PageViews:
-    """Collects the views of the page while an evaluation renders them.
+    """Collects the views of the page, as HTML, while an evaluation renders them.
 
     Args:
         run: The run; the page shows a few of its held-out views.
@@ -139,10 +120,10 @@ class PageViews:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
         self._scorer = _scorer(model, head, queries)
-        self.views: list[ShownView] = []
+        self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
-        """Keeps a rendered view if the page shows it.
+        """Writes a rendered view as HTML if the page shows it.
 
         Args:
             index: The view's place among the held-out views.
@@ -163,8 +144,8 @@ class PageViews:
                 answers.append(Answer(query, score, mask))
         head = next(iter(self._model.heads.values()))
         pca = pca_colours_from_hidden(hidden, head.weight, head.pca)
-        pictures = (to_picture(x, (height, width)) for x in (photograph, outputs["rgb"], pca))
-        self.views.append(ShownView(name, *pictures, answers=tuple(answers)))
+        pictures = [to_picture(x, (height, width)) for x in (photograph, outputs["rgb"], pca)]
+        self.views.append(view_html(name, pictures, answers))
 
 
 def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
@@ -196,11 +177,11 @@ def _scorer(model: FeatureFieldModel, head: str | None, queries: Sequence[str]) 
     return Scorer(embeddings[: len(queries)], embeddings[len(queries) :], weight)
 
 
-def page_html(views: Sequence[ShownView], metrics: Mapping[str, Any], commands: str) -> str:
+def page_html(views: Sequence[str], metrics: Mapping[str, Any], commands: str) -> str:
     """Returns the page as HTML.
 
     Args:
-        views: The views to show.
+        views: The views, each as :func:`view_html` writes it.
         metrics: The evaluation's numbers, as its JSON has them.
         commands: Shell commands to continue with.
     """
@@ -210,7 +191,7 @@ def page_html(views: Sequence[ShownView], metrics: Mapping[str, Any], commands: 
             f"<title>f3rm</title><style>{_STYLE}</style></head><body>",
             "<h1>A scene that you can ask</h1>",
             f"<p>{_EXPLANATION}</p>",
-            *(_view_html(view) for view in views),
+            *views,
             "<h2>Measured on all held-out views</h2>",
             _headline_table(metrics),
             _query_table(metrics.get("queries") or []),
@@ -221,23 +202,30 @@ def page_html(views: Sequence[ShownView], metrics: Mapping[str, Any], commands: 
     )
 
 
-def _view_html(view: ShownView) -> str:
-    figures = [
-        _figure(view.photograph, "photograph"),
-        _figure(view.render, "rendered colours"),
-        _figure(view.pca, "rendered features (PCA)"),
-    ]
-    for answer in view.answers:
-        picture = heat_picture(view.render, answer.scores)
-        words = f"“{html.escape(answer.query)}”"
-        if answer.truth is not None and answer.truth.sum() >= MIN_PIXELS:
-            picture[outline(answer.truth)] = _OUTLINE
-            words += f": IoU {iou(fixed_mask(answer.scores), answer.truth):.2f}"
-        elif answer.truth is not None:
-            words += ": not in this view"
-        figures.append(_figure(picture, words))
-    rows = [f'<div class="row">{"".join(row)}</div>' for row in (figures[:3], figures[3:]) if row]
-    return f"<h2>{html.escape(Path(view.name).name)}</h2>" + "".join(rows)
+def view_html(name: str, pictures: Sequence[Picture], answers: Sequence[Answer]) -> str:
+    """Returns one view as HTML.
+
+    Args:
+        name: The photograph's ``file_path``.
+        pictures: Photograph, render, and PCA colours of the features.
+        answers: One per query.
+    """
+    captions = ("photograph", "rendered colours", "rendered features (PCA)")
+    shown = "".join(map(_figure, pictures, captions))
+    asked = "".join(_answer_figure(pictures[1], answer) for answer in answers)
+    rows = [f'<div class="row">{row}</div>' for row in (shown, asked) if row]
+    return f"<h2>{html.escape(Path(name).name)}</h2>" + "".join(rows)
+
+
+def _answer_figure(render: Picture, answer: Answer) -> str:
+    picture = heat_picture(render, answer.scores)
+    words = f"“{html.escape(answer.query)}”"
+    if answer.truth is not None and answer.truth.sum() >= MIN_PIXELS:
+        picture[outline(answer.truth)] = _OUTLINE
+        words += f": IoU {iou(fixed_mask(answer.scores), answer.truth):.2f}"
+    elif answer.truth is not None:
+        words += ": not in this view"
+    return _figure(picture, words)
 
 
 def outline(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
@@ -247,7 +235,7 @@ def outline(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height 
     return mask & ~inside
 
 
-def _figure(picture: UInt8[np.ndarray, "height width 3"], caption: str) -> str:
+def _figure(picture: Picture, caption: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -101,20 +101,19 @@ class RunFiles:
 
 @dataclass
 class Demo(Command):
-    """Train a small feature field, ask it, measure it, and show all that on a page.
+    """Train a small feature field, ask it, measure it, and show the results on a page.
 
-    What an earlier call finished is used again.
+    Finished steps of an earlier call are used again.
     """
 
     when_interrupted: ClassVar[str] = (
-        "Stopped. The scene and the features that are finished are kept: run the same command "
-        "again to go on from there."
+        "Stopped. Finished scenes and features are kept: run the same command again to continue."
     )
 
     data: Path | None = None
     """Your own dataset with transforms.json; without it a scene is generated."""
     out: Path = Path("outputs/demo")
-    """Folder for everything that the demo makes."""
+    """Folder for the run, its numbers and its page."""
     steps: int = 1000
     """Training steps."""
     feature_type: str = "TINYCLIP"
@@ -122,19 +121,19 @@ class Demo(Command):
     weights: tuple[str, ...] = ()
     """Weights by type, e.g. CLIP=PATH; types not named take their published ones."""
     queries: tuple[str, ...] = ()
-    """What the page asks; without it names of things in the generated scene."""
+    """Phrases that the page asks; without them names of objects in the generated scene."""
     downscale_factor: int | None = None
     """Train on images_2, images_4, ... that ns-process-data made."""
     dataparser: tuple[str, ...] = ()
     """More options of nerfstudio-data, as NAME=VALUE: eval-mode=interval eval-interval=8."""
     force: bool = False
-    """Train anew even if a finished run is there."""
+    """Train again even if there is a finished run."""
 
     def run(self) -> None:
-        """Does all steps, then prints the numbers and what to do next.
+        """Runs all steps, then prints the numbers and commands to continue with.
 
         Raises:
-            F3rmError: If it cannot be done; the message says what to do.
+            F3rmError: If an option is wrong or a step fails.
         """
         self._check()
         out = self.out.expanduser().absolute()
@@ -165,7 +164,7 @@ class Demo(Command):
         return TABLETOP.absolute()
 
     def _train(self, run: RunFiles, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Trains unless a finished run is there; returns whether it did."""
+        """Trains, unless there is a finished run of the same command; returns whether it did."""
         wanted = json.dumps({"command": list(command[1:])}, indent=2)
         if not self.force and _read(run.record) == wanted and run.config.is_file():
             print(f"Using the finished run in {shown_path(run.folder)}; --force trains anew.")

@@ -176,13 +176,14 @@ def _set_down(rng: np.random.Generator, part: Part, others: Sequence[Part]) -> P
 
 def _along_the_walls(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
     spots = _room_spots()
-    order = rng.permutation(len(spots))[: len(described)]
+    order = rng.permutation(len(spots))
     parts: list[Part] = []
-    for index, (own, spot) in enumerate(zip(described, (spots[i] for i in order), strict=True)):
-        radius = float(rng.uniform(*spot.radii))
+    for index, own in enumerate(described):
+        spot, radii = spots[order[index]]
+        radius = float(rng.uniform(*radii))
         x, y = (float(value) for value in np.array([spot.x, spot.y]) + rng.uniform(-0.05, 0.05, 2))
         yaw = float(rng.uniform(0, 2 * math.pi))
-        place = Placement(x, y, floor=spot.floor, yaw=yaw, instance=_instance(described, index))
+        place = Placement(x, y, spot.floor, yaw, _instance(described, index))
         parts.append(_build(rng, own, place, radius))
     return parts
 
@@ -212,16 +213,6 @@ def _instance(described: Sequence[Description], index: int) -> int:
     return sum(own.name == described[index].name for own in described[:index])
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """A free place in the room: floor is the height of the surface there, radii fit an object."""
-
-    x: float
-    y: float
-    floor: float
-    radii: tuple[float, float]
-
-
 def _table_surfaces(rng: np.random.Generator) -> list[Part]:
     """Returns a table in the middle of a hall."""
     floor = -_TABLE_HEIGHT
@@ -247,17 +238,21 @@ def _room_surfaces(rng: np.random.Generator) -> list[Part]:
     return parts
 
 
-def _room_spots() -> list[_Spot]:
-    """Returns the free places: on tables and shelves, under the shelves, and in the corners."""
-    spots: list[_Spot] = []
+def _room_spots() -> list[tuple[Placement, tuple[float, float]]]:
+    """Returns the free places, on tables and shelves, under shelves and in corners, with radii.
+
+    The radii are the smallest and largest of an object that fits.
+    """
+    spots: list[tuple[Placement, tuple[float, float]]] = []
     for side in range(4):
         height = _SHELF if side % 2 else _LOW_TABLE
         upon = [_at_wall(side, _FURNITURE_DEPTH, along) for along in _FURNITURE_ALONG]
-        spots += [_Spot(x, y, height, (0.12, 0.165)) for x, y in upon]
+        spots += [(Placement(x, y, height), (0.12, 0.165)) for x, y in upon]
         if side % 2:
             under = [_at_wall(side, 0.38, along) for along in _FLOOR_ALONG]
-            spots += [_Spot(x, y, 0.0, (0.15, 0.21)) for x, y in under]
-        spots.append(_Spot(*_at_wall(side, 0.42, ROOM_HALF - 0.42), 0.0, (0.19, 0.25)))
+            spots += [(Placement(x, y), (0.15, 0.21)) for x, y in under]
+        corner = Placement(*_at_wall(side, 0.42, ROOM_HALF - 0.42))
+        spots.append((corner, (0.19, 0.25)))
     return spots
 
 

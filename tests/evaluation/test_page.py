@@ -9,12 +9,12 @@ from scipy import ndimage
 from f3rm.errors import F3rmError
 from f3rm.evaluation.page import (
     Answer,
-    ShownView,
     activation,
     most_visible,
     outline,
     page_html,
     shown_path,
+    view_html,
 )
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.vocabulary import Vocabulary
@@ -34,7 +34,7 @@ def view(truth):
     picture = np.zeros((12, 16, 3), np.uint8)
     scores = np.zeros((12, 16), np.float32)
     scores[2:11, 3:13] = 0.9
-    return ShownView("images/a.png", picture, picture, picture, (Answer("<mug>", scores, truth),))
+    return view_html("images/a.png", [picture] * 3, [Answer("<mug>", scores, truth)])
 
 
 def test_the_page_needs_no_other_file_and_escapes_what_is_typed():
