@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from f3rm.synthetic.layouts import SceneKind
-from f3rm.synthetic.raycast import Raycaster, RaycastError
+from f3rm.synthetic.render import Raycaster, RaycastError
 from f3rm.synthetic.scenes import SceneSettings, make_scene
 
 

@@ -1,6 +1,5 @@
 """Frozen 2D foundation models: image batch to dense features, text to embedding."""
 
-import importlib
 from typing import TYPE_CHECKING
 
 from f3rm.backbones.base import Backbone, Tower
@@ -9,6 +8,7 @@ from f3rm.backbones.registry import adapter_names, load_backbone
 from f3rm.backbones.tap_values import apply_ops
 from f3rm.backbones.taps import Op, Tap, parse_taps
 from f3rm.backbones.weights import weights_identity
+from f3rm.lazy import getter
 
 if TYPE_CHECKING:
     from f3rm.backbones.module.backbone import ModuleBackbone
@@ -29,18 +29,10 @@ __all__ = [
     "weights_identity",
 ]
 
-_FAMILIES = {
-    "ModuleBackbone": "f3rm.backbones.module.backbone",
-    "VideoBackbone": "f3rm.backbones.video.backbone",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Imports a family's class on first use, so that this package stays light.
-
-    Raises:
-        AttributeError: If there is no such name.
-    """
-    if name not in _FAMILIES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_FAMILIES[name]), name)
+__getattr__ = getter(
+    __name__,
+    {
+        "ModuleBackbone": "f3rm.backbones.module.backbone",
+        "VideoBackbone": "f3rm.backbones.video.backbone",
+    },
+)

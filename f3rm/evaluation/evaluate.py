@@ -1,36 +1,38 @@
 """Evaluates a trained run on its held-out views: everything that ``f3rm eval`` reports.
 
-What each number means stands in ``docs/evaluation.md``. A dataset without ground truth, a field
-without language and a run without its feature cache still give what can be measured; the rest is
-None, and a note says why.
+``docs/evaluation.md`` defines each number. Without ground truth, language or feature cache the
+numbers that need them are None, and a note says why.
 """
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from f3rm import __version__
-from f3rm.errors import DatasetError, StrPath, as_path
-from f3rm.evaluation.finding import FOUND_IOU, score_finding
-from f3rm.evaluation.held_out import HeldOutScores, score_views
+from f3rm.camera_render import CameraOutputs
+from f3rm.errors import DatasetError, StrPath
+from f3rm.evaluation.finding import FIND_NUMBERS, FOUND_IOU, score_finding
+from f3rm.evaluation.held_out import ScoredView, score_views
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD
 from f3rm.evaluation.multiview import DEPTH_TOLERANCE
+from f3rm.evaluation.page import PageViews, next_commands, page_html
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.predictions import psnr
 from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
-from f3rm.evaluation.report import Evaluation
-from f3rm.evaluation.summary import (
-    find_summary,
+from f3rm.evaluation.report import (
+    Evaluation,
     head_numbers,
     head_summary,
     query_rows,
     query_summary,
 )
-from f3rm.evaluation.surfaces import NUM_POINTS, SurfaceScores, score_surfaces
-from f3rm.evaluation.vocabulary import Language, open_language
+from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
+from f3rm.evaluation.vocabulary import Language, Vocabulary, open_language
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
 from f3rm.model import FeatureFieldModel
@@ -42,13 +44,14 @@ from f3rm.store.progress import track
 from f3rm.synthetic.truth import SceneTruth
 
 
-def evaluate_run(
+def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     config: StrPath,
     *,
     data: StrPath | None = None,
     nerfacto: StrPath | None = None,
     head: str | None = None,
     pictures: StrPath | None = None,
+    queries: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
     show_progress: bool = False,
@@ -57,21 +60,18 @@ def evaluate_run(
 
     Args:
         config: The run's ``config.yml``.
-        data: The dataset's place, if not the one that the run was trained from.
+        data: The dataset's folder, if it was moved since training.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
-        head: The head that is asked the queries; None takes the first with a text tower.
-        pictures: Folder for pictures; None draws none.
+        head: The head to ask; None takes the first with a text tower.
+        pictures: Folder for pictures and a page; None draws none.
+        queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         show_progress: Whether bars count views.
 
     Raises:
-        F3rmError: If the run, its dataset, the head or the device cannot be used.
+        F3rmError: If the run, its dataset, the head, the device or the folder cannot be used.
     """
-    config = as_path(config)
-    data = None if data is None else as_path(data)
-    nerfacto = None if nerfacto is None else as_path(nerfacto)
-    pictures = None if pictures is None else as_path(pictures)
     started = time.perf_counter()
     place = resolve_device(device)
     run = load_run(config, data=data, device=place)
@@ -80,11 +80,26 @@ def evaluate_run(
     notes = [] if run.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
     language = _open_language(model, truth, head, notes)
-    shown = {"seed": seed, "show_progress": show_progress}
-    scores = _look(run, model, language, pictures, **shown)
+    drawing = None
+    if pictures is not None:
+        # Before views are rendered: a folder that cannot be written to should fail at once.
+        folder = PictureFolder(
+            pictures, language.vocabulary if language else Vocabulary((), (), ())
+        )
+        drawing = _Drawing(folder, PageViews(run, model, truth, head=head, queries=queries))
+    scores = score_views(
+        run,
+        model,
+        language=language,
+        seed=seed,
+        show_progress=show_progress,
+        watch=drawing.add if drawing else None,
+    )
     surfaces, finding = SurfaceScores(), None
     if truth is not None:
-        surfaces = score_surfaces(run, model, truth, language, **shown)
+        surfaces = score_surfaces(
+            run, model, truth, language, seed=seed, show_progress=show_progress
+        )
     if truth is not None and language is not None:
         finding = score_finding(Scene(run), truth, language.head)
     heads = head_numbers(scores, surfaces, list(model.heads))
@@ -93,44 +108,54 @@ def evaluate_run(
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {
         **query_summary(scores, surfaces),
-        **find_summary(finding),
+        **(finding or dict.fromkeys(FIND_NUMBERS)),
         **head_summary(heads),
         "psnr": mean_of(scores.psnr),
         "nerfacto_psnr": plain,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return Evaluation(
+    found = Evaluation(
         numbers=numbers,
         queries=query_rows(scores, surfaces),
         heads=heads,
         context=_context(run, truth, language, seed=seed, device=place),
         notes=tuple(notes),
     )
+    if drawing:
+        drawing.finish(run, found, device=place.type)
+    return found
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """The folder and the page that an evaluation draws."""
+
+    folder: PictureFolder
+    page: PageViews
+
+    def add(
+        self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None
+    ) -> None:
+        self.page.add(index, photograph, outputs)
+        if view is not None:
+            self.folder.add(view)
+
+    def finish(self, run: LoadedRun, found: Evaluation, *, device: str) -> None:
+        self.folder.write_overview()
+        where = self.folder.path
+        commands = next_commands(
+            run.config_path, pictures=where, video=where / "pca.mp4", device=device
+        )
+        self.folder.write_page(page_html(self.page.views, found.to_dict(), "\n".join(commands)))
 
 
 def _check_held_out(run: LoadedRun) -> None:
     if not run.held_out.names:
         msg = (
-            f"evaluate_run: {str(run.config_path)!r} must hold out at least one photograph, but "
-            f"all {len(run.train.names)} were trained on. Train with a smaller "
-            "--train-split-fraction."
+            f"{str(run.config_path)!r} must hold out at least one photograph, but all "
+            f"{len(run.train.names)} were trained on. Train with a smaller --train-split-fraction."
         )
         raise RunError(msg)
-
-
-def _look(
-    run: LoadedRun,
-    model: FeatureFieldModel,
-    language: Language | None,
-    pictures: Path | None,
-    **shown: Any,
-) -> HeldOutScores:
-    folder = PictureFolder(pictures, language.vocabulary) if pictures and language else None
-    see = folder.add if folder else None
-    scores = score_views(run, model, language=language, see=see, **shown)
-    if folder:
-        folder.write_overview()
-    return scores
 
 
 def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
@@ -155,18 +180,17 @@ def _open_language(
 def nerfacto_psnr(
     run: LoadedRun, config: StrPath, *, device: torch.device, show_progress: bool = False
 ) -> float | None:
-    """Returns the mean PSNR of another run on the views that a run holds out, in dB.
+    """Returns the mean PSNR in dB of another run on the views that a run holds out.
 
     Args:
         run: The run.
-        config: The other run's ``config.yml``; its dataset is taken to be the same.
-        device: Where the other model goes.
+        config: The other run's ``config.yml``; it is opened with the first run's dataset.
+        device: Device of the other model.
         show_progress: Whether a bar counts views.
 
     Raises:
         RunError: If the other run cannot be opened or holds out other photographs.
     """
-    config = as_path(config)
     other = load_run(config, data=run.data, device=device)
     check_same_views(run, other)
     values: list[float] = []

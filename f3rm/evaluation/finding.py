@@ -1,7 +1,7 @@
-"""How well :meth:`Scene.find` answers: boxes against the true ones, and what is not there.
+"""Scores :meth:`Scene.find`: found boxes against true ones, and "not here" for absent phrases.
 
-Found instances and true objects of one name are paired so that the distances of their centres are
-least together; a true object without a partner has no overlap.
+Found instances and true objects of one name are paired to minimise the sum of the distances between
+their centres; a true object without a partner has an IoU of 0.
 """
 
 from collections.abc import Sequence
@@ -17,38 +17,28 @@ from f3rm.scene.scene import Scene
 from f3rm.synthetic.truth import SceneTruth, TruthObject
 
 FOUND_IOU = 0.25
-"""A true object counts as found if the box of its partner overlaps it so much."""
+"""A true object is found if its partner's box has at least this IoU with its own."""
 
 
-@dataclass(frozen=True)
-class FindScore:
-    """How well things were found; None where there is nothing to take a mean of.
-
-    Attributes:
-        box_iou: Mean IoU of the boxes of true objects and their partners, 0 without one.
-        centre_error: Mean distance in metres of the centres of those that have a partner.
-        recall: Share of true objects with an IoU of at least :data:`FOUND_IOU`.
-        precision: Share of found instances that are such a partner.
-        not_here_precision: Share of absent phrases among those that were answered "not here".
-        not_here_recall: Share of absent phrases that were answered "not here".
-    """
-
-    box_iou: float | None
-    centre_error: float | None
-    recall: float | None
-    precision: float | None
-    not_here_precision: float | None
-    not_here_recall: float | None
+FIND_NUMBERS = (
+    "find_box_iou",
+    "find_centre_error",
+    "find_recall",
+    "find_precision",
+    "not_here_precision",
+    "not_here_recall",
+)
+"""The numbers of :func:`score_finding`; ``docs/evaluation.md`` defines them."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Found instances of one name beside the true objects.
+    """Found instances and true objects of one name, paired.
 
     Attributes:
         ious: IoU of each true object's box with its partner's, 0 without one.
-        errors: Distance of the centres of each pair, in metres.
-        found: How many instances were found.
+        errors: Distance between the centres of each pair, in metres.
+        found: Number of found instances.
     """
 
     ious: list[float]
@@ -56,13 +46,17 @@ class Pairs:
     found: int
 
 
-def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> FindScore:
-    """Asks a scene for everything that is in it and for what is not.
+def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> dict[str, float | None]:
+    """Asks a scene for every query of its truth and for every absent phrase.
 
     Args:
         scene: The scene.
-        truth: What is in it.
-        head: The head that is asked; None for the first that has a text tower.
+        truth: The scene's truth.
+        head: The head to ask; None takes the first with a text tower.
+
+    Returns:
+        The numbers by the names in :data:`FIND_NUMBERS`; None for a mean over nothing. The centre
+        error is in metres.
 
     Raises:
         F3rmError: If the head cannot be asked.
@@ -75,26 +69,26 @@ def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> FindScor
     rightly_absent = sum(not scene.find(text, head=head) for text in truth.absent)
     ious = [iou for one in pairs for iou in one.ious]
     hits = sum(iou >= FOUND_IOU for iou in ious)
-    return FindScore(
-        box_iou=mean_of(ious),
-        centre_error=mean_of([error for one in pairs for error in one.errors]),
-        recall=_share(hits, len(ious)),
-        precision=_share(hits, sum(one.found for one in pairs)),
-        not_here_precision=_share(rightly_absent, rightly_absent + wrongly_absent),
-        not_here_recall=_share(rightly_absent, len(truth.absent)),
-    )
+    return {
+        "find_box_iou": mean_of(ious),
+        "find_centre_error": mean_of([error for one in pairs for error in one.errors]),
+        "find_recall": _share(hits, len(ious)),
+        "find_precision": _share(hits, sum(one.found for one in pairs)),
+        "not_here_precision": _share(rightly_absent, rightly_absent + wrongly_absent),
+        "not_here_recall": _share(rightly_absent, len(truth.absent)),
+    }
 
 
-def true_box(thing: TruthObject) -> OrientedBox:
+def true_box(true: TruthObject) -> OrientedBox:
     """Returns the box of a true object, in metres."""
-    cos, sin = np.cos(thing.yaw), np.sin(thing.yaw)
+    cos, sin = np.cos(true.yaw), np.sin(true.yaw)
     axes = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    return OrientedBox(np.array(thing.centre), axes, 2 * np.array(thing.half_size))
+    return OrientedBox(np.array(true.centre), axes, 2 * np.array(true.half_size))
 
 
-def pair(instances: Sequence[Instance], things: Sequence[TruthObject]) -> Pairs:
-    """Pairs found instances with true objects, so that their centres are nearest together."""
-    boxes = [true_box(thing) for thing in things]
+def pair(instances: Sequence[Instance], objects: Sequence[TruthObject]) -> Pairs:
+    """Pairs found instances with true objects, the sum of their centres' distances being least."""
+    boxes = [true_box(true) for true in objects]
     distances = np.array(
         [[np.linalg.norm(box.centre - one.centre) for one in instances] for box in boxes]
     ).reshape(len(boxes), len(instances))

@@ -1,4 +1,4 @@
-"""The held-out views of a run, one after the other: each is rendered once and then scored."""
+"""Renders and scores the held-out views of a run, one after the other; each is rendered once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,15 +29,15 @@ from f3rm.store.progress import track
 
 @dataclass(frozen=True)
 class ScoredView:
-    """One held-out view with everything that was asked of it, at the file's pixels.
+    """One held-out view with its score maps, at the pixels of the photograph's file.
 
     Attributes:
         name: Its ``file_path``.
         photograph: The photograph.
         render: The field's colours.
-        ids: Which object each pixel shows.
-        field: Relevancy of every text by the field.
-        teacher: The same by the 2D teacher; None without a cache.
+        ids: The object at each pixel, -1 for none.
+        field: The field's relevancy of every text of the vocabulary, in its order.
+        teacher: The 2D teacher's; None without a feature cache.
     """
 
     name: str
@@ -48,15 +48,20 @@ class ScoredView:
     teacher: Float32[np.ndarray, "texts height width"] | None
 
 
+Watch = Callable[[int, Tensor, CameraOutputs, ScoredView | None], None]
+"""Receives each held-out view as it is rendered: its index among them, its photograph in [0, 1],
+the render with hidden vectors, and the scores; None without language or truth."""
+
+
 @dataclass(frozen=True)
 class HeldOutScores:
-    """What the held-out views gave.
+    """Scores of the held-out views.
 
     Attributes:
         psnr: Of each view, in dB.
-        cosines: Of each view, by head; empty without a cache.
-        field: Answers of the field; None where nothing could be asked.
-        teacher: Answers of the 2D teacher; None where nothing could be asked.
+        cosines: Of each view, by head; empty without a feature cache.
+        field: The field's answers; None without language or truth.
+        teacher: The 2D teacher's answers; None without language, truth or feature cache.
     """
 
     psnr: list[float]
@@ -72,23 +77,26 @@ def score_views(
     language: Language | None,
     seed: int,
     show_progress: bool = False,
-    see: Callable[[ScoredView], None] | None = None,
+    watch: Watch | None = None,
 ) -> HeldOutScores:
     """Renders and scores every held-out view.
 
     Args:
         run: The run.
-        model: Its model.
-        language: The phrases, or None where nothing can be asked.
-        seed: Seed of the draw for the mean training feature.
+        model: The run's model.
+        language: The embedded phrases; None without a text tower or ground truth.
+        seed: Seed of the pixels of the mean training feature.
         show_progress: Whether a bar counts the views.
-        see: Called with every view that was asked something, e.g. to draw it.
+        watch: Called with every view, e.g. to draw it.
     """
     field = QueryScores(language.vocabulary) if language else None
     teacher = QueryScores(language.vocabulary) if language and run.stores else None
     decibels: list[float] = []
     cosines: dict[str, list[FeatureCosines]] = {}
-    means = _mean_features(run, seed)
+    lookup = run.train.lookup
+    means = {
+        name: mean_training_feature(lookup, name, seed) for name in run.stores if lookup is not None
+    }
     views = range(len(run.held_out.names))
     for index in track(views, total=len(views), label="held-out views", show=show_progress):
         camera, batch = run.picture(index)
@@ -96,27 +104,20 @@ def score_views(
         decibels.append(psnr(model, outputs, batch["image"]))
         for name, measured in _cosines(run, model, index, outputs, means).items():
             cosines.setdefault(name, []).append(measured)
-        if language is None or field is None:
-            continue
-        view = _ask(run, index, outputs, batch["image"], language)
-        field.add(view.name, view.ids, view.field)
-        if teacher is not None and view.teacher is not None:
-            teacher.add(view.name, view.ids, view.teacher)
-        if see is not None:
-            see(view)
+        view = None
+        if language is not None and field is not None:
+            view = _ask(run, index, outputs, batch["image"], language)
+            field.add(view.name, view.ids, view.field)
+            if teacher is not None and view.teacher is not None:
+                teacher.add(view.name, view.ids, view.teacher)
+        if watch is not None:
+            watch(index, batch["image"], outputs, view)
     return HeldOutScores(
         decibels,
         cosines,
         field=field.answers() if field else None,
         teacher=teacher.answers() if teacher else None,
     )
-
-
-def _mean_features(run: LoadedRun, seed: int) -> dict[str, Tensor]:
-    lookup = run.train.lookup
-    if lookup is None:
-        return {}
-    return {name: mean_training_feature(lookup, name, seed) for name in run.stores}
 
 
 def _cosines(
@@ -126,15 +127,13 @@ def _cosines(
     outputs: CameraOutputs,
     means: dict[str, Tensor],
 ) -> dict[str, FeatureCosines]:
-    lookup = run.held_out.lookup
-    if lookup is None:
+    if run.held_out.lookup is None:
         return {}
-    targets = ImageTargets(lookup, index)
-    heads = [head for name, head in model.heads.items() if name in means]
-    hidden = hidden_of(outputs)
+    targets, hidden = ImageTargets(run.held_out.lookup, index), hidden_of(outputs)
     return {
-        head.spec.name: feature_cosines(head, hidden, targets, means[head.spec.name])
-        for head in heads
+        name: feature_cosines(model.heads[name], hidden, targets, mean)
+        for name, mean in means.items()
+        if name in model.heads
     }
 
 

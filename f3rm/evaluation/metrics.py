@@ -1,11 +1,10 @@
-"""Numbers that compare a score map with a truth mask; pure functions on arrays.
+"""Metrics of a score map against a truth mask; pure functions on arrays.
 
-A score map has one number per pixel, higher where the phrase fits better; a mask is true where the
-truth says so. Which pairs of views and queries are scored, and how means are taken, is decided in
-:mod:`f3rm.evaluation.query_scores`. The definitions stand in ``docs/evaluation.md``.
+A score map has one number per pixel, higher where the phrase fits better. ``docs/evaluation.md``
+defines the metrics; :mod:`f3rm.evaluation.query_scores` chooses the pairs of views and queries.
 
-Scores must be finite: every metric here raises :class:`ScoreError` for NaN or infinity, because
-NaN compares false with everything and would count as a hit in one metric and a miss in another.
+Scores must be finite: every metric raises :class:`ScoreError` for NaN or infinity, because NaN
+compares false with every number and would be a hit in one metric and a miss in another.
 """
 
 import numpy as np
@@ -17,7 +16,7 @@ ScoreMap = Float[np.ndarray, "height width"]
 Mask = Bool[np.ndarray, "height width"]
 
 RELEVANCY_THRESHOLD = 0.5
-"""Above it a phrase beats all four canonical phrases: the fixed rule of a predicted mask."""
+"""The fixed rule: above it, a phrase beats all four canonical phrases."""
 
 _MINMAX_THRESHOLD = 0.7
 _BOX = 30
@@ -25,7 +24,7 @@ _MAJORITY = 3  # pixels to each side: a window of 7 x 7
 
 
 class ScoreError(F3rmError, ValueError):
-    """Scores hold NaN or infinity, so nothing can be measured."""
+    """Scores hold NaN or infinity."""
 
 
 def require_finite(scores: Shaped[np.ndarray, "*shape"], name: str) -> None:
@@ -33,7 +32,7 @@ def require_finite(scores: Shaped[np.ndarray, "*shape"], name: str) -> None:
 
     Args:
         scores: Any scores.
-        name: What they are, for the message.
+        name: Their name in the message.
 
     Raises:
         ScoreError: If one of them is NaN or infinite.
@@ -41,43 +40,38 @@ def require_finite(scores: Shaped[np.ndarray, "*shape"], name: str) -> None:
     broken = int(scores.size - np.isfinite(scores).sum())
     if broken:
         msg = (
-            f"{name} must be finite, got {broken} of {scores.size} that are NaN or infinite. The "
-            "training diverged or its features are damaged: check them with f3rm cache verify, "
+            f"{name} must be finite, but {broken} of {scores.size} are NaN or infinite. The "
+            "training diverged or its features are damaged: check these with f3rm cache verify, "
             "then train again."
         )
         raise ScoreError(msg)
 
 
 def iou(predicted: Bool[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float:
-    """Intersection over union of two masks.
+    """Returns the intersection over union of two masks.
 
-    Where both are empty it is 0, as in OpenGaussian; evaluation never asks this, because a pair is
-    scored only where the truth has pixels.
+    It is 0 if both are empty, as in OpenGaussian; in an evaluation this cannot happen, because a
+    scored pair has true pixels.
     """
     union = int((predicted | truth).sum())
     return int((predicted & truth).sum()) / union if union else 0.0
 
 
 def is_localised(scores: ScoreMap, region: Mask) -> bool:
-    """Whether the highest score lies in a region; where several pixels share it, all must.
+    """Whether the highest score is in a region; if several pixels have it, all of them must be.
 
-    *Source:* LERF (Kerr et al. 2023) section 4.2 asks the same of a box around the object; there,
-    one of several equal pixels is enough, so that a constant map would always be right.
+    *Source:* LERF (Kerr et al. 2023) section 4.2, for a box around the object. There, one of
+    several equal pixels is enough, and a constant map would always be right.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "is_localised: scores")
+    require_finite(scores, "Scores")
     return bool(region[scores == scores.max()].all())
 
 
 def box_region(ids: Int[np.ndarray, "height width"], wanted: tuple[int, ...]) -> Mask:
-    """Fills the bounding box of each wanted object, borders included.
-
-    Args:
-        ids: The object at each pixel.
-        wanted: Ids of the objects; each has a box of its own.
-    """
+    """Returns the union of the bounding boxes of each wanted object, borders included."""
     region = np.zeros(ids.shape, dtype=bool)
     for number in wanted:
         rows, cols = np.nonzero(ids == number)
@@ -87,29 +81,29 @@ def box_region(ids: Int[np.ndarray, "height width"], wanted: tuple[int, ...]) ->
 
 
 def fixed_mask(scores: Float[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
-    """The mask of the fixed rule: relevancy above :data:`RELEVANCY_THRESHOLD`.
+    """Returns the fixed rule's mask: relevancy above :data:`RELEVANCY_THRESHOLD`.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "fixed_mask: scores")
+    require_finite(scores, "Scores")
     return scores > RELEVANCY_THRESHOLD
 
 
 def minmax_mask(scores: ScoreMap) -> Mask:
-    """LangSplat's mask of a relevancy map.
+    """Returns LangSplat's mask of a relevancy map.
 
     The map is averaged with its mean over 30 x 30 pixels (reflected at the border, the window
     reaching 15 pixels up and left, 14 down and right), stretched to [0, 1], thresholded at 0.7, and
     cleaned by the majority in 7 x 7 pixels. A map of one value gives an empty mask.
 
     *Source:* LangSplat (Qin et al. 2024) ``eval/evaluate_iou_loc.py``: there the stretched map is
-    stretched again to [-1, 1], clipped and thresholded at 0.4, which is the same.
+    stretched again to [-1, 1], clipped and thresholded at 0.4, which is equivalent.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "minmax_mask: scores")
+    require_finite(scores, "Scores")
     blended = 0.5 * (_box_mean(scores) + scores)
     low, high = blended.min(), blended.max()
     stretched = (blended - low) / max(high - low, 1e-9)
@@ -124,10 +118,10 @@ def _box_mean(scores: ScoreMap) -> Float[np.ndarray, "height width"]:
 
 
 def majority(mask: Mask) -> Mask:
-    """Sets each pixel to what most of the 7 x 7 pixels around it are; a tie is false.
+    """Sets each pixel to the majority of the 7 x 7 pixels around it; a tie is false.
 
-    *Source:* LangSplat ``eval/utils.py:smooth``, whose windows leave out the last row and column of
-    the picture; that is kept, for comparability.
+    *Source:* LangSplat ``eval/utils.py:smooth``. Its windows leave out the picture's last row and
+    column; ours do too, for comparability.
     """
     sides = [np.arange(side) for side in mask.shape]
     starts = [np.maximum(side - _MAJORITY, 0) for side in sides]
@@ -142,7 +136,10 @@ def _window_sums(
     starts: list[np.ndarray],
     ends: list[np.ndarray],
 ) -> Shaped[np.ndarray, "height width"]:
-    """Sums ``values`` over a window per output pixel, given where each begins and ends."""
+    """Sums ``values`` over a window per output pixel, given each window's start and end.
+
+    Four look-ups in the table of cumulative sums make the cost independent of the window's size.
+    """
     sums = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     top, left = starts[0][:, None], starts[1]
     bottom, right = ends[0][:, None], ends[1]
@@ -152,18 +149,17 @@ def _window_sums(
 def exclusive_mask(
     scores: Float[np.ndarray, "texts ..."], wanted: int, rivals: list[int]
 ) -> Bool[np.ndarray, "..."]:
-    """The mask of a phrase that must also beat other phrases.
+    """Returns the pixels where a phrase meets the fixed rule and beats its rivals.
 
     Args:
-        scores: Relevancy of each text. That the best text beats the canonical phrases too is the
-            fixed rule, since these are in every relevancy.
+        scores: Relevancy of each text, which already compares it with the canonical phrases.
         wanted: Index of the text.
         rivals: Indices of the texts that it must beat.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "exclusive_mask: scores")
+    require_finite(scores, "Scores")
     mask = fixed_mask(scores[wanted])
     for rival in rivals:
         mask = mask & (scores[wanted] > scores[rival])
@@ -171,17 +167,17 @@ def exclusive_mask(
 
 
 def average_precision(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
-    """Area under the precision-recall steps, over every threshold; 0 where nothing is true.
+    """Returns the area under the precision-recall steps over all thresholds; 0 if nothing is true.
 
     It is ``sum_k (R_k - R_{k-1}) P_k`` over the distinct scores from high to low, without
     interpolation.
 
-    *Source:* the definition of scikit-learn's ``average_precision_score``, which it equals.
+    *Source:* the definition of scikit-learn's ``average_precision_score``; the values are equal.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "average_precision: scores")
+    require_finite(scores, "Scores")
     positives = int(truth.sum())
     if positives == 0:
         return 0.0
@@ -195,16 +191,16 @@ def average_precision(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, "
 
 
 def auroc(positive: Float[np.ndarray, " p"], negative: Float[np.ndarray, " n"]) -> float | None:
-    """Probability that a positive score is above a negative one, a tie counting half.
+    """Returns the probability that a positive score is above a negative one, a tie counting half.
 
     Returns:
-        A number in [0, 1]; None where there are no scores on one of the sides.
+        A number in [0, 1]; None if one of the sides has no scores.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(positive, "auroc: positive scores")
-    require_finite(negative, "auroc: negative scores")
+    require_finite(positive, "Positive scores")
+    require_finite(negative, "Negative scores")
     if not (len(positive) and len(negative)):
         return None
     ordered = np.sort(negative)

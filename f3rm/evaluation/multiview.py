@@ -1,9 +1,8 @@
-"""One surface point seen from several photographs: what the teacher says there, and the field.
+"""Compares features of field and teacher at surface points that several photographs see.
 
-Surface points come from the truth's depth at pixels of held-out views. The multi-view mean of the
-teacher is what a view-independent field can reach at best with perfect geometry: the mean of the
-teacher's features in the *training* photographs that see the point. The field is rendered at
-exactly the same pixels.
+Surface points come from the truth's depth at pixels of held-out views. The mean of the teacher's
+features in the *training* photographs that see a point is the best that a view-independent field
+can reach with perfect geometry. The field is rendered at exactly the same pixels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,19 +21,19 @@ from f3rm.store.reader import FeatureStore
 from f3rm.synthetic.truth import ViewTruth
 
 DEPTH_TOLERANCE = 0.01
-"""A view sees a point if the truth's depth at its pixel is the point's, up to this share."""
+"""A view sees a point if the truth's depth at its pixel differs by at most this share of it."""
 
 _RENDERED_POINTS = 1 << 13
 
 
 @dataclass(frozen=True)
 class SeenView:
-    """A photograph whose truth is known.
+    """A photograph with its truth, in the scene frame.
 
     Attributes:
         name: Its ``file_path`` as in transforms.json.
         camera: Its camera.
-        truth: What it shows.
+        truth: Its object ids and depths; unlike the file's, these are lengths of the scene frame.
     """
 
     name: str
@@ -47,10 +46,10 @@ class SurfacePoints:
     """Points of the scene's surfaces, each from a pixel of a held-out view.
 
     Attributes:
-        positions: Where they are, in the scene frame.
-        views: Which held-out view each comes from.
+        positions: In the scene frame.
+        views: Index of the held-out view of each.
         xy: Its pixel (x, y) of the file.
-        ids: Which object it lies on.
+        ids: Id of the object that it is on.
     """
 
     positions: Float[Tensor, "points 3"]
@@ -61,15 +60,15 @@ class SurfacePoints:
 
 @dataclass(frozen=True)
 class MultiviewCosines:
-    """What several views of the same surface points give, as mean cosines.
+    """Mean cosines at surface points that several views see; None for a mean over nothing.
 
     Attributes:
         teacher_mean: Of the teacher's mean over training views to its feature in the held-out view.
         same_points: Of the rendered field to the same feature.
         consistency: Of the rendered field between the held-out views that see a point.
         consistency_teacher: Of the teacher between these.
-        points: How many points some training view sees.
-        views_per_point: How many training views see such a point, on average.
+        points: Number of points that some training view sees.
+        views_per_point: Mean number of training views that see such a point.
     """
 
     teacher_mean: float | None
@@ -87,13 +86,13 @@ def sample_pixels(
 
     Args:
         views: The views to draw from.
-        num: How many pixels.
+        num: Number of pixels.
         seed: Seed of the draw.
-        per_object: Whether every object and surface that is seen gets the same number of pixels
-            (or one fewer), instead of every pixel the same chance.
+        per_object: Whether every visible object and surface gets the same number of pixels (or one
+            fewer), instead of every pixel the same probability.
 
     Returns:
-        The view of each pixel, and its (x, y).
+        The view's index and the (x, y) of each pixel; empty if no view shows a surface.
     """
     sizes = [view.ids.size for view in views]
     ids = np.concatenate([view.ids.ravel() for view in views])
@@ -119,17 +118,9 @@ def sample_pixels(
 
 
 def surface_points(
-    views: Sequence[SeenView], num: int, *, seed: int, per_object: bool, scene_per_metre: float
+    views: Sequence[SeenView], num: int, *, seed: int, per_object: bool
 ) -> SurfacePoints:
-    """Draws points of the surfaces that views see; see :func:`sample_pixels`.
-
-    Args:
-        views: Held-out views.
-        num: How many points.
-        seed: Seed of the draw.
-        per_object: Whether every object gets the same number.
-        scene_per_metre: Length of a metre in the scene frame.
-    """
+    """Draws points of the surfaces that held-out views see; see :func:`sample_pixels`."""
     truths = [view.truth for view in views]
     view_of, pixels = sample_pixels(truths, num, seed=seed, per_object=per_object)
     positions = torch.zeros(len(pixels), 3)
@@ -137,7 +128,7 @@ def surface_points(
     for number, view in enumerate(views):
         here = np.flatnonzero(view_of == number)
         x, y = pixels[here].T
-        depth = torch.from_numpy(view.truth.depth[y, x]) * scene_per_metre
+        depth = torch.from_numpy(view.truth.depth[y, x])
         positions[here] = view.camera.unproject(torch.from_numpy(pixels[here]).float(), depth)
         ids[here] = torch.from_numpy(view.truth.ids[y, x]).long()
     xy = torch.from_numpy(pixels).float()
@@ -145,46 +136,36 @@ def surface_points(
 
 
 def sees(
-    view: SeenView, positions: Float[Tensor, "points 3"], scene_per_metre: float
+    view: SeenView, positions: Float[Tensor, "points 3"]
 ) -> tuple[Bool[Tensor, " points"], Float[Tensor, "points 2"]]:
-    """Returns which positions a view sees, by the truth's depth, and where: (x, y) of its file.
-
-    Args:
-        view: The view.
-        positions: In the scene frame.
-        scene_per_metre: Length of a metre in the scene frame.
-    """
+    """Returns which positions of the scene frame a view sees, and their (x, y) in its file."""
     xy, depth = view.camera.project(positions)
     height, width = view.camera.file_size
     limit = xy.new_tensor([width - 0.5, height - 0.5])
     inside = (depth > 0) & ((xy >= -0.5) & (xy < limit)).all(dim=-1)
     x, y = torch.where(inside[:, None], xy, 0.0).round().long().T
     x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    there = torch.from_numpy(view.truth.depth)[y, x] * scene_per_metre
-    return inside & ((there - depth).abs() <= DEPTH_TOLERANCE * depth), xy
+    surface = torch.from_numpy(view.truth.depth)[y, x]
+    return inside & ((surface - depth).abs() <= DEPTH_TOLERANCE * depth), xy
 
 
 def teacher_mean(
-    store: FeatureStore,
-    points: SurfacePoints,
-    views: Iterable[SeenView],
-    scene_per_metre: float,
+    store: FeatureStore, points: SurfacePoints, views: Iterable[SeenView]
 ) -> tuple[Float[Tensor, "points channels"], Int[Tensor, " points"]]:
     """Averages the teacher's features of each point over the views that see it.
 
     Args:
         store: The teacher's features, read bilinearly.
         points: The points.
-        views: Training views; one at a time is held.
-        scene_per_metre: Length of a metre in the scene frame.
+        views: Training views; an iterator keeps one in memory at a time.
 
     Returns:
-        The mean features, zero where no view sees the point; and how many views do.
+        The mean features, zero for a point that no view sees, and the number of views that do.
     """
     total = torch.zeros(len(points.positions), store.channels)
     counts = torch.zeros(len(points.positions), dtype=torch.long)
     for view in views:
-        seen, xy = sees(view, points.positions, scene_per_metre)
+        seen, xy = sees(view, points.positions)
         total[seen] += _teacher(store, view, xy[seen])
         counts[seen] += 1
     return total / counts.clamp_min(1)[:, None], counts
@@ -199,27 +180,26 @@ def compare_views(
     *,
     held_out: Sequence[SeenView],
     training: Iterable[SeenView],
-    scene_per_metre: float,
 ) -> MultiviewCosines:
-    """Measures one head of a field and its teacher on surface points.
+    """Measures one head of a field and its teacher at surface points.
 
     Args:
         model: The trained model.
-        name: The head.
+        name: The head's name.
         store: The teacher's features.
-        points: Points from ``held_out``.
-        held_out: The held-out views.
+        points: Points of the held-out views.
+        held_out: The held-out views, in the order of ``points.views``.
         training: The training views.
-        scene_per_metre: Length of a metre in the scene frame.
     """
-    mean, counts = teacher_mean(store, points, training, scene_per_metre)
+    mean, counts = teacher_mean(store, points, training)
     head = model.feature_field.head(name)
     field = _PairwiseCosine(len(counts))
     teacher = _PairwiseCosine(len(counts))
     of_mean, of_field = torch.zeros(len(counts)), torch.zeros(len(counts))
     for number, view in enumerate(held_out):
         own = points.views == number
-        seen, xy = sees(view, points.positions, scene_per_metre)
+        seen, xy = sees(view, points.positions)
+        # A point's own pixel is known exactly; its projection may round to a pixel beside an edge.
         seen, xy = seen | own, torch.where(own[:, None], points.xy, xy)
         target = _teacher(store, view, xy[seen])
         rendered = head(render_points(model, view.camera, xy[seen]).to(head.weight)).cpu()
@@ -242,7 +222,7 @@ def compare_views(
 def render_points(
     model: FeatureFieldModel, camera: FileCamera, xy: Float[Tensor, "points 2"]
 ) -> Float[Tensor, "points hidden"]:
-    """Renders hidden vectors of single pixels (x, y) of a file, which need not be whole numbers."""
+    """Renders the hidden vectors at pixels (x, y) of a file; fractions of pixels are allowed."""
     hidden = [xy.new_zeros((0, model.feature_field.hidden_dim))]
     for part in xy.split(_RENDERED_POINTS) if len(xy) else ():
         bundle = camera.rays(part.to(model.device))
@@ -263,7 +243,7 @@ def _mean(values: Float[Tensor, " n"]) -> float | None:
 class _PairwiseCosine:
     """Mean cosine between all pairs of a point's features, over points with two or more.
 
-    With unit vectors u_1 ... u_n the mean over pairs is ``(|sum u|^2 - n) / (n (n - 1))``.
+    With unit vectors u_1 ... u_n the mean is ``(|sum u|^2 - n) / (n (n - 1))``: no pair is formed.
     """
 
     def __init__(self, num_points: int) -> None:

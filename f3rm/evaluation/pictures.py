@@ -1,17 +1,18 @@
-"""Pictures of an evaluation: what was asked, what field and teacher answered, what is true.
+"""The folder of an evaluation's pictures: a panel per view and query, an overview, and the page.
 
-A panel stands for one view and query: photograph, the field's scores over its render, the field's
-mask against the truth, and the same two of the 2D teacher.
+A panel shows the photograph, the field's scores over its render, the field's mask against the
+truth, and the same two of the 2D teacher.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
-from f3rm.errors import F3rmError
+from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.evaluation.held_out import ScoredView
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD, fixed_mask, iou
 from f3rm.evaluation.query_scores import MIN_PIXELS
@@ -21,6 +22,8 @@ from f3rm.store.names import safe_part
 Picture = UInt8[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]
 Scores = Float[np.ndarray, "height width"]
+
+PAGE = "index.html"
 
 TRUE_POSITIVE = (40, 200, 80)
 FALSE_POSITIVE = (230, 60, 50)
@@ -44,14 +47,14 @@ def heat_picture(base: Picture, scores: Scores) -> Picture:
 
 
 def legend(width: int) -> UInt8[np.ndarray, "rows {width} 3"]:
-    """Returns the scale of colours from 0 to 1; the white line is where the fixed rule cuts."""
+    """Returns the scale of colours from 0 to 1, with a white line at the fixed rule's threshold."""
     scale = _heat(np.tile(np.linspace(0, 1, width), (_LEGEND, 1))).astype(np.uint8)
     scale[:, round(RELEVANCY_THRESHOLD * (width - 1))] = 255
     return scale
 
 
 def mask_picture(base: Picture, predicted: Mask, truth: Mask) -> Picture:
-    """Colours hits green, false alarms red and misses blue over a darkened picture."""
+    """Colours hits green, false positives red and misses blue, over a darkened picture."""
     picture = (base * 0.5).astype(np.uint8)
     for mask, colour in (
         (predicted & truth, TRUE_POSITIVE),
@@ -65,11 +68,11 @@ def mask_picture(base: Picture, predicted: Mask, truth: Mask) -> Picture:
 def query_panel(
     view: ScoredView, vocabulary: Vocabulary, query: int
 ) -> UInt8[np.ndarray, "panel_height panel_width 3"]:
-    """Draws one view and query: see the module.
+    """Draws the panel of one view and query.
 
     Args:
         view: The view with its scores.
-        vocabulary: The phrases that the scores are of.
+        vocabulary: The phrases of the scores.
         query: Index of the query.
     """
     label = vocabulary.queries[query]
@@ -90,28 +93,28 @@ def query_panel(
 
 
 class PictureFolder:
-    """Writes a panel per held-out view and query, and an overview with one row per query.
+    """Writes a panel per held-out view and query, an overview with one row per query, and the page.
 
     Args:
-        folder: Where to; made if need be.
+        folder: The folder; created if it does not exist.
         vocabulary: The phrases.
 
     Raises:
         F3rmError: If the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
-        self._folder = folder.expanduser().absolute()
+    def __init__(self, folder: StrPath, vocabulary: Vocabulary) -> None:
+        self.path = as_path(folder).expanduser().absolute()
         self._vocabulary = vocabulary
         self._best: dict[int, tuple[int, Picture]] = {}
         self._owners: dict[str, tuple[str, int]] = {}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._refused(error) from error
 
     def add(self, view: ScoredView) -> None:
-        """Draws the queries that a view shows.
+        """Draws a panel for each query that a view shows.
 
         Raises:
             F3rmError: If a file cannot be written.
@@ -121,12 +124,13 @@ class PictureFolder:
             if pixels < MIN_PIXELS:
                 continue
             panel = query_panel(view, self._vocabulary, number)
-            self._save(panel, self._own_name(panel_name(view.name, query.text), view.name, number))
+            name = self._own_name(panel_name(view.name, query.text), view.name, number)
+            self._write(name, Image.fromarray(panel).save)
             if pixels > self._best.get(number, (0, panel))[0]:
                 self._best[number] = (pixels, _narrowed(panel))
 
     def _own_name(self, name: str, view: str, query: int) -> str:
-        """Returns a panel's file name, with a number where another view or query has it already."""
+        """Returns a free file name: two views or queries may differ only in dropped letters."""
         stem, number = name.removesuffix(".png"), 1
         while self._owners.setdefault(name, (view, query)) != (view, query):
             number += 1
@@ -143,18 +147,29 @@ class PictureFolder:
         if panels:
             width = max(panel.shape[1] for panel in panels)
             rows = [np.pad(p, ((0, 4), (0, width - p.shape[1]), (0, 0))) for p in panels]
-            self._save(np.concatenate(rows), "overview.png")
+            self._write("overview.png", Image.fromarray(np.concatenate(rows)).save)
 
-    def _save(self, picture: UInt8[np.ndarray, "rows cols 3"], name: str) -> None:
+    def write_page(self, text: str) -> None:
+        """Writes ``index.html``.
+
+        Args:
+            text: The page's HTML.
+
+        Raises:
+            F3rmError: If the file cannot be written.
+        """
+        self._write(PAGE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
         try:
-            Image.fromarray(picture).save(self._folder / name)
+            write(self.path / name)
         except OSError as error:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> F3rmError:
         return F3rmError(
-            f"PictureFolder: folder must be one that can be written to, got {str(self._folder)!r}: "
-            f"{error}. Give another --pictures."
+            f"--pictures: {str(self.path)!r} cannot be written to: {error}. Give another "
+            "--pictures."
         )
 
 
@@ -173,7 +188,7 @@ def _heat(scores: Scores) -> Float[np.ndarray, "height width 3"]:
 def _tile(
     picture: Picture, title: str, *, scale: bool = False
 ) -> UInt8[np.ndarray, "tile_height tile_width 3"]:
-    """Puts a title above a picture, and below it the scale of colours or nothing."""
+    """Adds a title above a picture, and below it the scale of colours or blank space."""
     height, width = picture.shape[:2]
     canvas = Image.new("RGB", (width + _GAP, _HEADER + height + _LEGEND), "white")
     canvas.paste(Image.fromarray(picture), (0, _HEADER))

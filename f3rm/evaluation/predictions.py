@@ -1,7 +1,7 @@
-"""Score maps and feature cosines of whole views, from the field and from its 2D teacher.
+"""Score maps and feature cosines of whole views, of the field and of its 2D teacher.
 
-A view is rendered once, as hidden vectors; every number and picture comes from that. The C feature
-channels exist for a few rows at a time.
+A view is rendered once, as hidden vectors, from which all numbers and pictures are computed. The C
+feature channels exist for a few rows at a time.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def psnr(model: NerfactoModel, rendered: CameraOutputs | dict[str, Tensor], imag
     """Returns Nerfacto's own PSNR of a view, in dB.
 
     Args:
-        model: It knows the background that the photograph is blended with.
+        model: The model, which knows the background colour that the photograph is blended with.
         rendered: The view's outputs.
         image: The photograph in [0, 1], shape (height, width, 3 or 4).
     """
@@ -67,7 +67,7 @@ def field_scores(
 ) -> Float32[np.ndarray, "texts height width"]:
     """Returns the field's relevancy of every text at the photograph's pixels.
 
-    Where the view was rendered at another size, the scores are interpolated, not the masks.
+    If the view was rendered at another size, scores are interpolated, never masks.
 
     Args:
         hidden: The rendered hidden vectors.
@@ -121,7 +121,7 @@ def feature_cosines(
     """Compares a rendered view with the teacher's features, at the size that is trained on.
 
     Args:
-        head: Which features.
+        head: The head to compare.
         hidden: The rendered hidden vectors.
         targets: The teacher's features of this view.
         mean: The mean training feature.
@@ -141,7 +141,7 @@ def mean_training_feature(lookup: FeatureLookup, name: str, seed: int) -> Tensor
 
     Args:
         lookup: The training photographs' features.
-        name: The head.
+        name: The head's name.
         seed: Seed of the draw.
     """
     rng = np.random.default_rng([seed, 1])

@@ -1,10 +1,10 @@
 """Scores of queries over the held-out views: one pair of view and query at a time, then means.
 
-The same code judges the field and its 2D teacher. A pair is scored where at least
-:data:`MIN_PIXELS` pixels of the view show what the query names.
+The same code scores the field and its 2D teacher. A pair counts if at least :data:`MIN_PIXELS`
+pixels of the view show an object that the query names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from f3rm.evaluation.metrics import (
 from f3rm.evaluation.vocabulary import Vocabulary
 
 MIN_PIXELS = 64
-"""A query is scored in a view only if so many pixels show what it names."""
+"""Smallest number of true pixels of a query that is scored in a view."""
 
 Scores = Float[np.ndarray, "texts height width"]
 """Relevancy of every text of a vocabulary at every pixel of a photograph."""
@@ -32,16 +32,16 @@ Scores = Float[np.ndarray, "texts height width"]
 
 @dataclass(frozen=True)
 class PairScore:
-    """What a score map is worth for one query in one view.
+    """Scores of one query's score map in one view.
 
     Attributes:
         view: Name of the photograph.
-        pixels: How many pixels show what the query names.
-        localised: Whether the highest score lies in the bounding box of one of its objects.
-        localised_mask: Whether it lies in its mask, so on the object itself.
+        pixels: Number of true pixels.
+        localised: Whether the highest score is in the bounding box of one of the query's objects.
+        localised_mask: Whether it is in the mask of one, so on the object itself.
         iou: Of the fixed rule's mask.
         iou_minmax: Of LangSplat's mask.
-        iou_argmax: Of the pixels where the query beats every phrase for something else.
+        iou_argmax: Of the pixels where the query beats every label of other objects.
         max_relevancy: The highest score in the view.
     """
 
@@ -57,11 +57,11 @@ class PairScore:
 
 @dataclass(frozen=True)
 class QueryScore:
-    """A query's numbers over the views that show it.
+    """A query's scores over the views that show it.
 
     Attributes:
         text: The query.
-        pairs: One record per view, in their order; empty where no view shows it.
+        pairs: One record per view, in their order; empty if no view shows it.
         average_precision: Over the pixels of all these views together; None without views.
     """
 
@@ -69,14 +69,23 @@ class QueryScore:
     pairs: tuple[PairScore, ...]
     average_precision: float | None
 
-    def mean(self, value: Callable[[PairScore], float]) -> float | None:
-        """Returns the mean of a number over the views, or None without views."""
-        return mean_of([value(pair) for pair in self.pairs])
+    def numbers(self) -> dict[str, float | None]:
+        """Returns the means over the views, under the names that reports use."""
+        pairs = self.pairs
+        return {
+            "localisation": mean_of([float(pair.localised) for pair in pairs]),
+            "localisation_mask": mean_of([float(pair.localised_mask) for pair in pairs]),
+            "miou": mean_of([pair.iou for pair in pairs]),
+            "miou_minmax": mean_of([pair.iou_minmax for pair in pairs]),
+            "miou_argmax": mean_of([pair.iou_argmax for pair in pairs]),
+            "average_precision": self.average_precision,
+            "max_relevancy": mean_of([pair.max_relevancy for pair in pairs]),
+        }
 
 
 @dataclass(frozen=True)
 class PresenceScore:
-    """How far scores of what is in the scene stand above scores of what is not.
+    """How well scores tell phrases that are true of the scene from absent ones.
 
     Attributes:
         absent: Highest score per absent phrase and view.
@@ -94,18 +103,13 @@ class PresenceScore:
 
     @classmethod
     def nothing(cls) -> "PresenceScore":
-        """What is known where nothing was asked."""
+        """Returns the score of no phrases at all."""
         return cls(np.zeros(0), np.zeros(0), None, None, None)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Everything that score maps of all held-out views gave.
-
-    Attributes:
-        queries: One record per query.
-        presence: How present and absent phrases compare.
-    """
+    """The scores of all queries over all held-out views, and of present against absent phrases."""
 
     queries: tuple[QueryScore, ...]
     presence: PresenceScore
@@ -130,13 +134,13 @@ class QueryScores:
 
         Args:
             view: Name of the photograph.
-            ids: Which object each pixel shows.
+            ids: The object at each pixel, -1 for none.
             scores: Relevancy at the same pixels.
 
         Raises:
             ScoreError: If a score is not finite.
         """
-        require_finite(scores, f"QueryScores: the scores of the view {view!r}")
+        require_finite(scores, f"The scores of the view {view!r}")
         for number, query in enumerate(self.vocabulary.queries):
             mask = np.isin(ids, query.ids)
             if mask.sum() >= MIN_PIXELS:
@@ -150,7 +154,7 @@ class QueryScores:
             self._found.append(float(fixed_mask(absent).mean()))
 
     def answers(self) -> Answers:
-        """Returns the numbers of the views so far."""
+        """Returns the scores of the views added so far."""
         queries = tuple(
             QueryScore(query.text, tuple(self._pairs.get(number, ())), self._precision(number))
             for number, query in enumerate(self.vocabulary.queries)
@@ -190,7 +194,7 @@ def score_pair(
     Args:
         view: Name of the photograph.
         number: Index of the query.
-        ids: Which object each pixel shows.
+        ids: The object at each pixel, -1 for none.
         scores: Relevancy of every text.
         vocabulary: The texts.
     """
@@ -210,28 +214,27 @@ def score_pair(
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Returns the mean of the numbers that are there, or None if there are none.
+    """Returns the mean of the numbers that are not None; None if there are none.
 
     Raises:
         ScoreError: If a number is not finite.
     """
     known = [value for value in values if value is not None]
-    require_finite(np.array(known, dtype=np.float64), "mean_of: measured values")
+    require_finite(np.array(known, dtype=np.float64), "Measured values")
     return float(np.mean(known)) if known else None
 
 
 def summarise(queries: Sequence[QueryScore]) -> dict[str, float | None]:
     """Returns the means over queries.
 
-    The shares of localised pairs are taken over all pairs, as LERF does; everything else is a mean
-    over a query's views, then over queries.
+    Localisation is the share of all pairs, as in LERF; every other number is a mean over a query's
+    views, then over queries.
     """
     pairs = [pair for query in queries for pair in query.pairs]
+    rows = [query.numbers() for query in queries]
+    means = ("miou", "miou_minmax", "miou_argmax", "average_precision")
     return {
         "localisation": mean_of([float(pair.localised) for pair in pairs]),
         "localisation_mask": mean_of([float(pair.localised_mask) for pair in pairs]),
-        "miou": mean_of([query.mean(lambda pair: pair.iou) for query in queries]),
-        "miou_minmax": mean_of([query.mean(lambda pair: pair.iou_minmax) for query in queries]),
-        "miou_argmax": mean_of([query.mean(lambda pair: pair.iou_argmax) for query in queries]),
-        "average_precision": mean_of([query.average_precision for query in queries]),
+        **{name: mean_of([row[name] for row in rows]) for name in means},
     }

@@ -1,19 +1,24 @@
-"""What an evaluation found: as JSON and as a table."""
+"""The report of an evaluation: its numbers under their names, as JSON and as tables."""
 
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
 from f3rm.errors import F3rmError, StrPath, as_path
-from f3rm.evaluation.query_scores import QueryScore
+from f3rm.evaluation.held_out import HeldOutScores
+from f3rm.evaluation.multiview import MultiviewCosines
+from f3rm.evaluation.query_scores import Answers, PresenceScore, mean_of, summarise
+from f3rm.evaluation.surface_scores import SurfaceScores
 
 Number = float | int | None
+Numbers = dict[str, Number | dict[str, Number] | None]
 
 _PAIRED = (
     ("localisation", "localisation"),
@@ -50,63 +55,37 @@ _HEAD = (
 )
 
 
-@dataclass(frozen=True)
-class QueryRow:
-    """A query's numbers.
-
-    Attributes:
-        text: The query.
-        views: Held-out views that show it.
-        field: The field's numbers, as :func:`query_numbers` names them.
-        teacher: The 2D teacher's, or None where it was not measured.
-        point_iou: Of surface points; None where none shows it.
-    """
-
-    text: str
-    views: int
-    field: Mapping[str, Number]
-    teacher: Mapping[str, Number] | None
-    point_iou: Number
+HEAD_NUMBERS = tuple(key for _, key in _HEAD)
+"""Numbers of each head whose means over heads are at the top level."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All numbers of one run, and what they were made with.
+    """All numbers of one run, and the settings that they were measured with.
+
+    ``docs/evaluation.md`` explains the names; a number that was not measured is None.
 
     Attributes:
-        numbers: The means, by the names that ``docs/evaluation.md`` explains; None where something
-            was not measured.
-        queries: One row per query.
+        numbers: The means.
+        queries: One row per query: its text, its number of views, and its own numbers.
         heads: Numbers of each feature head.
         context: Versions, settings, run and dataset.
-        notes: What was not measured, and why.
+        notes: Why some numbers were not measured.
     """
 
     numbers: Mapping[str, Any]
-    queries: tuple[QueryRow, ...]
+    queries: tuple[Mapping[str, Any], ...]
     heads: Mapping[str, Mapping[str, Number]]
     context: Mapping[str, Any]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, with the means at the top level."""
-        rows = [
-            {
-                "text": row.text,
-                "views": row.views,
-                **row.field,
-                **{f"teacher_{name}": value for name, value in (row.teacher or {}).items()},
-                "point_iou": row.point_iou,
-            }
-            for row in self.queries
-        ]
-        heads = {name: dict(numbers) for name, numbers in self.heads.items()}
-        context = dict(self.context)
         return {
             **self.numbers,
-            "queries": rows,
-            "heads": heads,
-            **context,
+            "queries": [dict(row) for row in self.queries],
+            "heads": {name: dict(numbers) for name, numbers in self.heads.items()},
+            **self.context,
             "notes": list(self.notes),
         }
 
@@ -116,9 +95,8 @@ class Evaluation:
         Raises:
             F3rmError: If the file cannot be written.
         """
-        path = as_path(path)
+        path = as_path(path).expanduser().absolute()
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        path = path.expanduser().absolute()
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,14 +105,11 @@ class Evaluation:
         except OSError as error:
             with contextlib.suppress(OSError):
                 aside.unlink()
-            msg = (
-                f"write_json: {str(path)!r} must be a file that can be written, got: {error}. Give "
-                "another --json."
-            )
+            msg = f"--json: {str(path)!r} cannot be written: {error}. Give another --json."
             raise F3rmError(msg) from error
 
     def tables(self) -> list[Table]:
-        """Returns what a person reads: queries, means beside the teacher's, heads."""
+        """Returns the tables to print: queries, means beside the teacher's, heads."""
         tables = [self._means()]
         if self.queries:
             tables.insert(0, self._per_query())
@@ -147,13 +122,13 @@ class Evaluation:
         for column in ("views", "hit", "2D", "IoU", "2D", "AP", "2D", "points"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in self.queries:
-            teacher = row.teacher or {}
             pairs = [
-                shown(numbers.get(name), digits=2)
+                shown(row.get(f"{who}{name}"), digits=2)
                 for name in ("localisation", "miou", "average_precision")
-                for numbers in (row.field, teacher)
+                for who in ("", "teacher_")
             ]
-            table.add_row(row.text, str(row.views), *pairs, shown(row.point_iou, digits=2))
+            points = shown(row["point_iou"], digits=2)
+            table.add_row(row["text"], str(row["views"]), *pairs, points)
         return table
 
     def _means(self) -> Table:
@@ -186,19 +161,93 @@ def _table(title: str, first: str) -> Table:
     return table
 
 
-def query_numbers(query: QueryScore) -> dict[str, Number]:
-    """Returns one query's means over the views that show it."""
+def query_rows(scores: HeldOutScores, surfaces: SurfaceScores) -> tuple[dict[str, Any], ...]:
+    """Returns one row per query: the field's numbers, the teacher's, and the points' IoU."""
+    if scores.field is None:
+        return ()
+    rows: list[dict[str, Any]] = []
+    for number, mine in enumerate(scores.field.queries):
+        row = {"text": mine.text, "views": len(mine.pairs), **mine.numbers()}
+        if scores.teacher is not None:
+            numbers = scores.teacher.queries[number].numbers()
+            row |= {f"teacher_{name}": value for name, value in numbers.items()}
+        rows.append({**row, "point_iou": surfaces.asked.iou[number] if surfaces.asked else None})
+    return tuple(rows)
+
+
+def query_summary(scores: HeldOutScores, surfaces: SurfaceScores) -> Numbers:
+    """Returns the means of the field's answers, and the teacher's as ``teacher_...``."""
+    field, teacher = _asked(scores.field), _asked(scores.teacher)
+    numbers = {**field, **{f"teacher_{name}": value for name, value in teacher.items()}}
+    asked = surfaces.asked
     return {
-        "localisation": query.mean(lambda pair: float(pair.localised)),
-        "localisation_mask": query.mean(lambda pair: float(pair.localised_mask)),
-        "miou": query.mean(lambda pair: pair.iou),
-        "miou_minmax": query.mean(lambda pair: pair.iou_minmax),
-        "miou_argmax": query.mean(lambda pair: pair.iou_argmax),
-        "average_precision": query.average_precision,
-        "max_relevancy": query.mean(lambda pair: pair.max_relevancy),
+        **numbers,
+        "miou_ratio": ratio(_miou(scores.field), _miou(scores.teacher)),
+        "point_accuracy": asked.accuracy if asked else None,
+        "point_accuracy_objects": asked.accuracy_objects if asked else None,
+        "point_iou": mean_of(asked.iou) if asked else None,
     }
 
 
+def _asked(answers: Answers | None) -> Numbers:
+    presence = answers.presence if answers else PresenceScore.nothing()
+    return {
+        **summarise(answers.queries if answers else ()),
+        "present_max_relevancy": _distribution(presence.present),
+        "absent_max_relevancy": _distribution(presence.absent),
+        "absent_found": presence.absent_share,
+        "presence_auroc": presence.per_view,
+        "presence_auroc_scene": presence.per_scene,
+    }
+
+
+def _miou(answers: Answers | None) -> float | None:
+    return summarise(answers.queries)["miou"] if answers else None
+
+
+def _distribution(values: np.ndarray) -> dict[str, Number] | None:
+    if not len(values):
+        return None
+    mean, median, largest = values.mean(), np.median(values), values.max()
+    return {"mean": float(mean), "median": float(median), "max": float(largest)}
+
+
+def head_numbers(
+    scores: HeldOutScores, surfaces: SurfaceScores, names: Sequence[str]
+) -> dict[str, dict[str, Number]]:
+    """Returns the numbers of every head, by name; see :data:`HEAD_NUMBERS`."""
+    return {name: _head(scores, surfaces.heads.get(name), name) for name in names}
+
+
+def _head(scores: HeldOutScores, points: MultiviewCosines | None, name: str) -> dict[str, Number]:
+    cosines = scores.cosines.get(name, [])
+    same = points.same_points if points else None
+    mean = points.teacher_mean if points else None
+    return {
+        "feature_cosine": mean_of([cosine.rendered for cosine in cosines]),
+        "feature_cosine_constant": mean_of([cosine.constant for cosine in cosines]),
+        "feature_cosine_same_points": same,
+        "feature_cosine_teacher_mean": mean,
+        "feature_cosine_ratio": ratio(same, mean),
+        "consistency": points.consistency if points else None,
+        "consistency_teacher": points.consistency_teacher if points else None,
+        "multiview_points": points.points if points else None,
+        "multiview_views_per_point": points.views_per_point if points else None,
+    }
+
+
+def head_summary(heads: Mapping[str, Mapping[str, Number]]) -> Numbers:
+    """Returns the means over heads."""
+    return {name: mean_of([numbers[name] for numbers in heads.values()]) for name in HEAD_NUMBERS}
+
+
+def ratio(value: float | None, reference: float | None) -> float | None:
+    """Returns ``value / reference``; None if one is None or the reference is not positive."""
+    if value is None or reference is None or reference <= 0:
+        return None
+    return value / reference
+
+
 def shown(value: Number, *, digits: int = 3) -> str:
-    """Returns a number as it is shown in tables."""
+    """Formats a number for a table; ``-`` for one that was not measured."""
     return "-" if value is None else f"{value:.{digits}f}"

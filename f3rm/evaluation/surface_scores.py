@@ -1,26 +1,43 @@
-"""The field asked at points of the scene's surfaces: no rendering, no density."""
+"""Scores at surface points of a run's held-out views: the field itself, and field against teacher.
 
-from dataclasses import dataclass
+The field is evaluated at the points, without rendering, so that its density plays no part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from f3rm.evaluation.metrics import fixed_mask, iou, require_finite
-from f3rm.evaluation.multiview import SurfacePoints
-from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.evaluation.multiview import (
+    MultiviewCosines,
+    SeenView,
+    SurfacePoints,
+    compare_views,
+    surface_points,
+)
+from f3rm.evaluation.vocabulary import Language, Vocabulary
 from f3rm.language.relevancy import HiddenQuery, similarity_from_hidden
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.frames import FileCamera, Frame, scene_from_dataset
+from f3rm.scene.run_loading import LoadedRun, Split
+from f3rm.store.progress import track
+from f3rm.synthetic.truth import SceneTruth
+
+NUM_POINTS = 4096
+"""Number of surface points; drawn twice, evenly over pixels and evenly over objects."""
 
 
 @dataclass(frozen=True)
 class SurfaceScore:
-    """What the field knows at surface points.
+    """The field's answers at surface points.
 
     Attributes:
         accuracy: Share of points whose best label (query or surface name) is true of them.
-        accuracy_objects: The same of the points on what the queries name.
-        iou: Per query, of the points that the fixed rule finds; None where no point shows it.
+        accuracy_objects: The same over points on objects that queries name.
+        iou: Per query, of the points with a relevancy above 0.5; None if it is true of no point.
     """
 
     accuracy: float | None
@@ -44,17 +61,17 @@ def point_scores(
 def score_points(
     scores: Float[np.ndarray, "texts points"], points: SurfacePoints, vocabulary: Vocabulary
 ) -> SurfaceScore:
-    """Compares scores at points with what the points lie on.
+    """Compares scores at points with the objects that the points are on.
 
     Args:
-        scores: Relevancy of every text.
+        scores: Relevancy of every text of the vocabulary.
         points: The points.
         vocabulary: The texts.
 
     Raises:
         ScoreError: If a score is not finite.
     """
-    require_finite(scores, "score_points: the scores of surface points")
+    require_finite(scores, "The scores of surface points")
     ids = points.ids.numpy()
     truth = np.stack([np.isin(ids, label.ids) for label in vocabulary.labels])  # (labels, points)
     best = scores[: len(vocabulary.labels)].argmax(axis=0)
@@ -73,3 +90,79 @@ def score_points(
 
 def _share(right: np.ndarray) -> float | None:
     return float(right.mean()) if len(right) else None
+
+
+@dataclass(frozen=True)
+class SurfaceScores:
+    """Scores at surface points.
+
+    Attributes:
+        asked: The field's answers at points drawn evenly over objects; None without language.
+        heads: Cosines at points drawn evenly over pixels, by head; empty without a feature cache.
+    """
+
+    asked: SurfaceScore | None = None
+    heads: dict[str, MultiviewCosines] = field(default_factory=dict)
+
+
+def scene_frame(run: LoadedRun, truth: SceneTruth) -> Frame:
+    """Returns the frame that a run is trained in, relative to its dataset's metres.
+
+    Raises:
+        DatasetError: If transforms.json cannot be read.
+    """
+    scene = scene_from_dataset(run.manager.train_dataparser_outputs, run.data)
+    return Frame(scene @ np.linalg.inv(truth.metres_from_dataset))
+
+
+def score_surfaces(
+    run: LoadedRun,
+    model: FeatureFieldModel,
+    truth: SceneTruth,
+    language: Language | None,
+    *,
+    seed: int,
+    show_progress: bool = False,
+) -> SurfaceScores:
+    """Measures the field and its teacher at surface points of the held-out views.
+
+    Args:
+        run: The run.
+        model: The run's model.
+        truth: The dataset's truth.
+        language: The embedded phrases; None without a text tower.
+        seed: Seed of the points.
+        show_progress: Whether a bar counts training views.
+
+    Raises:
+        DatasetError: If the truth is damaged, or a camera is no perspective camera.
+    """
+    scale = scene_frame(run, truth).scene_per_unit
+    held_out = list(seen_views(run.held_out, truth, scale))
+    asked = None
+    if language is not None:
+        points = surface_points(held_out, NUM_POINTS, seed=seed, per_object=True)
+        answers = point_scores(model, language.hidden_query, points)
+        asked = score_points(answers, points, language.vocabulary)
+    points = surface_points(held_out, NUM_POINTS, seed=seed, per_object=False)
+    heads: dict[str, MultiviewCosines] = {}
+    for name in (name for name in model.heads if name in run.stores):
+        training = track(
+            seen_views(run.train, truth, scale),
+            total=len(run.train.names),
+            label=f"training views ({name})",
+            show=show_progress,
+        )
+        heads[name] = compare_views(
+            model, name, run.stores[name], points, held_out=held_out, training=training
+        )
+    return SurfaceScores(asked, heads)
+
+
+def seen_views(split: Split, truth: SceneTruth, scene_per_metre: float) -> Iterator[SeenView]:
+    """Yields the photographs of a split with their truth in the scene frame, one at a time."""
+    for index, name in enumerate(split.names):
+        view = truth.view(name)
+        height, width = view.ids.shape
+        view = replace(view, depth=view.depth * np.float32(scene_per_metre))
+        yield SeenView(name, FileCamera(split.cameras, index, (height, width)), view)

@@ -1,7 +1,6 @@
-"""The demo: a scene is made, trained on, asked, measured and shown, in one command.
+"""The demo, ``make demo``: makes a scene, trains on it, evaluates the run, and shows a page of it.
 
-It runs Nerfstudio's and f3rm's own commands, which it prints, so that it also shows how they are
-called. Called as ``python -m f3rm.scripts.demo`` or by ``make demo``.
+It runs Nerfstudio's and f3rm's own commands and prints them, so that it also shows their use.
 """
 
 import json
@@ -19,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 
 from f3rm.errors import F3rmError
+from f3rm.evaluation.page import next_commands, shown_path
+from f3rm.evaluation.pictures import PAGE
 from f3rm.scripts.command import Command, run_command
-from f3rm.scripts.demo_page import collect_views, write_page
-from f3rm.scripts.demo_report import RunFiles, closing_words, commands, read_metrics, shown
 from f3rm.store.spec import resolve_feature_type
 from f3rm.synthetic.scenes import make_tabletop, model_options
 
@@ -29,24 +28,92 @@ METHOD = "f3rm-lite"
 TABLETOP = Path("datasets/tabletop")
 
 _FEW_CORES = 4
+_SHOWN = (
+    ("localisation", "queries whose best pixel lies in the box of their object"),
+    ("miou", "mIoU of the answers with the truth"),
+    ("teacher_miou", "the same of the 2D teacher"),
+    ("feature_cosine", "cosine of rendered and extracted features"),
+    ("psnr", "PSNR of the colours in dB"),
+)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths of the demo's files.
+
+    Attributes:
+        out: The demo's folder.
+        folder: Nerfstudio's folder of the run.
+    """
+
+    out: Path
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """A link to the ``config.yml`` that Nerfstudio wrote, with a path short enough to type."""
+        return self.out / "config.yml"
+
+    @property
+    def metrics(self) -> Path:
+        """The numbers, written by ``f3rm eval``."""
+        return self.out / "metrics.json"
+
+    @property
+    def page(self) -> Path:
+        """The page, which can be opened in a browser."""
+        return self.out / PAGE
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the evaluation's pictures."""
+        return self.out / "pictures"
+
+    @property
+    def page_record(self) -> Path:
+        """The queries that the page asks; written when the page is complete."""
+        return self.folder / "page.json"
+
+    @property
+    def record(self) -> Path:
+        """The command that trained the run; written when it has ended without an error."""
+        return self.folder / "demo.json"
+
+    def is_evaluated(self, asked: str) -> bool:
+        """Tells whether numbers and a page with these queries are there."""
+        complete = self.metrics.is_file() and self.page.is_file()
+        return complete and _read(self.page_record) == asked
+
+    def link_config(self) -> None:
+        """Links :attr:`config` to the run's file.
+
+        Raises:
+            F3rmError: If the link cannot be made.
+        """
+        target = Path(os.path.relpath(self.folder / "config.yml", self.out))
+        try:
+            self.config.unlink(missing_ok=True)
+            self.config.symlink_to(target)
+        except OSError as error:
+            msg = f"--out: {str(self.out)!r} cannot hold a link: {error}. Choose another --out."
+            raise F3rmError(msg) from error
 
 
 @dataclass
 class Demo(Command):
-    """Train a small feature field, ask it, measure it, and show all that on a page.
+    """Train a small feature field, ask it, measure it, and show the results on a page.
 
-    What an earlier call finished is used again.
+    Finished steps of an earlier call are used again.
     """
 
     when_interrupted: ClassVar[str] = (
-        "Stopped. The scene and the features that are finished are kept: run the same command "
-        "again to go on from there."
+        "Stopped. Finished scenes and features are kept: run the same command again to continue."
     )
 
     data: Path | None = None
     """Your own dataset with transforms.json; without it a scene is generated."""
     out: Path = Path("outputs/demo")
-    """Folder for everything that the demo makes."""
+    """Folder for the run, its numbers and its page."""
     steps: int = 1000
     """Training steps."""
     feature_type: str = "TINYCLIP"
@@ -54,19 +121,19 @@ class Demo(Command):
     weights: tuple[str, ...] = ()
     """Weights by type, e.g. CLIP=PATH; types not named take their published ones."""
     queries: tuple[str, ...] = ()
-    """What the page asks; without it names of things in the generated scene."""
+    """Phrases that the page asks; without them names of objects in the generated scene."""
     downscale_factor: int | None = None
     """Train on images_2, images_4, ... that ns-process-data made."""
     dataparser: tuple[str, ...] = ()
     """More options of nerfstudio-data, as NAME=VALUE: eval-mode=interval eval-interval=8."""
     force: bool = False
-    """Train anew even if a finished run is there."""
+    """Train again even if there is a finished run."""
 
     def run(self) -> None:
-        """Does all steps, then prints the numbers and what to do next.
+        """Runs all steps, then prints the numbers and commands to continue with.
 
         Raises:
-            F3rmError: If it cannot be done; the message says what to do.
+            F3rmError: If an option is wrong or a step fails.
         """
         self._check()
         out = self.out.expanduser().absolute()
@@ -75,20 +142,17 @@ class Demo(Command):
         run = RunFiles(out, out / data.name / METHOD / "run")
         environment = child_environment(device)
         command = train_command(self, data=data, out=out, device=device)
-        trained = self._train(run, command, environment)
-        if trained or not run.metrics.is_file():
-            call(eval_command(run), environment)
-        metrics = read_metrics(run)
-        if trained or not self._page_is_valid(run):
-            views = collect_views(run.config, self.queries, device=device)
-            write_page(run.page, views, metrics, commands(run, device=device))
-            run.page_record.write_text(json.dumps(self.queries), encoding="utf-8")
-        print(closing_words(run, metrics, device=device))
+        asked = json.dumps(self.queries)
+        if self._train(run, command, environment) or not run.is_evaluated(asked):
+            call(eval_command(run, self.queries), environment)
+            (run.pictures / PAGE).replace(run.page)
+            run.page_record.write_text(asked, encoding="utf-8")
+        print(closing_words(run, read_metrics(run), device=device))
 
     def _check(self) -> None:
         dataparser_words(self)
         if self.steps < 2:
-            msg = f"demo: --steps must be at least 2, got {self.steps}. Ask for more."
+            msg = f"--steps must be at least 2, got {self.steps}."
             raise F3rmError(msg)
         resolve_feature_type(self.feature_type, weights=self.weights)
 
@@ -100,12 +164,12 @@ class Demo(Command):
         return TABLETOP.absolute()
 
     def _train(self, run: RunFiles, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Trains unless a finished run is there; returns whether it did."""
+        """Trains, unless there is a finished run of the same command; returns whether it did."""
         wanted = json.dumps({"command": list(command[1:])}, indent=2)
-        if not self.force and _is_trained(run, wanted):
-            print(f"Using the finished run in {shown(run.folder)}; --force trains anew.")
+        if not self.force and _read(run.record) == wanted and run.config.is_file():
+            print(f"Using the finished run in {shown_path(run.folder)}; --force trains anew.")
             return False
-        # What an interrupted run, or one with other settings, left would be mistaken for ours.
+        # Checkpoints of an interrupted run, or of other settings, would be loaded as this run's.
         shutil.rmtree(run.folder, ignore_errors=True)
         for old in (run.metrics, run.page, run.page_record):
             old.unlink(missing_ok=True)
@@ -113,13 +177,6 @@ class Demo(Command):
         run.link_config()
         run.record.write_text(wanted, encoding="utf-8")
         return True
-
-    def _page_is_valid(self, run: RunFiles) -> bool:
-        try:
-            asked: Any = run.page_record.read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return asked == json.dumps(self.queries) and run.page.is_file()
 
 
 def train_command(demo: Demo, *, data: Path, out: Path, device: str) -> list[str]:
@@ -157,7 +214,7 @@ def dataparser_words(demo: Demo) -> list[str]:
         name, _, value = entry.partition("=")
         if not (name and value):
             msg = (
-                f"demo: --dataparser must look like NAME=VALUE, got {entry!r}. "
+                f"--dataparser must look like NAME=VALUE, got {entry!r}. "
                 "ns-train f3rm nerfstudio-data --help lists the names."
             )
             raise F3rmError(msg)
@@ -165,40 +222,36 @@ def dataparser_words(demo: Demo) -> list[str]:
     return words
 
 
-def eval_command(run: RunFiles) -> list[str]:
-    """Returns the call of ``f3rm eval``, which writes its numbers beside the page."""
+def eval_command(run: RunFiles, queries: Sequence[str]) -> list[str]:
+    """Returns the call of ``f3rm eval``, which writes numbers, pictures and page."""
     words = [sys.executable, "-m", "f3rm.scripts.cli", "eval", str(run.config)]
-    return [*words, "--json", str(run.metrics)]
+    words += ["--json", str(run.metrics), "--pictures", str(run.pictures)]
+    return [*words, "--queries", *queries] if queries else words
 
 
 def call(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Runs a command and lets its output through.
+    """Runs a command, whose output goes where the demo's goes.
 
     Args:
-        command: Its words.
+        command: Its words; the first is this Python.
         environment: All of its environment variables.
 
     Raises:
-        F3rmError: If it fails.
+        F3rmError: If it ends with an error.
     """
     print(f"\n$ {shlex.join(['python', *command[1:]])}\n", flush=True)
     code = subprocess.run(command, env=environment, check=False).returncode
     if code != 0:
-        how = f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}"
-        msg = (
-            f"demo: {command[2]} must end without an error, but {how}. Its last messages stand "
-            "above; what they name is to be put right, then run the demo again."
-        )
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        msg = f"{command[2]} {how}. Correct what its messages above name, then run the demo again."
         raise F3rmError(msg)
 
 
 def child_environment(device: str) -> dict[str, str]:
-    """Returns the environment of the commands; what the user has set stays.
+    """Returns the environment of the commands; variables that the user has set keep their values.
 
-    Their many warnings about coming versions of other packages are left out. On the CPU they see no
-    GPU and, where there are few cores, have one thread: f3rm-lite's operations are so small that
-    threads wait for each other (on two busy cores a step took 6 s with two threads, 0.3 s with
-    one).
+    It silences the many warnings about coming versions of other packages. On the CPU it hides all
+    GPUs.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -207,16 +260,68 @@ def child_environment(device: str) -> dict[str, str]:
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
         if (os.cpu_count() or 1) <= _FEW_CORES:
+            # f3rm-lite's operations are so small that threads wait for each other: on two busy
+            # cores a step took 6 s with two threads and 0.3 s with one.
             environment.setdefault("OMP_NUM_THREADS", "1")
     return environment
 
 
-def _is_trained(run: RunFiles, wanted: str) -> bool:
+def read_metrics(run: RunFiles) -> dict[str, Any]:
+    """Returns the numbers that ``f3rm eval`` measured.
+
+    Args:
+        run: An evaluated run.
+
+    Raises:
+        F3rmError: If the file cannot be read.
+    """
     try:
-        found: Any = run.record.read_text(encoding="utf-8")
+        found = json.loads(run.metrics.read_text(encoding="utf-8"))
+        return {**found, "psnr": float(found["psnr"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = (
+            f"{str(run.metrics)!r} is not as f3rm eval wrote it: {error!r}. "
+            "Run the demo again with --force."
+        )
+        raise F3rmError(msg) from error
+
+
+def closing_words(run: RunFiles, metrics: Mapping[str, Any], *, device: str) -> str:
+    """Returns the text that the demo prints last: files, numbers, and commands to continue with.
+
+    Args:
+        run: The trained run.
+        metrics: The evaluation's numbers.
+        device: ``cpu`` or ``cuda``.
+    """
+    measured = [
+        f"  {label.ljust(46)} {metrics[key]:.3f}"
+        for key, label in _SHOWN
+        if isinstance(metrics.get(key), int | float)
+    ]
+    video = run.out / "pca.mp4"
+    return "\n".join(
+        [
+            "",
+            f"Look at:  {shown_path(run.page)}",
+            f"The run:  {shown_path(run.config)}",
+            f"Numbers:  {shown_path(run.metrics)}, on views that it was not trained on:",
+            *measured,
+            "",
+            *next_commands(run.config, pictures=run.pictures, video=video, device=device),
+            "# Do the same with your own photographs (ns-process-data needs COLMAP):",
+            "ns-process-data images --data PHOTOS --output-dir datasets/mine",
+            "python -m f3rm.scripts.demo --data datasets/mine --feature-type CLIP --queries plant",
+            "ns-train f3rm --data datasets/mine --pipeline.datamanager.feature-type DINOCLIP",
+        ]
+    )
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError:
-        return False
-    return found == wanted and run.config.is_file()
+        return None
 
 
 if __name__ == "__main__":

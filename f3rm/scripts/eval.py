@@ -7,6 +7,7 @@ import tyro
 from rich.console import Console
 
 from f3rm.evaluation.evaluate import evaluate_run
+from f3rm.evaluation.pictures import PAGE
 from f3rm.scripts.command import Command
 
 
@@ -23,7 +24,9 @@ class Eval(Command):
     json: Path | None = None
     """File for all numbers."""
     pictures: Path | None = None
-    """Folder for pictures of every query in every held-out view."""
+    """Folder for index.html and pictures of every query in every held-out view."""
+    queries: tuple[str, ...] = ()
+    """Phrases that index.html asks; without them names of objects in the views that it shows."""
     nerfacto: Path | None = None
     """config.yml of a plain Nerfacto run on the same dataset, to report its PSNR too."""
     head: str | None = None
@@ -36,10 +39,10 @@ class Eval(Command):
     """auto, cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        """Measures, prints the tables and writes what was asked for.
+        """Measures, prints the tables and writes the files.
 
         Raises:
-            F3rmError: If it cannot be done; the message says what to do.
+            F3rmError: If the run cannot be evaluated or a file cannot be written.
         """
         found = evaluate_run(
             self.config,
@@ -47,6 +50,7 @@ class Eval(Command):
             nerfacto=self.nerfacto,
             head=self.head,
             pictures=self.pictures,
+            queries=self.queries,
             seed=self.seed,
             device=self.device,
             show_progress=True,
@@ -59,5 +63,7 @@ class Eval(Command):
         if self.json is not None:
             found.write_json(self.json)
             print(f"Wrote {self.json}")
+        if self.pictures is not None:
+            print(f"Wrote the page {self.pictures / PAGE}")
         if self.pictures is not None and found.queries:
             print(f"Wrote pictures to {self.pictures}; overview.png shows every query")

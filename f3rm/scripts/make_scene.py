@@ -17,14 +17,14 @@ from f3rm.synthetic.truth import SceneTruth
 class MakeScene(Command):
     """Render a small generated scene, with camera poses, as a dataset for ns-train.
 
-    The same seed and sizes give the same files; what is there already is used as it is.
+    The same seed and sizes give the same files; a scene that is there already is kept.
     """
 
     when_interrupted: ClassVar[str] = "Stopped. Nothing was written."
 
     scene: tyro.conf.Positional[SceneKind]
-    """Which scene: things on a table, things along the walls of a room seen from inside, or the
-    tabletop again with a distorting lens or with mixed sizes of photographs."""
+    """Which scene: objects on a table, objects along the walls of a room seen from inside, or the
+    tabletop with a distorting lens or with mixed sizes of photographs."""
     out: Path
     """Folder of the dataset, new or empty."""
     seed: int = 0
@@ -39,10 +39,10 @@ class MakeScene(Command):
     """Also draw preview.png: a few photographs with the objects' names, masks and depths."""
 
     def run(self) -> None:
-        """Writes the dataset, then prints how to train on it.
+        """Writes the dataset, then prints the commands that train on it.
 
         Raises:
-            F3rmError: If it cannot be done; the message says what to do.
+            F3rmError: If the dataset cannot be rendered or written.
         """
         settings = SceneSettings(
             seed=self.seed, views=self.views, height=self.height, width=self.width

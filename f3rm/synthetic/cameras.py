@@ -1,34 +1,38 @@
-"""Where the generated scenes are photographed from, and with which cameras.
+"""Cameras of generated scenes: their rays, and the poses and lenses of a scene's views.
 
-Views go once around while height, distance and the like follow sequences of their own, so that any
-few of them, such as the ones that Nerfstudio evaluates on, see all sides from all heights.
+Cameras follow Nerfstudio: x right, y up, looking along -z; pixel (row, column) has its centre at
+(column + 0.5, row + 0.5).
+
+Views go once around the scene, while height, distance and the like follow sequences of their own:
+any few of them, such as the ones that Nerfstudio evaluates on, see all sides from all heights.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Float64
 
-from f3rm.synthetic.layouts import SceneKind
-from f3rm.synthetic.render import View, look_at
-from f3rm.synthetic.surfaces import ROOM_HALF
+from f3rm.synthetic.layouts import ROOM_HALF, SceneKind
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _TABLE_FOCAL = 0.87
 """Focal length over width: a field of view of 60 degrees."""
 _ROOM_FOCAL = 0.62
 _ROOM_WALK = (0.3, 0.85)
-"""Least and largest distance of a camera from the room's middle."""
+"""Smallest and largest distance of a camera from the room's centre, in metres."""
 
 _DISTORTION = (-0.24, 0.06, 0.004, -0.003)
 _OFF_MIDDLE = (0.03, -0.025)
-"""Where the distorted camera's optical axis is, off the middle, over width and height."""
+"""The distorted camera's principal point minus the picture's centre, over width and height."""
 _TALLER_PIXELS = 0.985
 """Focal length along y over that along x, of the distorted camera."""
 
 _MIXED = (
-    # height and width over the larger side, of which the focal length is a multiple too.
+    # Format, size over that of the largest picture, focal length over the longer side.
     ("landscape", 1.0, 0.87),
     ("portrait", 1.0, 0.80),
     ("landscape", 0.8, 1.00),
@@ -36,15 +40,68 @@ _MIXED = (
     ("portrait", 0.85, 0.90),
 )
 
+_EXACT = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-13)
+"""When OpenCV may stop undistorting; its own rule is off by hundredths of a pixel."""
 
-def draw_views(kind: SceneKind, seed: int, *, views: int, height: int, width: int) -> list[View]:
-    """Returns the cameras of a scene.
+
+@dataclass(frozen=True)
+class View:
+    """A camera in the scene.
+
+    Attributes:
+        world_from_camera: Its pose, in metres.
+        focal: Focal length in pixels along x, and along y unless ``focal_y`` is given.
+        height: Rows of the picture.
+        width: Columns of the picture.
+        focal_y: Focal length in pixels along y; None takes that along x.
+        principal: Principal point as x and y in pixels from the picture's corner; None takes its
+            centre.
+        distortion: OpenCV's k1, k2, p1, p2 of the lens.
+    """
+
+    world_from_camera: Float[np.ndarray, "4 4"]
+    focal: float
+    height: int
+    width: int
+    focal_y: float | None = None
+    principal: tuple[float, float] | None = None
+    distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    @property
+    def focals(self) -> tuple[float, float]:
+        """Focal lengths along x and y, in pixels."""
+        return self.focal, self.focal if self.focal_y is None else self.focal_y
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Principal point as x and y, in pixels from the picture's corner."""
+        return self.principal or (self.width / 2, self.height / 2)
+
+
+def look_at(eye: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"]) -> np.ndarray:
+    """Returns the pose (4, 4) of a camera that looks at a point, z being up.
 
     Args:
-        kind: What sort of scene.
+        eye: The camera's position, not straight above or below the target.
+        target: The point in the centre of its picture.
+    """
+    back = (eye - target) / np.linalg.norm(eye - target)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right = right / np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack((right, np.cross(back, right), back), axis=1)
+    pose[:3, 3] = eye
+    return pose
+
+
+def draw_views(kind: SceneKind, seed: int, *, views: int, height: int, width: int) -> list[View]:
+    """Draws the cameras of a scene.
+
+    Args:
+        kind: The kind of scene.
         seed: The same seed gives the same cameras.
-        views: How many.
-        height: Rows of a picture, or of the largest landscape picture where sizes are mixed.
+        views: Number of cameras.
+        height: Rows of a picture; of the largest landscape picture if sizes are mixed.
         width: Columns of it.
     """
     rng = np.random.default_rng([seed, 32])
@@ -70,7 +127,7 @@ def _around_table(rng: np.random.Generator, index: int, views: int) -> np.ndarra
 
 
 def _in_room(rng: np.random.Generator, index: int, views: int) -> np.ndarray:
-    """Returns a camera somewhere about the middle that looks at the next stretch of the walls."""
+    """Returns the pose of a camera near the centre that looks at the next stretch of wall."""
     azimuth = 2 * math.pi * index / views
     walk = 2 * math.pi * _fraction(index) + rng.uniform(-0.2, 0.2)
     distance = rng.uniform(*_ROOM_WALK)
@@ -84,7 +141,7 @@ def _direction(azimuth: float) -> np.ndarray:
 
 
 def _fraction(index: int) -> float:
-    """Returns numbers in [0, 1) of which any few in a row are spread out: the golden sequence."""
+    """Returns a number in [0, 1) of the golden ratio's sequence: few in a row are spread out."""
     return index * _GOLDEN % 1
 
 
@@ -109,4 +166,54 @@ _CHANGES: Mapping[SceneKind, Callable[[View, int], View]] = {
     "tabletop-distorted": _distorted,
     "tabletop-mixed": _mixed,
 }
-"""What makes other cameras of plain ones."""
+"""Changes of the plain cameras, by kind of scene."""
+
+
+def camera_rays(
+    view: View, offset: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Float32[np.ndarray, "rays 3"], Float32[np.ndarray, "rays 3"]]:
+    """Returns origins and directions of the pixels' rays, row by row.
+
+    Directions are not of unit length: a distance along them is a depth along -z.
+
+    Args:
+        view: The camera.
+        offset: Rows and columns from the pixels' centres.
+    """
+    lens = (view.focals, view.centre, view.distortion)
+    local = _lens_directions(view.height, view.width, *lens, offset)
+    directions = local @ view.world_from_camera[:3, :3].T
+    origins = np.broadcast_to(view.world_from_camera[:3, 3], directions.shape)
+    return origins.astype(np.float32), directions.astype(np.float32)
+
+
+@lru_cache(maxsize=5)  # a view's centre rays and its four subpixels; most views share a lens
+def _lens_directions(
+    height: int,
+    width: int,
+    focals: tuple[float, float],
+    centre: tuple[float, float],
+    distortion: tuple[float, float, float, float],
+    offset: tuple[float, float],
+) -> Float64[np.ndarray, "rays 3"]:
+    """Returns directions in the camera's frame; the array is shared and read-only."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    x = (columns + 0.5 + offset[1] - centre[0]) / focals[0]
+    y = (rows + 0.5 + offset[0] - centre[1]) / focals[1]
+    if any(distortion):
+        x, y = _undistorted(x, y, distortion)
+    directions = np.stack((x, -y, -np.ones_like(x)), axis=-1).reshape(-1, 3)
+    directions.setflags(write=False)
+    return directions
+
+
+def _undistorted(
+    x: Float64[np.ndarray, "height width"],
+    y: Float64[np.ndarray, "height width"],
+    distortion: tuple[float, float, float, float],
+) -> tuple[Float64[np.ndarray, "height width"], Float64[np.ndarray, "height width"]]:
+    """Returns the undistorted positions of points of the image plane, at focal length 1."""
+    points = np.stack((x, y), axis=-1).reshape(-1, 1, 2)
+    eye = np.eye(3)
+    found = cv2.undistortPointsIter(points, eye, np.array(distortion), eye, eye, _EXACT)
+    return found[:, 0, 0].reshape(x.shape), found[:, 0, 1].reshape(y.shape)

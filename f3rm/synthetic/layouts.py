@@ -1,7 +1,7 @@
-"""What stands where in the generated scenes: things on a table, or along the walls of a room.
+"""Layouts of generated scenes: objects on a table or along a room's walls, furniture and lamps.
 
-Everything is drawn from a seed. Where the cameras are is said in
-:mod:`f3rm.synthetic.cameras`. Lengths are metres, z points up.
+All of it is drawn from a seed. Lengths are metres, z points up. No surface has a constant colour,
+because Nerfacto can hide floaters before a large surface of one colour.
 """
 
 import math
@@ -13,137 +13,155 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from f3rm.synthetic.meshes import SHAPES
 from f3rm.synthetic.objects import (
     COLOURS,
+    SHAPES,
+    Description,
+    Light,
     Part,
-    Place,
+    Pattern,
+    Placement,
     SceneSpec,
-    Thing,
+    Texture,
+    Vector,
     build_part,
-    draw_thing,
-)
-from f3rm.synthetic.surfaces import (
-    TABLE_HALF,
-    draw_lights,
-    room_spots,
-    room_surfaces,
-    table_surfaces,
+    draw_description,
 )
 
 SceneKind = Literal["tabletop", "room", "tabletop-distorted", "tabletop-mixed"]
 
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
-LEAST_THINGS, MOST_THINGS = 8, 12
-_LEAST_IN_ROOM = 10
+_MIN_OBJECTS, _MAX_OBJECTS = 8, 12
+_MIN_IN_ROOM = 10
 
 _NUM_ABSENT = 8
-_MOST_ALIKE = 2
-"""How many things of a scene, twins counted once, may share a colour or a shape."""
+_MAX_ALIKE = 2
+"""Largest number of objects of one colour or of one shape, twins counted once."""
 _FANCY = 0.5
 _GAP = 0.03
+"""Smallest gap between two objects, and to the table's edge."""
 _TRIES = 200
-_LEAST_DOTTED = 0.08
-"""Share of each side of a dotted box that is to be dots, at least."""
+_MIN_DOTTED = 0.08
+"""Smallest share of dots on each side of a dotted box."""
 _TABLE_RADII = (0.105, 0.16)
+
+TABLE_HALF = 0.74
+"""Half the width of the tabletop, whose upper side is at height 0."""
+
+ROOM_HALF = 1.75
+"""Half the width of the room, whose floor is at height 0."""
+
+_HALL_HALF = 2.6
+_TABLE_HEIGHT = 0.75
+_THICK = 0.03
+_LEG = 0.04
+
+_FURNITURE_DEPTH, _FURNITURE_LENGTH = 0.28, 0.88  # half extents
+_LOW_TABLE, _SHELF = 0.42, 0.92  # heights of the upper sides
+_FURNITURE_ALONG = (-0.62, 0.0, 0.62)
+_FLOOR_ALONG = (-0.4, 0.4)
+
+_Pair = tuple[Vector, Vector]
+_WALLS: tuple[_Pair, ...] = (
+    ((0.78, 0.75, 0.70), (0.64, 0.62, 0.58)),
+    ((0.62, 0.68, 0.74), (0.49, 0.55, 0.60)),
+    ((0.74, 0.68, 0.66), (0.60, 0.55, 0.54)),
+    ((0.66, 0.71, 0.64), (0.53, 0.57, 0.52)),
+)
+_FLOORS: tuple[_Pair, ...] = (
+    ((0.42, 0.40, 0.38), (0.28, 0.29, 0.31)),
+    ((0.36, 0.39, 0.42), (0.48, 0.48, 0.46)),
+    ((0.46, 0.42, 0.37), (0.34, 0.30, 0.27)),
+)
+_BOARDS: tuple[_Pair, ...] = (
+    ((0.72, 0.66, 0.59), (0.60, 0.54, 0.48)),
+    ((0.58, 0.56, 0.54), (0.70, 0.68, 0.66)),
+    ((0.48, 0.43, 0.38), (0.58, 0.53, 0.47)),
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene and what its objects are.
+    """A scene and the words of its objects.
 
     Attributes:
-        spec: What is rendered.
-        things: The thing behind each of the spec's objects, None for a surface.
-        absent: Names of things that could be in the scene, but are not.
+        spec: The scene.
+        descriptions: The words of each of the spec's objects; None for a surface.
+        absent: Names of no object of the scene.
     """
 
     spec: SceneSpec
-    things: tuple[Thing | None, ...]
+    descriptions: tuple[Description | None, ...]
     absent: tuple[str, ...]
 
 
 def draw_layout(kind: SceneKind, seed: int) -> Layout:
-    """Draws a scene; the three kinds of tabletop have the same things at the same places.
-
-    Args:
-        kind: What sort of scene.
-        seed: The same seed gives the same scene.
-    """
+    """Draws a scene; the three kinds of tabletop have the same objects at the same places."""
+    # The order of the draws is part of a scene: another order gives other scenes for all seeds.
     rng = np.random.default_rng([seed, 33 if kind == "room" else 31])
-    things = draw_things(rng, least=_LEAST_IN_ROOM if kind == "room" else LEAST_THINGS)
+    described = _draw_descriptions(rng, _MIN_IN_ROOM if kind == "room" else _MIN_OBJECTS)
     if kind == "room":
-        surfaces, lights = room_surfaces(rng), draw_lights(rng, height=2.3, spread=0.9)
-        parts = _along_the_walls(rng, things)
+        surfaces, lights = _room_surfaces(rng), _draw_lights(rng, height=2.3, spread=0.9)
+        parts = _along_the_walls(rng, described)
     else:
-        surfaces, lights = table_surfaces(rng), draw_lights(rng, height=1.55, spread=1.3)
-        parts = _on_the_table(rng, things)
+        surfaces, lights = _table_surfaces(rng), _draw_lights(rng, height=1.55, spread=1.3)
+        parts = _on_the_table(rng, described)
     spec = SceneSpec(kind, seed, (*surfaces, *parts), lights, float(rng.uniform(0.42, 0.5)))
-    named = {(part.name, part.instance): thing for part, thing in zip(parts, things, strict=True)}
-    known = tuple(named.get(entry) for entry in spec.objects)
-    return Layout(spec, known, draw_absent(rng, things))
+    words = {(part.name, part.instance): own for part, own in zip(parts, described, strict=True)}
+    return Layout(spec, tuple(map(words.get, spec.objects)), _draw_absent(rng, described))
 
 
-def draw_things(rng: np.random.Generator, *, least: int = LEAST_THINGS) -> list[Thing]:
-    """Draws a scene's things: the last one equals the first, all others have names of their own.
+def _draw_descriptions(rng: np.random.Generator, least: int) -> list[Description]:
+    """Draws ``least`` or more objects: twins of one name, all others with a name of their own.
 
-    No two names have colour and shape in common, so that none is part of another; and no colour and
-    no shape is that of more than two names.
-
-    Args:
-        rng: Where chance comes from.
-        least: The fewest things, twins counted twice; the most are :data:`MOST_THINGS`.
+    No two names share both colour and shape, so that no name is part of another: whoever asks for
+    the "red mug" must not be right about half of a "striped red mug".
     """
-    wanted = int(rng.integers(least, MOST_THINGS + 1)) - 1
-    things: list[Thing] = []
-    while len(things) < wanted:
-        thing = draw_thing(rng, fancy=_FANCY)
-        shapes = Counter(other.shape for other in things)
-        colours = Counter(other.colour for other in things)
-        pairs = {(other.colour, other.shape) for other in things}
-        crowded = shapes[thing.shape] >= _MOST_ALIKE or colours[thing.colour] >= _MOST_ALIKE
-        if not crowded and (thing.colour, thing.shape) not in pairs:
-            things.append(thing)
-    return [*things, things[0]]
+    wanted = int(rng.integers(least, _MAX_OBJECTS + 1)) - 1
+    drawn: list[Description] = []
+    while len(drawn) < wanted:
+        new = draw_description(rng, fancy=_FANCY)
+        shapes = Counter(other.shape for other in drawn)
+        colours = Counter(other.colour for other in drawn)
+        pairs = {(other.colour, other.shape) for other in drawn}
+        crowded = shapes[new.shape] >= _MAX_ALIKE or colours[new.colour] >= _MAX_ALIKE
+        if not crowded and (new.colour, new.shape) not in pairs:
+            drawn.append(new)
+    return [*drawn, drawn[0]]
 
 
-def draw_absent(rng: np.random.Generator, things: Sequence[Thing]) -> tuple[str, ...]:
-    """Draws names of colour and shape that no thing has together, though some may have either.
-
-    Args:
-        rng: Where chance comes from.
-        things: What is in the scene.
-    """
-    present = {(thing.colour, thing.shape) for thing in things}
+def _draw_absent(rng: np.random.Generator, described: Sequence[Description]) -> tuple[str, ...]:
+    """Draws pairs of colour and shape that no object has; objects may have one of the two."""
+    present = {(own.colour, own.shape) for own in described}
     pairs = [pair for pair in product(COLOURS, SHAPES) if pair not in present]
     chosen = rng.choice(len(pairs), size=_NUM_ABSENT, replace=False)
-    return tuple(Thing(shape=pairs[i][1], colour=pairs[i][0]).name for i in sorted(chosen))
+    return tuple(Description(shape=pairs[i][1], colour=pairs[i][0]).name for i in sorted(chosen))
 
 
 def reach(part: Part) -> float:
-    """Returns how far a part extends from its middle, seen from above."""
+    """Returns the radius of the circle around a part, seen from above, in metres."""
     x, y, _ = part.half_size
     return math.hypot(x, y) if part.shape == "box" else max(x, y)
 
 
-def _on_the_table(rng: np.random.Generator, things: Sequence[Thing]) -> list[Part]:
-    while True:  # A table that is full before all things are on it is laid anew.
+def _on_the_table(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
+    while True:  # If the table is full before all objects are on it, start again.
         parts: list[Part] = []
-        for index, thing in enumerate(things):
+        for index, own in enumerate(described):
             radius = float(rng.uniform(*_TABLE_RADII))
             yaw = float(rng.uniform(0, 2 * math.pi))
-            place = Place(0.0, 0.0, yaw=yaw, instance=_instance(things, index))
-            part = _set_down(rng, _build(rng, thing, place, radius), parts)
+            place = Placement(0.0, 0.0, yaw=yaw, instance=_instance(described, index))
+            part = _set_down(rng, _build(rng, own, place, radius), parts)
             if part is None:
                 break
             parts.append(part)
-        if len(parts) == len(things):
+        if len(parts) == len(described):
             return parts
 
 
 def _set_down(rng: np.random.Generator, part: Part, others: Sequence[Part]) -> Part | None:
-    """Returns a part at a free place of the table, or None if none was found."""
+    """Returns a part at a free place on the table, or None if no try found one."""
     room = TABLE_HALF - _GAP - reach(part)
     for _ in range(_TRIES):
         x, y = (float(value) for value in rng.uniform(-room, room, 2))
@@ -156,29 +174,25 @@ def _set_down(rng: np.random.Generator, part: Part, others: Sequence[Part]) -> P
     return None
 
 
-def _along_the_walls(rng: np.random.Generator, things: Sequence[Thing]) -> list[Part]:
-    spots = room_spots()
-    order = rng.permutation(len(spots))[: len(things)]
+def _along_the_walls(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
+    spots = _room_spots()
+    order = rng.permutation(len(spots))
     parts: list[Part] = []
-    for index, (thing, spot) in enumerate(zip(things, (spots[i] for i in order), strict=True)):
-        radius = float(rng.uniform(*spot.radii))
+    for index, own in enumerate(described):
+        spot, radii = spots[order[index]]
+        radius = float(rng.uniform(*radii))
         x, y = (float(value) for value in np.array([spot.x, spot.y]) + rng.uniform(-0.05, 0.05, 2))
-        place = Place(
-            x,
-            y,
-            floor=spot.floor,
-            yaw=float(rng.uniform(0, 2 * math.pi)),
-            instance=_instance(things, index),
-        )
-        parts.append(_build(rng, thing, place, radius))
+        yaw = float(rng.uniform(0, 2 * math.pi))
+        place = Placement(x, y, spot.floor, yaw, _instance(described, index))
+        parts.append(_build(rng, own, place, radius))
     return parts
 
 
-def _build(rng: np.random.Generator, thing: Thing, place: Place, radius: float) -> Part:
-    """Makes a thing that looks as it is called: all sides of a dotted box have dots."""
-    part = build_part(thing, place, radius, rng)
-    while thing.shape == "box" and thing.material == "dotted" and not _has_dots_all_around(part):
-        part = build_part(thing, place, radius, rng)
+def _build(rng: np.random.Generator, own: Description, place: Placement, radius: float) -> Part:
+    """Builds an object that looks like its name: a dotted box has dots on all sides."""
+    part = build_part(own, place, radius, rng)
+    while own.shape == "box" and own.material == "dotted" and not _has_dots_all_around(part):
+        part = build_part(own, place, radius, rng)
     return part
 
 
@@ -189,11 +203,125 @@ def _has_dots_all_around(box: Part) -> bool:
     face = np.stack((np.ones_like(across), across, up), axis=-1)  # of the cube, towards x
     for order, side in product(((0, 1, 2), (1, 0, 2)), (1, -1)):
         points = face[:, order] * side * box.half_size
-        bare = (box.texture.colours(points) == dots).all(axis=-1).mean() < _LEAST_DOTTED
+        bare = (box.texture.colours(points) == dots).all(axis=-1).mean() < _MIN_DOTTED
         if bare:
             return False
     return True
 
 
-def _instance(things: Sequence[Thing], index: int) -> int:
-    return sum(thing.name == things[index].name for thing in things[:index])
+def _instance(described: Sequence[Description], index: int) -> int:
+    return sum(own.name == described[index].name for own in described[:index])
+
+
+def _table_surfaces(rng: np.random.Generator) -> list[Part]:
+    """Returns a table in the middle of a hall."""
+    floor = -_TABLE_HEIGHT
+    board = _surface_texture(rng, _BOARDS, ("grain", "grain", "checker"), period=0.36)
+    top = Part("table", "box", (0.0, 0.0, -_THICK), (TABLE_HALF, TABLE_HALF, _THICK), board)
+    legs = _legs(top, floor)
+    return [*_shell(rng, _HALL_HALF, floor=floor, ceiling=2.6), top, *legs]
+
+
+def _room_surfaces(rng: np.random.Generator) -> list[Part]:
+    """Returns a room with low tables at two of its walls and shelves at the others."""
+    parts = _shell(rng, ROOM_HALF, floor=0.0, ceiling=2.7)
+    board = _surface_texture(rng, _BOARDS, ("grain",), period=0.5)
+    for side in range(4):
+        height, name = (_SHELF, "shelf") if side % 2 else (_LOW_TABLE, "table")
+        x, y = _at_wall(side, _FURNITURE_DEPTH, 0.0)
+        half = (_FURNITURE_DEPTH, _FURNITURE_LENGTH, _THICK)
+        yaw = side * math.pi / 2
+        top = Part(name, "box", (x, y, height - _THICK), half, board, yaw, instance=side // 2)
+        parts.append(top)
+        if name == "table":
+            parts += _legs(top, floor=0.0)
+    return parts
+
+
+def _room_spots() -> list[tuple[Placement, tuple[float, float]]]:
+    """Returns the free places, on tables and shelves, under shelves and in corners, with radii.
+
+    The radii are the smallest and largest of an object that fits.
+    """
+    spots: list[tuple[Placement, tuple[float, float]]] = []
+    for side in range(4):
+        height = _SHELF if side % 2 else _LOW_TABLE
+        upon = [_at_wall(side, _FURNITURE_DEPTH, along) for along in _FURNITURE_ALONG]
+        spots += [(Placement(x, y, height), (0.12, 0.165)) for x, y in upon]
+        if side % 2:
+            under = [_at_wall(side, 0.38, along) for along in _FLOOR_ALONG]
+            spots += [(Placement(x, y), (0.15, 0.21)) for x, y in under]
+        corner = Placement(*_at_wall(side, 0.42, ROOM_HALF - 0.42))
+        spots.append((corner, (0.19, 0.25)))
+    return spots
+
+
+def _draw_lights(rng: np.random.Generator, *, height: float, spread: float) -> tuple[Light, Light]:
+    """Returns a bright warm lamp on one side and a weaker cool one opposite.
+
+    ``height`` is that of both, to 0.1 m; ``spread`` their distance from the centre, from above.
+    """
+    angle = float(rng.uniform(0, 2 * math.pi))
+    lights: list[Light] = []
+    for strength, warmth, turn in ((0.5, 0.05, 0.0), (0.26, -0.05, float(rng.uniform(2.2, 4.0)))):
+        x, y = spread * math.cos(angle + turn), spread * math.sin(angle + turn)
+        z = height + float(rng.uniform(-0.1, 0.1))
+        lights.append(Light((x, y, z), strength, (1 + warmth, 1.0, 1 - warmth)))
+    return lights[0], lights[1]
+
+
+def _shell(rng: np.random.Generator, half: float, *, floor: float, ceiling: float) -> list[Part]:
+    """Returns the walls with the ceiling, as the inside of one box, and the floor."""
+    wall = _surface_texture(rng, _WALLS, ("waves",), period=float(rng.uniform(0.9, 1.4)))
+    ground = _surface_texture(rng, _FLOORS, ("grain", "checker"), period=0.7)
+    # The walls end below the floor: of two surfaces in one plane, rounding would choose per pixel.
+    cellar = floor - 2 * _THICK
+    middle, height = (ceiling + cellar) / 2, (ceiling - cellar) / 2
+    behind = 1.01  # A second box just outside catches rays that slip through the first one's seams.
+    return [
+        Part("wall", "box", (0.0, 0.0, middle), (half, half, height), wall),
+        Part(
+            "wall", "box", (0.0, 0.0, middle), (behind * half, behind * half, behind * height), wall
+        ),
+        Part("floor", "box", (0.0, 0.0, floor - _THICK), (half, half, _THICK), ground),
+    ]
+
+
+def _legs(top: Part, floor: float) -> list[Part]:
+    """Returns a table's four legs, which share its name and instance."""
+    below = top.centre[2] - top.half_size[2]
+    cos, sin = math.cos(top.yaw), math.sin(top.yaw)
+    parts: list[Part] = []
+    for right, back in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        x, y = right * (top.half_size[0] - 2 * _LEG), back * (top.half_size[1] - 2 * _LEG)
+        centre = (
+            top.centre[0] + cos * x - sin * y,
+            top.centre[1] + sin * x + cos * y,
+            (below + floor) / 2,
+        )
+        half = (_LEG, _LEG, (below - floor) / 2)
+        parts.append(
+            Part(top.name, "box", centre, half, top.texture, top.yaw, instance=top.instance)
+        )
+    return parts
+
+
+def _at_wall(side: int, away: float, along: float) -> tuple[float, float]:
+    """Returns x and y of a point at a distance from a wall and from that wall's middle."""
+    angle = side * math.pi / 2
+    out = ROOM_HALF - away
+    return (
+        math.cos(angle) * out - math.sin(angle) * along,
+        math.sin(angle) * out + math.cos(angle) * along,
+    )
+
+
+def _surface_texture(
+    rng: np.random.Generator,
+    colours: tuple[_Pair, ...],
+    patterns: tuple[Pattern, ...],
+    *,
+    period: float,
+) -> Texture:
+    first, second = colours[int(rng.integers(len(colours)))]
+    return Texture(patterns[int(rng.integers(len(patterns)))], first, second, period=period)

@@ -1,19 +1,44 @@
-"""What generated scenes are made of: named things with shapes, sizes and textures, and lights.
+"""Objects of generated scenes: their shapes as triangles, their textures, names and sizes; lights.
 
-Lengths are metres, z points up. Nothing here renders; see :mod:`f3rm.synthetic.render`.
+The simple shapes are trimesh's; mug, bowl and bottle are surfaces of revolution of a profile.
+Lengths are metres, z points up. :mod:`f3rm.synthetic.render` renders them.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, cast
 
 import numpy as np
-from jaxtyping import Float, Float32
-
-from f3rm.synthetic.meshes import RING_FLATNESS, SHAPES, Mesh, Shape, unit_mesh
+import trimesh
+from jaxtyping import Float, Float32, Float64, Int
 
 Vector = tuple[float, float, float]
 Pattern = Literal["plain", "checker", "stripes", "dots", "waves", "grain"]
 Material = Literal["plain", "shiny", "striped", "checkered", "dotted", "wooden"]
+
+Shape = Literal["box", "ball", "cylinder", "cone", "ring", "mug", "bowl", "bottle"]
+
+SHAPES: tuple[Shape, ...] = ("box", "ball", "cylinder", "cone", "ring", "mug", "bowl", "bottle")
+
+RING_FLATNESS = 0.36 / 1.36
+"""Half height over half width of a ring: a tube of radius 0.36 around a circle of radius 1."""
+
+_ROUND_SECTIONS = 64
+
+# (radius, height) from the axis at the bottom up the outside, over the rim, back to the axis.
+_BOWL = (
+    *((0.0, 0.0), (0.42, 0.0), (0.62, 0.08), (0.84, 0.30), (0.96, 0.56), (1.0, 0.78)),
+    *((0.93, 0.78), (0.88, 0.56), (0.76, 0.34), (0.55, 0.16), (0.0, 0.09)),
+)
+_BOTTLE = (
+    *((0.0, 0.0), (0.46, 0.0), (0.50, 0.06), (0.50, 1.25), (0.44, 1.45), (0.22, 1.70)),
+    *((0.18, 1.78), (0.18, 2.15), (0.22, 2.17), (0.22, 2.26), (0.0, 2.26)),
+)
+_MUG = (
+    *((0.0, 0.0), (0.74, 0.0), (0.78, 0.05), (0.78, 1.7), (0.70, 1.7), (0.70, 0.12)),
+    (0.0, 0.12),
+)
+_PROFILES = {"bowl": _BOWL, "bottle": _BOTTLE, "mug": _MUG}
 
 COLOURS: dict[str, Vector] = {
     "red": (0.85, 0.10, 0.08),
@@ -27,10 +52,10 @@ COLOURS: dict[str, Vector] = {
     "white": (0.93, 0.93, 0.90),
     "black": (0.07, 0.07, 0.08),
 }
-"""Colours that things are named by, as RGB in [0, 1]."""
+"""Colours that names use, as RGB in [0, 1]."""
 
 MATERIALS: tuple[Material, ...] = ("plain", "shiny", "striped", "checkered", "dotted", "wooden")
-"""What things are made of; ``plain`` is not said in a name, ``wooden`` stands for a colour."""
+"""Materials; a name leaves ``plain`` out, and ``wooden`` replaces its colour."""
 
 _WOODS: tuple[tuple[Vector, Vector], ...] = (
     ((0.40, 0.24, 0.12), (0.62, 0.42, 0.25)),
@@ -55,21 +80,66 @@ _HALF_HEIGHTS: dict[Shape, tuple[float, float]] = {
     "bowl": (0.42, 0.55),
     "bottle": (2.1, 2.6),
 }
-"""Least and largest half height of each shape over its half width."""
+"""Smallest and largest half height of each shape over its half width."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh; each triangle has three indices of vertices."""
+
+    vertices: Float32[np.ndarray, "vertices 3"]
+    triangles: Int[np.ndarray, "triangles 3"]
+
+
+@lru_cache(maxsize=len(SHAPES))
+def unit_mesh(shape: Shape) -> Mesh:
+    """Returns a shape whose bounding box is the cube [-1, 1]^3, z upwards."""
+    mesh = _build_mesh(shape)
+    vertices = np.asarray(mesh.vertices)
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    vertices = (2 * vertices - (low + high)) / (high - low)
+    return Mesh(vertices.astype(np.float32), np.asarray(mesh.faces, dtype=np.int64))
+
+
+def _build_mesh(shape: Shape) -> trimesh.Trimesh:
+    create = trimesh.creation
+    if shape == "box":
+        return create.box(extents=(2, 2, 2))
+    if shape == "ball":
+        return create.uv_sphere(radius=1.0, count=(_ROUND_SECTIONS, 2 * _ROUND_SECTIONS))
+    if shape == "cylinder":
+        return create.cylinder(radius=0.8, height=2.0, sections=_ROUND_SECTIONS)
+    if shape == "cone":
+        return create.cone(radius=0.9, height=2.0, sections=_ROUND_SECTIONS)
+    if shape == "ring":
+        return create.torus(1.0, 0.36, major_sections=_ROUND_SECTIONS, minor_sections=40)
+    body = create.revolve(np.array(_PROFILES[shape]), sections=_ROUND_SECTIONS)
+    parts = [body, _handle()] if shape == "mug" else [body]
+    return cast("trimesh.Trimesh", trimesh.util.concatenate(parts))
+
+
+def _handle() -> trimesh.Trimesh:
+    """Returns a mug's handle: the half of an upright ring that is outside of the wall."""
+    ring = trimesh.creation.torus(0.46, 0.10, major_sections=40, minor_sections=16)
+    ring.apply_transform(trimesh.transformations.rotation_matrix(np.pi / 2, (1, 0, 0)))
+    ring.apply_translation((0.76, 0.0, 0.85))
+    half = ring.slice_plane((0.74, 0.0, 0.0), (1.0, 0.0, 0.0))
+    assert half is not None  # noqa: S101 (the plane cuts the ring)
+    return half
 
 
 @dataclass(frozen=True)
 class Texture:
-    """A colour for every point of space, relative to the middle of what wears it.
+    """A solid texture: a colour for every point of space, relative to the object's centre.
 
     Attributes:
         pattern: ``plain`` is the first colour; ``checker`` cubes, ``stripes`` along z and ``dots``
-            alternate the two; ``waves`` blends smoothly between colours around the two, never
-            constant; ``grain`` blends them in rings about a vertical axis, like wood.
+            alternate the two; ``waves`` blends them smoothly, per channel, and is constant nowhere;
+            ``grain`` blends them in rings around a vertical axis, like wood.
         first: RGB in [0, 1].
         second: RGB in [0, 1].
-        period: Length after which the pattern repeats.
-        gloss: How strongly lights are mirrored, 0 for a matte surface.
+        period: Length after which the pattern repeats, in metres.
+        gloss: Strength of the lights' reflections; 0 for a matte surface.
     """
 
     pattern: Pattern
@@ -79,15 +149,16 @@ class Texture:
     gloss: float = 0.0
 
     def colours(self, points: Float[np.ndarray, "points 3"]) -> Float32[np.ndarray, "points 3"]:
-        """Returns the RGB of points."""
+        """Returns the RGB in [0, 1] of points relative to the object's centre."""
         first, second = np.array(self.first, np.float32), np.array(self.second, np.float32)
         if self.pattern == "waves":
-            # Each channel has waves of its own, so that hue and brightness both vary.
+            # Waves of its own in each channel vary both hue and brightness.
             return np.clip(first + (second - first) * _waves(points / self.period), 0, 1)
         if self.pattern == "grain":
             return first + (second - first) * _grain(points / self.period)[:, None]
         if self.pattern == "checker":
-            # The offset keeps faces off the planes between cubes, where rounding would decide.
+            # Without the offset an object's faces would be on planes between cubes, and rounding
+            # would decide their colours.
             share = np.floor(2 * points / self.period + 0.37).sum(axis=-1) % 2
         elif self.pattern == "stripes":
             share = np.floor(2 * points[:, 2] / self.period + 0.37) % 2
@@ -116,16 +187,16 @@ def _grain(points: Float[np.ndarray, "points 3"]) -> Float32[np.ndarray, " point
 
 @dataclass(frozen=True)
 class Part:
-    """A shape somewhere in the scene.
+    """A shape at a place in the scene; parts of one name and instance are one object.
 
     Attributes:
-        name: What it is called; several objects may share a name.
-        shape: Its kind.
-        centre: Middle of its box.
+        name: The object's name, which several objects may share.
+        shape: The kind of shape.
+        centre: Centre of its bounding box.
         half_size: Half its extent along x, y and z, before it is turned.
         texture: Its colours.
-        yaw: How far it is turned about z, in radians.
-        instance: Tells objects of one name apart; parts of one name and instance are one object.
+        yaw: Rotation about z, in radians.
+        instance: Number of the object among those of its name.
     """
 
     name: str
@@ -137,17 +208,19 @@ class Part:
     instance: int = 0
 
     def mesh(self) -> Mesh:
-        """Returns the triangles in the scene."""
+        """Returns the triangles, in the scene's frame."""
         unit = unit_mesh(self.shape)
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-        vertices = unit.vertices * self.half_size @ turn.T + self.centre
+        vertices = unit.vertices * self.half_size @ self._turn.T + self.centre
         return Mesh(vertices.astype(np.float32), unit.triangles)
 
     def local(self, points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
-        """Returns points of the scene relative to the middle, turned with the part."""
+        """Returns points of the scene in the part's own frame: its centre at 0, not turned."""
+        return (points - self.centre) @ self._turn
+
+    @property
+    def _turn(self) -> Float64[np.ndarray, "3 3"]:
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        return (points - self.centre) @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -155,9 +228,9 @@ class Light:
     """A point light that casts shadows and does not fade with distance.
 
     Attributes:
-        position: Where it is.
-        strength: How bright it makes a surface that faces it.
-        colour: What it is multiplied by per channel.
+        position: In metres.
+        strength: Light that it adds to a surface that faces it.
+        colour: Factor of the strength, per channel.
     """
 
     position: Vector
@@ -171,10 +244,10 @@ class SceneSpec:
 
     Attributes:
         name: Its kind, e.g. ``"tabletop"``.
-        seed: What it was drawn from.
-        parts: All surfaces.
-        lights: What lights them.
-        ambient: Light that reaches every surface.
+        seed: The seed that it was drawn with.
+        parts: All shapes.
+        lights: All lamps.
+        ambient: Light that reaches every surface, from all sides.
     """
 
     name: str
@@ -185,18 +258,18 @@ class SceneSpec:
 
     @property
     def objects(self) -> tuple[tuple[str, int], ...]:
-        """The objects, each by name and instance; an object's id is its index here."""
+        """Name and instance of each object; an object's id is its index here."""
         return tuple(dict.fromkeys((part.name, part.instance) for part in self.parts))
 
 
 @dataclass(frozen=True)
-class Thing:
-    """An object by the words that describe it.
+class Description:
+    """The words that describe an object.
 
     Attributes:
-        shape: Its kind.
-        colour: One of :data:`COLOURS`, or None where it is wooden.
-        material: What it is made of.
+        shape: The kind of shape.
+        colour: One of :data:`COLOURS`; None for a wooden object.
+        material: One of :data:`MATERIALS`.
     """
 
     shape: Shape
@@ -205,90 +278,97 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What it is called, e.g. ``"striped red mug"`` or ``"wooden box"``."""
+        """The object's name, e.g. ``"striped red mug"`` or ``"wooden box"``."""
         material = "" if self.material == "plain" else self.material
         return " ".join(word for word in (material, self.colour, self.shape) if word)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a thing stands.
+class Placement:
+    """The place of an object.
 
     Attributes:
-        x: Of its middle.
-        y: Of its middle.
-        floor: Height of what it stands on.
-        yaw: How far it is turned about z, in radians.
-        instance: Tells it from others of its name.
+        x: Of its centre, in metres.
+        y: Of its centre, in metres.
+        floor: Height of the surface below it, in metres.
+        yaw: Rotation about z, in radians.
+        instance: Number of the object among those of its name.
     """
 
     x: float
     y: float
     floor: float = 0.0
     yaw: float = 0.0
-    instance: int = field(default=0)
+    instance: int = 0
 
 
-def draw_thing(rng: np.random.Generator, *, fancy: float = 0.5) -> Thing:
-    """Draws a thing.
+def draw_description(rng: np.random.Generator, *, fancy: float = 0.5) -> Description:
+    """Draws the words of an object.
 
     Args:
-        rng: Where chance comes from.
-        fancy: How likely it is to be of a material other than plain.
+        rng: The random generator.
+        fancy: Probability of a material other than plain.
     """
     material: Material = "plain"
     if rng.random() < fancy:
         material = MATERIALS[int(rng.integers(1, len(MATERIALS)))]
     shape = SHAPES[int(rng.integers(len(SHAPES)))]
     colour = None if material == "wooden" else str(rng.choice(list(COLOURS)))
-    return Thing(shape=shape, colour=colour, material=material)
+    return Description(shape=shape, colour=colour, material=material)
 
 
 def build_part(
-    thing: Thing, place: Place, radius: float, rng: np.random.Generator, *, jitter: float = 0.0
+    description: Description,
+    place: Placement,
+    radius: float,
+    rng: np.random.Generator,
+    *,
+    jitter: float = 0.0,
 ) -> Part:
-    """Makes a thing of a size.
+    """Builds the shape of a described object.
 
     Args:
-        thing: What it is.
-        place: Where it stands.
-        radius: Half its larger width, in metres.
+        description: Its words.
+        place: Its place.
+        radius: Half its larger width, in metres; a bottle gets 0.55 of it.
         rng: Draws the height and the texture's details.
-        jitter: How far its colour may be from the colour's usual RGB, per channel.
+        jitter: Largest difference of its colour from the named RGB, per channel.
     """
-    wide = np.array({"mug": (1.0, 0.73)}.get(thing.shape, (1.0, 1.0))) * radius
-    if thing.shape == "bottle":
+    wide = np.array({"mug": (1.0, 0.73)}.get(description.shape, (1.0, 1.0))) * radius
+    if description.shape == "bottle":
         wide = wide * 0.55
-    height = float(wide[0] * rng.uniform(*_HALF_HEIGHTS[thing.shape]))
+    height = float(wide[0] * rng.uniform(*_HALF_HEIGHTS[description.shape]))
     return Part(
-        name=thing.name,
-        shape=thing.shape,
+        name=description.name,
+        shape=description.shape,
         centre=(place.x, place.y, place.floor + height),
         half_size=(float(wide[0]), float(wide[1]), height),
-        texture=_texture(thing, radius, rng, jitter),
+        texture=_texture(description, radius, rng, jitter),
         yaw=place.yaw,
         instance=place.instance,
     )
 
 
-def _texture(thing: Thing, radius: float, rng: np.random.Generator, jitter: float) -> Texture:
+def _texture(
+    description: Description, radius: float, rng: np.random.Generator, jitter: float
+) -> Texture:
     period = radius * float(rng.uniform(0.7, 1.1))
-    if thing.colour is None:
+    if description.colour is None:
         first, second = _WOODS[int(rng.integers(len(_WOODS)))]
         return Texture("grain", first, second, period=0.5 * period)
-    first = np.clip(COLOURS[thing.colour] + rng.uniform(-jitter, jitter, 3), 0, 1)
+    first = np.clip(COLOURS[description.colour] + rng.uniform(-jitter, jitter, 3), 0, 1)
     lighter = rng.random() < 0.5
-    second = 0.35 * first + 0.6 if lighter or thing.colour == "black" else 0.38 * first
-    if thing.colour == "white":
+    second = 0.35 * first + 0.6 if lighter or description.colour == "black" else 0.38 * first
+    if description.colour == "white":
         second = 0.42 * first
-    if thing.material == "dotted":
+    if description.material == "dotted":
         period *= 0.55
     return Texture(
-        pattern=_PATTERNS.get(thing.material, "plain"),
+        pattern=_PATTERNS.get(description.material, "plain"),
         first=_vector(first),
         second=_vector(second),
         period=period,
-        gloss=_GLOSS if thing.material == "shiny" else 0.0,
+        gloss=_GLOSS if description.material == "shiny" else 0.0,
     )
 
 

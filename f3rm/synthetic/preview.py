@@ -1,4 +1,4 @@
-"""Contact sheets of generated datasets: photographs with names, object masks and depth."""
+"""Contact sheets of generated datasets: photographs with object names, object masks and depth."""
 
 import colorsys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _CELL_HEIGHT = 300
 _MARGIN = 6
 _FONT_SIZE = 12
 _NAMED_FROM = 0.002
-"""Share of the pixels that a thing must cover for its name to be written."""
+"""Smallest share of the pixels that an object covers if its name is written."""
 _GOLDEN = 0.618033988749895
 
 
@@ -26,36 +26,33 @@ def write_preview(folder: Path, *, views: int = 4) -> Path:
 
     Args:
         folder: The dataset.
-        views: How many of its photographs are shown.
+        views: Number of photographs shown.
 
     Raises:
         DatasetError: If the dataset has no truth, or the file cannot be written.
     """
     truth = SceneTruth.read(folder)
     names = [item.name for item in read_items(truth.folder)]
-    # The middles of equal stretches: neither the first nor the last view, which are neighbours.
+    # The middles of equal stretches: the first and the last view are neighbours on the circle.
     chosen = [names[(2 * index + 1) * len(names) // (2 * views)] for index in range(views)]
     path = truth.folder / "preview.png"
     try:
         draw_sheet([(truth, name) for name in chosen]).save(path)
     except OSError as error:
-        msg = (
-            f"write_preview: {str(path)!r} must be a place that can be written to, got: {error}. "
-            "Make the dataset's folder writable."
-        )
+        msg = f"{str(path)!r} cannot be written: {error}. Make the dataset's folder writable."
         raise DatasetError(msg) from error
     return path
 
 
 def draw_sheet(shown: Sequence[tuple[SceneTruth, str]], *, names: bool = True) -> Image.Image:
-    """Returns a picture with a column per photograph: itself, its objects, its depth.
+    """Draws a column per photograph: itself, its objects in colours, its depth.
 
     Args:
         shown: Datasets and ``file_path``s of their photographs.
-        names: Whether things are named in the photographs.
+        names: Whether object names are written into the photographs.
 
     Raises:
-        DatasetError: If a photograph is not there or its truth is damaged.
+        DatasetError: If a photograph is missing or its truth is damaged.
     """
     columns = [_column(truth, name, names=names) for truth, name in shown]
     widths = [cells[0].width for cells in columns]
@@ -89,7 +86,7 @@ def _column(truth: SceneTruth, name: str, *, names: bool) -> list[Image.Image]:
 
 
 def _write_names(picture: Image.Image, truth: SceneTruth, view: ViewTruth) -> None:
-    """Writes the names of things over the middles of what is seen of them."""
+    """Writes the objects' names over the centres of their masks."""
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(_FONT_SIZE)
     scale = picture.height / view.ids.shape[0]
@@ -112,7 +109,7 @@ def _write_names(picture: Image.Image, truth: SceneTruth, view: ViewTruth) -> No
 
 
 def _object_colours(truth: SceneTruth, view: ViewTruth) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns a colour per object: greys for surfaces, black where there is nothing."""
+    """Returns a colour per object: greys for surfaces, black for no object."""
     colours = [(0.0, 0.0, 0.0)]
     for entry in truth.objects:
         if entry.kind == "surface":
@@ -125,7 +122,7 @@ def _object_colours(truth: SceneTruth, view: ViewTruth) -> UInt8[np.ndarray, "he
 
 
 def _depth_colours(view: ViewTruth) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns colours from near, bright, to far; black where there is nothing."""
+    """Returns colours from near (bright) to far (dark); black where there is no surface."""
     seen = np.isfinite(view.depth)
     if not seen.any():
         return np.zeros((*view.depth.shape, 3), dtype=np.uint8)

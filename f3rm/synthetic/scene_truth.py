@@ -1,12 +1,11 @@
-"""Writes what is known about a generated scene, beside its photographs.
+"""Writes the ground truth of a generated scene; :mod:`f3rm.synthetic.truth` reads it.
 
-:mod:`f3rm.synthetic.truth` reads it again. Depths are 16-bit PNGs of millimetres along the optical
-axis, object numbers are 8-bit PNGs of id + 1; 0 is nothing in both.
+Depths are 16-bit PNGs of millimetres along the optical axis, object ids are 8-bit PNGs of id + 1; 0
+is nothing in both.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,27 @@ import numpy as np
 from jaxtyping import Float, Float64
 from PIL import Image
 
+from f3rm.synthetic.cameras import View, camera_rays
 from f3rm.synthetic.layouts import Layout
-from f3rm.synthetic.objects import Part, Thing, Vector
-from f3rm.synthetic.render import RenderedView, View, camera_rays
+from f3rm.synthetic.objects import Part, Vector
+from f3rm.synthetic.render import RenderedView
 from f3rm.synthetic.truth import MILLIMETRES_PER_METRE, truth_files
 
 _NEAR_MARGIN, _FAR_MARGIN = 0.6, 1.15
 
 
-@dataclass(frozen=True)
-class DepthRange:
-    """The shortest and longest way from a camera, along its rays, to what it sees, in metres."""
-
-    near: float = math.inf
-    far: float = 0.0
-
-    def extended(self, view: View, picture: RenderedView) -> "DepthRange":
-        """Returns the range that also holds what another view sees.
-
-        Args:
-            view: The camera.
-            picture: What it sees.
-        """
-        _, directions = camera_rays(view)
-        ways = picture.depth.ravel() * np.linalg.norm(directions, axis=-1)
-        seen = ways[np.isfinite(ways)]
-        if not len(seen):
-            return self
-        return DepthRange(min(self.near, float(seen.min())), max(self.far, float(seen.max())))
+def seen_distances(view: View, picture: RenderedView) -> Float[np.ndarray, " seen"]:
+    """Returns the distances along the rays, in metres, from a camera to what its pixels show."""
+    _, directions = camera_rays(view)
+    distances = picture.depth.ravel() * np.linalg.norm(directions, axis=-1)
+    return distances[np.isfinite(distances)]
 
 
 def draw_dataset_from_metres(seed: int) -> Float64[np.ndarray, "4 4"]:
-    """Draws the frame that a dataset's poses are in: turned about z, moved, and not metres.
+    """Draws the frame of a dataset's poses: turned about z, moved, and scaled.
 
-    Structure from motion knows no metres either; whoever forgets the map is to notice.
-
-    Args:
-        seed: The same seed gives the same frame.
+    Poses of structure from motion are not in metres either, so code that forgets the map must fail
+    on generated scenes too.
     """
     rng = np.random.default_rng([seed, 34])
     angle, scale = rng.uniform(-math.pi, math.pi), rng.uniform(2.0, 3.0)
@@ -64,10 +47,10 @@ def draw_dataset_from_metres(seed: int) -> Float64[np.ndarray, "4 4"]:
 def dataset_pose(
     dataset_from_metres: Float64[np.ndarray, "4 4"], pose: Float[np.ndarray, "4 4"]
 ) -> Float64[np.ndarray, "4 4"]:
-    """Returns a camera's pose in a dataset's frame; its rotation stays one.
+    """Returns a camera's pose in a dataset's frame.
 
     Args:
-        dataset_from_metres: A similarity transform.
+        dataset_from_metres: A similarity transform; its scale is divided out of the rotation.
         pose: ``world_from_camera`` in metres.
     """
     moved = dataset_from_metres @ pose
@@ -81,7 +64,7 @@ def write_view(folder: Path, name: str, picture: RenderedView) -> None:
     Args:
         folder: The dataset.
         name: File name of the photograph.
-        picture: What it shows.
+        picture: The rendered view.
     """
     ids_path, depth_path = truth_files(folder, name)
     for path in (ids_path, depth_path):
@@ -95,13 +78,8 @@ def write_view(folder: Path, name: str, picture: RenderedView) -> None:
 def describe_truth(
     layout: Layout, dataset_from_metres: Float64[np.ndarray, "4 4"]
 ) -> dict[str, Any]:
-    """Returns what ``scene.json`` says about the scene, as JSON has it.
-
-    Args:
-        layout: The scene.
-        dataset_from_metres: The frame of the poses.
-    """
-    objects = [_describe(layout, index) for index in range(len(layout.things))]
+    """Returns the scene's part of ``scene.json``."""
+    objects = [_describe(layout, index) for index in range(len(layout.descriptions))]
     names = dict.fromkeys(entry["name"] for entry in objects if entry["kind"] == "object")
     return {
         "metres_from_dataset": np.linalg.inv(dataset_from_metres).tolist(),
@@ -117,28 +95,30 @@ def describe_truth(
 def training_planes(
     views: Sequence[View],
     dataset_from_metres: Float64[np.ndarray, "4 4"],
-    depths: DepthRange,
+    nearest: float,
+    farthest: float,
 ) -> tuple[float, float]:
-    """Returns distances, in the units that Nerfstudio trains in, that hold all that is seen.
+    """Returns the near and far plane for training, in the units that Nerfstudio trains in.
 
     Args:
         views: The cameras.
         dataset_from_metres: The frame of the dataset's poses.
-        depths: How far what they see is.
+        nearest: The shortest distance along their rays to a surface, in metres.
+        farthest: The longest.
     """
     poses = np.stack([dataset_pose(dataset_from_metres, view.world_from_camera) for view in views])
     scale = np.cbrt(np.linalg.det(dataset_from_metres[:3, :3])) * _training_scale(poses)
-    near = math.floor(100 * _NEAR_MARGIN * scale * depths.near) / 100
-    return near, math.ceil(100 * _FAR_MARGIN * scale * depths.far) / 100
+    near = math.floor(100 * _NEAR_MARGIN * scale * nearest) / 100
+    return near, math.ceil(100 * _FAR_MARGIN * scale * farthest) / 100
 
 
 def _training_scale(poses: Float64[np.ndarray, "views 4 4"]) -> float:
-    """Returns by how much Nerfstudio shrinks a dataset, with its dataparser's default options.
+    """Returns the scale that Nerfstudio gives a dataset with its dataparser's default options.
 
     The cameras' mean becomes the origin, their mean upward direction becomes z, and the largest of
     their coordinates becomes one.
 
-    Source: ``auto_orient_and_center_poses`` and ``auto_scale_poses`` of Nerfstudio 1.1.5.
+    *Source:* ``auto_orient_and_center_poses`` and ``auto_scale_poses`` of Nerfstudio 1.1.5.
     """
     up = poses[:, :3, 1].mean(axis=0)
     up = up / np.linalg.norm(up)
@@ -151,23 +131,20 @@ def _training_scale(poses: Float64[np.ndarray, "views 4 4"]) -> float:
 def _describe(layout: Layout, index: int) -> dict[str, Any]:
     name, instance = layout.spec.objects[index]
     parts = [part for part in layout.spec.parts if (part.name, part.instance) == (name, instance)]
-    thing = layout.things[index]
+    words = layout.descriptions[index]
     return {
         "id": index,
         "name": name,
         "instance": instance,
-        "kind": "surface" if thing is None else "object",
-        "words": None if thing is None else _words(thing),
+        "kind": "surface" if words is None else "object",
+        "words": words
+        and {"colour": words.colour, "material": words.material, "shape": words.shape},
         **_box(parts),
     }
 
 
-def _words(thing: Thing) -> dict[str, str | None]:
-    return {"colour": thing.colour, "material": thing.material, "shape": thing.shape}
-
-
 def _box(parts: Sequence[Part]) -> dict[str, Any]:
-    """Returns the box of an object: its only part's, or one along the axes around all of them."""
+    """Returns an object's box: that of its only part, or an axis-aligned one around all parts."""
     if len(parts) == 1:
         centre, half_size, yaw = parts[0].centre, parts[0].half_size, parts[0].yaw
     else:

@@ -1,9 +1,10 @@
-"""Generated datasets: views of a scene written as photographs with ``transforms.json`` and truth.
+"""Generated datasets: photographs of a scene, ``transforms.json`` and ground truth.
 
-A dataset appears at once and complete, or not at all: it is built beside its place and renamed.
+A dataset is built beside its folder and renamed, so that it appears complete or not at all.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,33 +19,33 @@ from f3rm.errors import DatasetError, StrPath, as_path
 from f3rm.scene.metres import SCENE_FILE
 from f3rm.store.items import TRANSFORMS
 from f3rm.store.progress import track
-from f3rm.synthetic.cameras import draw_views
+from f3rm.synthetic.cameras import View, draw_views
 from f3rm.synthetic.layouts import Layout, SceneKind, draw_layout
-from f3rm.synthetic.render import SceneRenderer, View
+from f3rm.synthetic.render import SceneRenderer
 from f3rm.synthetic.scene_truth import (
-    DepthRange,
     dataset_pose,
     describe_truth,
     draw_dataset_from_metres,
+    seen_distances,
     training_planes,
     write_view,
 )
 from f3rm.synthetic.truth import IMAGE_FOLDER, truth_files
 
 GENERATOR_VERSION = 2
-"""Raised when the same settings give other pictures, so that no older dataset is mistaken."""
+"""Increased when the same settings give other pictures, so that an older dataset is not reused."""
 
 _DISTORTION = ("k1", "k2", "p1", "p2")
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What decides a generated dataset of some kind.
+    """Seed and sizes of a generated dataset; each kind of scene with them is one dataset.
 
     Attributes:
         seed: Draws the objects, their colours and their places.
         views: Number of photographs.
-        height: Rows of a photograph; of the largest landscape one where sizes are mixed.
+        height: Rows of a photograph; of the largest landscape one if sizes are mixed.
         width: Columns of it.
     """
 
@@ -57,31 +58,13 @@ class SceneSettings:
         for name, least in (("seed", 0), ("views", 2), ("height", 8), ("width", 8)):
             value = getattr(self, name)
             if value < least:
-                msg = (
-                    f"SceneSettings: {name} must be at least {least}, got {value}. Ask for "
-                    "a larger number."
-                )
-                raise DatasetError(msg)
+                raise DatasetError(f"--{name} must be at least {least}, got {value}.")
 
 
 def make_tabletop(
     folder: StrPath, settings: SceneSettings | None = None, *, show_progress: bool = False
 ) -> bool:
-    """Writes the tabletop as a dataset, unless it is there already; see :func:`make_scene`.
-
-    Args:
-        folder: The dataset's folder; made if need be.
-        settings: Seed and sizes; None takes the defaults.
-        show_progress: Whether a bar counts the views.
-
-    Returns:
-        Whether it was written; False if the same scene was there and is used as it is.
-
-    Raises:
-        DatasetError: If the folder has something else in it, or cannot be written to.
-        RaycastError: If Open3D, which renders, cannot be imported.
-    """
-    folder = as_path(folder)
+    """Writes the tabletop as a dataset; arguments, result and errors are :func:`make_scene`'s."""
     return make_scene(folder, "tabletop", settings, show_progress=show_progress)
 
 
@@ -92,24 +75,23 @@ def make_scene(
     *,
     show_progress: bool = False,
 ) -> bool:
-    """Writes a generated scene as a dataset with truth, unless it is there already.
+    """Writes a generated scene as a dataset with truth, unless the folder already holds it.
 
     Args:
-        folder: The dataset's folder; made if need be.
+        folder: The dataset's folder; created if it does not exist.
         kind: One of :data:`~f3rm.synthetic.layouts.SCENE_KINDS`.
         settings: Seed and sizes; None takes the defaults.
         show_progress: Whether a bar counts the views.
 
     Returns:
-        Whether it was written; False if the same scene was there and is used as it is.
+        Whether it was written; False if the folder already held the same scene.
 
     Raises:
-        DatasetError: If the folder has something else in it, or cannot be written to.
+        DatasetError: If the folder has other content, or cannot be written to.
         RaycastError: If Open3D, which renders, cannot be imported.
     """
-    folder = as_path(folder)
     settings = settings or SceneSettings()
-    folder = folder.expanduser().absolute()
+    folder = as_path(folder).expanduser().absolute()
     identity = {"generator": GENERATOR_VERSION, "scene": kind, **asdict(settings)}
     if _holds(folder, identity):
         return False
@@ -120,25 +102,21 @@ def make_scene(
             _build(built, identity, kind, settings, show_progress=show_progress)
             built.rename(folder)
     except OSError as error:
-        msg = (
-            f"make_scene: {str(folder)!r} must be a place that can be written to, got: {error}. "
-            "Choose another folder."
-        )
+        msg = f"{str(folder)!r} cannot be written: {error}. Choose another folder."
         raise DatasetError(msg) from error
     return True
 
 
 def model_options(folder: StrPath) -> list[str]:
-    """Returns options of ns-train that a generated dataset is best trained with; none for others.
+    """Returns options of ns-train for a generated dataset; none for other datasets.
 
-    Between these planes lies everything that the cameras see. Told so, f3rm-lite grows no floaters
-    before the cameras.
+    They set the near and far plane around all surfaces that the cameras see, which keeps f3rm-lite
+    from growing floaters before the cameras.
 
     Args:
         folder: Any dataset's folder.
     """
-    folder = as_path(folder)
-    description = _read_description(folder / SCENE_FILE)
+    description = _read_description(as_path(folder) / SCENE_FILE)
     if not isinstance(description, dict) or not {"near_plane", "far_plane"} <= set(description):
         return []
     near, far = description["near_plane"], description["far_plane"]
@@ -149,7 +127,7 @@ def image_name(index: int) -> str:
     """Returns the path of a photograph in its dataset, e.g. ``"images/frame_00001.png"``.
 
     Args:
-        index: Its place among the views, from 0.
+        index: Its number among the views, from 0.
     """
     return f"{IMAGE_FOLDER}/frame_{index + 1:05d}.png"
 
@@ -166,8 +144,8 @@ def _build(
     sizes = {"height": settings.height, "width": settings.width}
     views = draw_views(kind, settings.seed, views=settings.views, **sizes)
     frame = draw_dataset_from_metres(settings.seed)
-    depths = _write_pictures(folder, layout, views, show_progress=show_progress)
-    near, far = training_planes(views, frame, depths)
+    distances = _write_pictures(folder, layout, views, show_progress=show_progress)
+    near, far = training_planes(views, frame, *distances)
     truth = describe_truth(layout, frame)
     _write_json(folder / TRANSFORMS, _transforms(views, frame))
     _write_json(folder / SCENE_FILE, {**identity, "near_plane": near, "far_plane": far, **truth})
@@ -175,24 +153,27 @@ def _build(
 
 def _write_pictures(
     folder: Path, layout: Layout, views: Sequence[View], *, show_progress: bool
-) -> DepthRange:
+) -> tuple[float, float]:
+    """Renders and writes all views; returns the shortest and longest distance to a surface."""
     (folder / IMAGE_FOLDER).mkdir(parents=True)
     rendered = map(SceneRenderer(layout.spec).render, views)
     bar = track(rendered, total=len(views), label="Rendering the scene", show=show_progress)
-    depths = DepthRange()
+    nearest, farthest = math.inf, 0.0
     for index, (view, picture) in enumerate(zip(views, bar, strict=True)):
         path = folder / image_name(index)
         Image.fromarray(picture.rgb).save(path)
         write_view(folder, path.name, picture)
-        depths = depths.extended(view, picture)
-    return depths
+        distances = seen_distances(view, picture)
+        nearest = min(nearest, float(distances.min(initial=math.inf)))
+        farthest = max(farthest, float(distances.max(initial=0)))
+    return nearest, farthest
 
 
 def _holds(folder: Path, identity: dict[str, Any]) -> bool:
-    """Returns whether a folder has the scene (True) or is free for it (False).
+    """Returns whether a folder holds the scene (True) or is free for it (False).
 
     Raises:
-        DatasetError: If it has anything else.
+        DatasetError: If it holds anything else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -202,8 +183,8 @@ def _holds(folder: Path, identity: dict[str, Any]) -> bool:
         return True
     what = "another scene, or an incomplete one" if found is not None else "other files"
     msg = (
-        f"make_scene: the folder must be new, empty, or hold the same scene, got {str(folder)!r} "
-        f"with {what}. Choose another folder, or move that one away."
+        f"The folder must be new, empty, or hold the same scene, but {str(folder)!r} holds {what}. "
+        "Choose another folder, or move that one away."
     )
     raise DatasetError(msg)
 
@@ -212,7 +193,7 @@ def _read_description(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None  # no scene of ours
+        return None  # a file of someone else's
 
 
 def _files(folder: Path, views: int) -> list[Path]:
@@ -228,7 +209,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _transforms(
     views: Sequence[View], dataset_from_metres: Float64[np.ndarray, "4 4"]
 ) -> dict[str, Any]:
-    """Returns the cameras: what is the same for all frames once, the rest with each frame."""
+    """Returns the cameras: values that all frames share once, the others with each frame."""
     cameras = [_intrinsics(view) for view in views]
     shared = {
         key: value

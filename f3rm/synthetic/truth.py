@@ -1,6 +1,6 @@
-"""Reads what is known about a generated dataset: what is in the scene, and what each pixel shows.
+"""Reads the ground truth of a generated dataset: its objects, and object and depth at each pixel.
 
-It needs no Nerfstudio and no ray caster. :mod:`f3rm.synthetic.scene_truth` writes these files.
+:mod:`f3rm.synthetic.scene_truth` writes these files. Reading needs neither Nerfstudio nor Open3D.
 """
 
 import json
@@ -33,14 +33,14 @@ class TruthObject:
     """One object of the scene.
 
     Attributes:
-        id: Its number in the truth's masks.
-        name: What it is called; several objects may share a name.
-        instance: Tells objects of one name apart, from 0.
-        kind: ``"object"`` for a thing that can be asked for, ``"surface"`` for walls, floor and
-            furniture.
-        centre: Middle of its box, in metres.
+        id: Its number in the truth's id maps.
+        name: Its name, which several objects may share.
+        instance: Its number among the objects of its name, from 0.
+        kind: ``"surface"`` for walls, floor and furniture, ``"object"`` for all others, which
+            queries name.
+        centre: Centre of its box, in metres.
         half_size: Half the extent of its box along x, y and z before it is turned, in metres.
-        yaw: How far the box is turned about z, in radians.
+        yaw: Rotation of the box about z, in radians.
     """
 
     id: int
@@ -54,12 +54,7 @@ class TruthObject:
 
 @dataclass(frozen=True)
 class TruthQuery:
-    """A text that has an answer in the scene.
-
-    Attributes:
-        text: The name of things.
-        ids: All objects of that name.
-    """
+    """A name and the ids of all objects that have it."""
 
     text: str
     ids: tuple[int, ...]
@@ -67,36 +62,32 @@ class TruthQuery:
 
 @dataclass(frozen=True)
 class ViewTruth:
-    """What a photograph shows.
+    """The truth of a photograph.
 
     Attributes:
-        ids: Number of the object at each pixel, -1 where there is nothing.
-        depth: Metres along the optical axis, infinite where there is nothing.
+        ids: Id of the object at each pixel, -1 for none.
+        depth: Metres along the optical axis, infinite where there is no surface.
     """
 
     ids: Int32[np.ndarray, "height width"]
     depth: Float32[np.ndarray, "height width"]
 
     def mask(self, ids: Iterable[int]) -> Bool[np.ndarray, "height width"]:
-        """Returns where any of some objects is seen.
-
-        Args:
-            ids: Their numbers.
-        """
+        """Returns the mask of all pixels that show one of some objects, given by id."""
         return np.isin(self.ids, list(ids))
 
 
 @dataclass(frozen=True)
 class SceneTruth:
-    """What is known about a generated dataset.
+    """The ground truth of a generated dataset.
 
     Attributes:
-        folder: The dataset.
-        kind: What sort of scene it is, e.g. ``"tabletop"``.
-        seed: What it was drawn from.
-        objects: Everything in it; an object's ``id`` is its index.
-        queries: Texts with an answer, one per name of a thing.
-        absent: Names of things that are not there.
+        folder: The dataset's folder.
+        kind: The kind of scene, e.g. ``"tabletop"``.
+        seed: The seed that it was drawn with.
+        objects: All objects and surfaces; an ``id`` is an index.
+        queries: One per name of an object; surfaces have none.
+        absent: Names of no object of the scene.
         metres_from_dataset: Affine map from the frame of ``transforms.json`` to metres.
     """
 
@@ -116,11 +107,10 @@ class SceneTruth:
             folder: The dataset's folder.
 
         Raises:
-            DatasetError: If the dataset has no truth, as photographs of one's own, or if its truth
-                is damaged.
+            DatasetError: If the dataset has no truth, as photographs of one's own have none, or
+                its truth is damaged.
         """
-        folder = as_path(folder)
-        folder = folder.expanduser().absolute()
+        folder = as_path(folder).expanduser().absolute()
         content = _read_json(folder / SCENE_FILE)
         try:
             return _scene_truth(folder, content)
@@ -128,7 +118,7 @@ class SceneTruth:
             _fail_damaged(folder / SCENE_FILE, f"{type(error).__name__}: {error}", error)
 
     def view(self, file_path: str | Path) -> ViewTruth:
-        """Reads what a photograph shows.
+        """Reads the truth of a photograph.
 
         Args:
             file_path: Its path as in ``transforms.json``, or absolute.
@@ -141,8 +131,7 @@ class SceneTruth:
         ids_path, depth_path = truth_files(self.folder, photograph.name)
         ids = _read_grey(ids_path, size).astype(np.int32) - 1
         if ids.max() >= len(self.objects):
-            what = f"object {ids.max()} of {len(self.objects)}"
-            _fail_damaged(ids_path, what)
+            _fail_damaged(ids_path, f"object {ids.max()} of {len(self.objects)}")
         depth = _read_grey(depth_path, size).astype(np.float32) / np.float32(MILLIMETRES_PER_METRE)
         return ViewTruth(ids=ids, depth=np.where(depth > 0, depth, np.float32(np.inf)))
 
@@ -152,18 +141,18 @@ class SceneTruth:
         known = path.parent == images or path.parent.resolve() == images.resolve()
         if not (known and path.is_file()):
             msg = (
-                f"SceneTruth.view: file_path must name a photograph in {str(images)!r}, got "
-                f"{str(file_path)!r}. Take a frame's file_path from transforms.json."
+                f"{str(file_path)!r} is no photograph in {str(images)!r}. Take a frame's file_path "
+                "from transforms.json."
             )
             raise DatasetError(msg)
         return path
 
 
 def truth_files(folder: StrPath, name: str) -> tuple[Path, Path]:
-    """Returns where a photograph's object numbers and depths are.
+    """Returns the files of a photograph's object ids and depths.
 
     Args:
-        folder: The dataset.
+        folder: The dataset's folder.
         name: File name of the photograph.
     """
     folder = as_path(folder)
@@ -235,9 +224,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         msg = (
-            f"SceneTruth.read: folder must be a dataset that f3rm make-scene wrote, got "
-            f"{str(path.parent)!r} without {path.name}: photographs of one's own have no truth. "
-            "Make such a scene with: f3rm make-scene tabletop --out FOLDER."
+            f"{str(path.parent)!r} has no {path.name}: photographs of one's own have no truth. "
+            "Make a scene that has it with: f3rm make-scene tabletop --out FOLDER."
         )
         raise DatasetError(msg) from error
     except (OSError, ValueError, RecursionError) as error:
@@ -256,14 +244,14 @@ def _read_size(path: Path) -> tuple[int, int]:
 
 
 def _read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Returns a picture of one channel whose width and height must be known before it is read."""
+    """Reads a picture of one channel; a file of another (width, height) is refused unread."""
     try:
         with Image.open(path) as image:
             if image.mode not in _GREY_MODES or image.size != size:
                 width, height = image.size
-                what = f"mode {image.mode} and {height} x {width}, the photograph being "
-                _fail_damaged(path, f"{what}{size[1]} x {size[0]}")
-            image.verify()  # checksums up to the end mark, which loading does not need
+                found = f"mode {image.mode} and {height} x {width}, the photograph being "
+                _fail_damaged(path, f"{found}{size[1]} x {size[0]}")
+            image.verify()  # all checksums; loading stops at the last pixel and misses damage
         with Image.open(path) as image:
             return np.asarray(image)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -272,7 +260,7 @@ def _read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def _fail_damaged(path: Path, found: str, error: Exception | None = None) -> NoReturn:
     msg = (
-        f"SceneTruth: {str(path)!r} must be as f3rm make-scene wrote it, got {found}. Move the "
-        "dataset away and make it again."
+        f"{str(path)!r} is not as f3rm make-scene wrote it: {found}. "
+        "Move the dataset away and make it again."
     )
     raise DatasetError(msg) from error

@@ -14,7 +14,7 @@ from PIL import Image
 from f3rm.errors import DeviceError, F3rmError
 from f3rm.evaluation.evaluate import evaluate_run, nerfacto_psnr
 from f3rm.evaluation.predictions import field_scores, psnr, render_view, teacher_scores
-from f3rm.evaluation.summary import HEAD_NUMBERS
+from f3rm.evaluation.report import HEAD_NUMBERS
 from f3rm.evaluation.vocabulary import open_language
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import make_query, similarity, similarity_from_hidden, to_hidden
@@ -23,6 +23,7 @@ from f3rm.scene.run_loading import RunError, check_same_views, field_model, load
 from f3rm.scene.surface import hidden_of
 from f3rm.scripts.cli import main
 from f3rm.synthetic.truth import SceneTruth
+from tests.html_page import Page
 
 CPU = torch.device("cpu")
 ANSWERS = {
@@ -135,12 +136,17 @@ def test_psnr_and_cosines_are_their_plain_formulas(numbers, run):
 def test_pictures_of_every_pair(found, numbers):
     files = sorted(path.name for path in (found / "pictures").iterdir())
     pairs = sum(row["views"] for row in numbers["queries"])
-    assert len(files) == pairs + 1
+    assert len(files) == pairs + 2
+    assert "index.html" in files
+    page = Page((found / "pictures" / "index.html").read_text(encoding="utf-8"))
+    assert len(page.images) == 2 * (3 + 4)  # two views: photograph, render, PCA, four answers
     assert "overview.png" in files
     shown = next(row for row in numbers["queries"] if row["views"])
     words = shown["text"].replace(" ", "_")
     assert any(name.startswith("frame_000") and name.endswith(f"_{words}.png") for name in files)
-    with Image.open(found / "pictures" / files[0]) as panel:
+    with Image.open(
+        found / "pictures" / next(name for name in files if name.startswith("frame_"))
+    ) as panel:
         assert panel.size[0] == 5 * (48 + 2)
 
 
@@ -190,7 +196,14 @@ def test_the_same_seed_gives_the_same_numbers_and_the_run_may_be_moved(runs, num
 
 def test_photographs_without_truth_give_cosine_and_psnr(runs, numbers, copied_scene):
     (copied_scene / "scene.json").unlink()
-    result = evaluate_run(runs.config, data=copied_scene, device="cpu")
+    pictures = copied_scene.parent / "pictures"
+    result = evaluate_run(
+        runs.config, data=copied_scene, pictures=pictures, queries=["a cup"], device="cpu"
+    )
+    assert [path.name for path in pictures.iterdir()] == ["index.html"]
+    page = Page((pictures / "index.html").read_text(encoding="utf-8"))
+    assert len(page.images) == 2 * (3 + 1)
+    assert "“a cup”" in page.cells
     values = result.to_dict()
     assert values["psnr"] == pytest.approx(numbers["psnr"])
     assert values["feature_cosine"] == pytest.approx(numbers["feature_cosine"])

@@ -17,8 +17,12 @@ from f3rm.evaluation.multiview import (
     teacher_mean,
 )
 from f3rm.evaluation.predictions import render_view
-from f3rm.evaluation.surface_scores import point_scores, score_points
-from f3rm.evaluation.surfaces import scene_frame, seen_views
+from f3rm.evaluation.surface_scores import (
+    point_scores,
+    scene_frame,
+    score_points,
+    seen_views,
+)
 from f3rm.evaluation.vocabulary import Label, Vocabulary, open_language
 from f3rm.language.relevancy import similarity
 from f3rm.scene.frames import FileCamera
@@ -44,13 +48,13 @@ def scale(run, truth):
 
 
 @pytest.fixture(scope="module")
-def held_out(run, truth):
-    return list(seen_views(run.held_out, truth))
+def held_out(run, truth, scale):
+    return list(seen_views(run.held_out, truth, scale))
 
 
 @pytest.fixture(scope="module")
-def points(held_out, scale):
-    return surface_points(held_out, 60, seed=3, per_object=False, scene_per_metre=scale)
+def points(held_out):
+    return surface_points(held_out, 60, seed=3, per_object=False)
 
 
 def _truth(ids, depth=None):
@@ -82,36 +86,36 @@ def test_views_that_show_nothing_give_no_points(per_object):
     assert len(view) == len(xy) == 0
 
 
-def test_every_view_sees_its_own_points(held_out, points, scale):
+def test_every_view_sees_its_own_points(held_out, points):
     for number, view in enumerate(held_out):
         own = points.views == number
-        seen, xy = sees(view, points.positions, scale)
+        seen, xy = sees(view, points.positions)
         assert seen[own].all()
         torch.testing.assert_close(xy[own], points.xy[own], atol=2e-2, rtol=0)
 
 
-def test_what_stands_behind_another_surface_is_not_seen(held_out, points, scale):
+def test_what_stands_behind_another_surface_is_not_seen(held_out, points):
     view = held_out[0]
     own = points.views == 0
     eye = view.camera.unproject(points.xy[own], torch.zeros(int(own.sum())))
     for factor, expected in ((1 + 3 * DEPTH_TOLERANCE, False), (1 + DEPTH_TOLERANCE / 3, True)):
         moved = eye + factor * (points.positions[own] - eye)
-        assert bool((sees(view, moved, scale)[0] == expected).all())
+        assert bool((sees(view, moved)[0] == expected).all())
     behind = eye - (points.positions[own] - eye)
-    assert not sees(view, behind, scale)[0].any()
+    assert not sees(view, behind)[0].any()
 
 
 def test_the_teachers_mean_is_the_loop_over_points_and_views(run, truth, points, scale):
     store = run.stores["clip"]
-    mean, counts = teacher_mean(store, points, seen_views(run.train, truth), scale)
-    views = list(seen_views(run.train, truth))
+    mean, counts = teacher_mean(store, points, seen_views(run.train, truth, scale))
+    views = list(seen_views(run.train, truth, scale))
     for number, position in enumerate(points.positions):
         found = []
         for view in views:
             xy, depth = view.camera.project(position[None])
             x, y = round(float(xy[0, 0])), round(float(xy[0, 1]))
             if depth > 0 and 0 <= x < 48 and 0 <= y < 36:
-                there = float(view.truth.depth[y, x]) * scale
+                there = float(truth.view(view.name).depth[y, x]) * scale
                 if abs(there - float(depth)) <= DEPTH_TOLERANCE * float(depth):
                     row = torch.tensor([store.index(view.name)])
                     found.append(gather_reference(store, row, xy, mode="bilinear")[0])
@@ -141,10 +145,9 @@ def test_cosines_on_points_are_those_of_the_loop(run, truth, held_out, points, s
         store,
         points,
         held_out=held_out,
-        training=seen_views(run.train, truth),
-        scene_per_metre=scale,
+        training=seen_views(run.train, truth, scale),
     )
-    mean, counts = teacher_mean(store, points, seen_views(run.train, truth), scale)
+    mean, counts = teacher_mean(store, points, seen_views(run.train, truth, scale))
     same, reached, between = [], [], []
     for number in range(len(points.xy)):
         own = held_out[int(points.views[number])]
@@ -155,7 +158,7 @@ def test_cosines_on_points_are_those_of_the_loop(run, truth, held_out, points, s
             reached.append(float(functional.cosine_similarity(mean[number], target, dim=0)))
         features = []
         for view in held_out:
-            seen, xy = sees(view, points.positions[number][None], scale)
+            seen, xy = sees(view, points.positions[number][None])
             if seen:
                 features.append(head(render_points(model, view.camera, xy))[0])
         if len(features) == 2:
@@ -185,8 +188,7 @@ def test_without_points_there_are_no_cosines(run, truth, held_out, scale):
         run.stores["clip"],
         nothing,
         held_out=held_out,
-        training=seen_views(run.train, truth),
-        scene_per_metre=scale,
+        training=seen_views(run.train, truth, scale),
     )
     assert measured.teacher_mean is measured.same_points is measured.consistency is None
     assert measured.points == 0

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from f3rm.evaluation.finding import FIND_NUMBERS
 from f3rm.evaluation.held_out import HeldOutScores, ScoredView
 from f3rm.evaluation.pictures import (
     FALSE_NEGATIVE,
@@ -21,16 +22,15 @@ from f3rm.evaluation.pictures import (
     query_panel,
 )
 from f3rm.evaluation.query_scores import QueryScores, summarise
-from f3rm.evaluation.report import Evaluation, QueryRow, query_numbers
-from f3rm.evaluation.summary import (
-    find_summary,
+from f3rm.evaluation.report import (
+    Evaluation,
     head_numbers,
     head_summary,
     query_rows,
     query_summary,
     ratio,
 )
-from f3rm.evaluation.surfaces import SurfaceScores
+from f3rm.evaluation.surface_scores import SurfaceScores
 from f3rm.evaluation.vocabulary import Label, Vocabulary
 from f3rm.scene.drawing import to_picture
 
@@ -104,7 +104,7 @@ def test_tables_and_json_of_an_evaluation_with_and_without_answers():
         surfaces = SurfaceScores()
         heads = head_numbers(scores, surfaces, ["clip"])
         numbers = {**query_summary(scores, surfaces), **head_summary(heads), "psnr": 20.0}
-        numbers |= {**find_summary(None), "nerfacto_psnr": None}
+        numbers |= {**dict.fromkeys(FIND_NUMBERS), "nerfacto_psnr": None}
         rows = query_rows(scores, surfaces)
         found = Evaluation(numbers, rows, heads, {"settings": {}}, ("a note",))
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["notes"] == ["a note"]
@@ -120,11 +120,10 @@ def test_a_row_has_the_means_of_its_query():
     collected = QueryScores(WORDS)
     collected.add("a", _view().ids, _view().field)
     (mug, box) = collected.answers().queries
-    assert query_numbers(mug)["miou"] == 1
-    assert query_numbers(box)["miou"] is None
-    assert isinstance(
-        query_rows(HeldOutScores([], {}, collected.answers(), None), SurfaceScores())[0], QueryRow
-    )
+    assert mug.numbers()["miou"] == 1
+    assert box.numbers()["miou"] is None
+    rows = query_rows(HeldOutScores([], {}, collected.answers(), None), SurfaceScores())
+    assert rows[0] == {"text": "red mug", "views": 1, **mug.numbers(), "point_iou": None}
     assert summarise([mug, box])["miou"] == 1
 
 

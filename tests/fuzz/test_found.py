@@ -118,7 +118,7 @@ def test_rows_that_a_file_does_not_have_ask_for_no_memory(tmp_path):
     """A million indices of one row of a megabyte: two files of 9 MB, a terabyte of features."""
     np.save(tmp_path / "rank0_chunk0_train_res5_features.npy", np.zeros((1, 1 << 18), np.float32))
     np.save(tmp_path / "rank0_chunk0_train_res5_inds.npy", np.arange(1 << 20))
-    with pytest.raises(CacheError, match="must have a row of shape .* for each of its indices"):
+    with pytest.raises(CacheError, match=r"must have a row of shape .* for each of its indices"):
         load_features(tmp_path, "train", "res5")
     np.save(tmp_path / "rank0_chunk0_train_res5_inds.npy", np.zeros(3))
     with pytest.raises(CacheError, match="must hold whole numbers"):

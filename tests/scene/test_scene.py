@@ -159,22 +159,27 @@ def test_questions_are_combined(known):
 
 def test_the_evaluation_counts_what_was_found(known, run):
     score = score_finding(known, run.truth, None)
-    assert score.recall == 7 / 8  # all but the bottle of which only a few points are red
-    assert score.box_iou == pytest.approx(7 / 8, abs=0.02)
-    assert score.centre_error == pytest.approx(0, abs=2e-3)
+    assert score["find_recall"] == 7 / 8  # all but the bottle of which only a few points are red
+    assert score["find_box_iou"] == pytest.approx(7 / 8, abs=0.02)
+    assert score["find_centre_error"] == pytest.approx(0, abs=2e-3)
     # Words are asked by their colour: each ring and the ball get 3 answers, pink things 2.
-    assert score.precision == 7 / (3 + 1 + 3 + 2 + 2 + 0 + 1)
-    assert score.not_here_precision == 5 / 6  # and the red bottle
-    assert score.not_here_recall == 5 / 8  # an orange ring, an orange bowl, a turquoise bowl
+    assert score["find_precision"] == 7 / (3 + 1 + 3 + 2 + 2 + 0 + 1)
+    assert score["not_here_precision"] == 5 / 6  # and the red bottle
+    assert score["not_here_recall"] == 5 / 8  # an orange ring, an orange bowl, a turquoise bowl
 
 
 def test_a_trained_field_is_found_in_by_the_evaluation(scene, run):
     score = score_finding(scene, run.truth, None)
-    assert score.centre_error is not None
-    assert score.recall is not None
-    assert score.centre_error < 0.1
-    assert score.recall > 0.7
-    for value in (score.box_iou, score.precision, score.not_here_precision, score.not_here_recall):
+    assert score["find_centre_error"] is not None
+    assert score["find_recall"] is not None
+    assert score["find_centre_error"] < 0.1
+    assert score["find_recall"] > 0.7
+    for value in (
+        score["find_box_iou"],
+        score["find_precision"],
+        score["not_here_precision"],
+        score["not_here_recall"],
+    ):
         assert value is not None
         assert 0 < value <= 1
 

@@ -1,30 +1,30 @@
+"""The demo: what it calls, what it keeps from an earlier call, and what it says at its end."""
+
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import ndimage
 
 from f3rm.errors import F3rmError, FeatureTypeError
 from f3rm.scripts import demo as demo_module
 from f3rm.scripts.command import run_command
 from f3rm.scripts.demo import (
     Demo,
+    RunFiles,
     call,
     child_environment,
+    closing_words,
     dataparser_words,
     eval_command,
+    read_metrics,
     train_command,
 )
-from f3rm.scripts.demo_page import Answer, ShownView, most_visible, outline, write_page
-from f3rm.scripts.demo_report import RunFiles, activation, closing_words, read_metrics, shown
 from f3rm.synthetic.scenes import SceneSettings, make_tabletop
-from f3rm.synthetic.truth import SceneTruth
+from tests.html_page import Page
 from tests.scene_fixtures import need_raycaster
 
 OPTION = "--pipeline.datamanager"
@@ -92,9 +92,13 @@ def test_a_generated_scene_brings_its_planes(tmp_path):
 
 
 def test_evaluation_is_f3rms_own():
-    words = eval_command(RunFiles(Path("/out"), Path("/out/room/f3rm-lite/run")))
+    run = RunFiles(Path("/out"), Path("/out/room/f3rm-lite/run"))
+    words = eval_command(run, ())
     assert words[:5] == [sys.executable, "-m", "f3rm.scripts.cli", "eval", "/out/config.yml"]
     assert option(words, "--json") == "/out/metrics.json"
+    assert option(words, "--pictures") == "/out/pictures"
+    assert "--queries" not in words
+    assert eval_command(run, ("a cup", "b"))[-3:] == ["--queries", "a cup", "b"]
 
 
 def test_only_a_cpu_run_hides_the_gpus(monkeypatch):
@@ -125,7 +129,9 @@ def test_what_the_user_has_set_stays(monkeypatch):
 
 def test_failing_commands_are_named(capfd):
     code = "print('seen at once'); raise SystemExit(3)"
-    with pytest.raises(F3rmError, match=r"demo: print.* ended with code 3.* run the demo again"):
+    with pytest.raises(
+        F3rmError, match=r"print.* ended with code 3\..*messages above.* run the demo again"
+    ):
         call([sys.executable, "-c", code], os.environ)
     out = capfd.readouterr().out
     assert out.startswith("\n$ python -c ")
@@ -134,7 +140,7 @@ def test_failing_commands_are_named(capfd):
 
 def test_killed_commands_are_named():
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    with pytest.raises(F3rmError, match="killed by signal 9"):
+    with pytest.raises(F3rmError, match="was killed by signal 9"):
         call([sys.executable, "-c", code], os.environ)
 
 
@@ -163,10 +169,10 @@ def test_unknown_types_are_refused_before_anything_is_made():
 
 def test_missing_numbers_are_explained(tmp_path):
     run = RunFiles(tmp_path, tmp_path / "run")
-    with pytest.raises(F3rmError, match=r"what f3rm eval wrote.*--force"):
+    with pytest.raises(F3rmError, match=r"metrics.json.*not as f3rm eval wrote it.*--force"):
         read_metrics(run)
     run.metrics.write_text("[]")
-    with pytest.raises(F3rmError, match=r"what f3rm eval wrote.*--force"):
+    with pytest.raises(F3rmError, match=r"metrics.json.*not as f3rm eval wrote it.*--force"):
         read_metrics(run)
 
 
@@ -183,80 +189,6 @@ def test_the_last_words_name_the_commands(tmp_path, monkeypatch, device):
     assert "2D teacher" not in words  # not measured
     assert "ns-process-data images" in words
     assert ("--interpolation-steps 3 --downscale-factor 4" in words) == (device == "cpu")
-    assert shown(Path("/elsewhere/x")) == "/elsewhere/x"
-
-
-class Page(HTMLParser):
-    """Collects what a page shows, and whether its elements are closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.images, self.cells, self.open = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "img":
-            self.images.append(dict(attrs)["src"])
-        elif tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "figcaption", "pre"):
-            self.cells.append(data)
-
-
-def view(truth):
-    picture = np.zeros((12, 16, 3), np.uint8)
-    scores = np.zeros((12, 16), np.float32)
-    scores[2:11, 3:13] = 0.9
-    return ShownView("images/a.png", picture, picture, picture, (Answer("<mug>", scores, truth),))
-
-
-def test_the_page_needs_no_other_file_and_escapes_what_is_typed(tmp_path):
-    truth = np.zeros((12, 16), bool)
-    truth[2:11, 3:13] = True
-    views = [view(truth), view(None), view(np.zeros((12, 16), bool))]
-    write_page(tmp_path / "index.html", views, METRICS, "f3rm <x>")
-    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
-    assert page.open == []
-    assert len(page.images) == 12
-    assert all(source.startswith("data:image/jpeg;base64,") for source in page.images)
-    text = " ".join(page.cells)
-    assert "IoU 1.00" in text
-    assert "not in this view" in text
-    assert "<red> mug" in text
-    assert "f3rm <x>" in text
-    assert "0.62" in text
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-
-
-def test_a_page_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(F3rmError, match="Choose another --out"):
-        write_page(tmp_path / "missing" / "index.html", [], METRICS, "")
-
-
-def test_outlines_are_the_pixels_that_touch_the_outside():
-    mask = np.random.default_rng(0).random((20, 30)) > 0.3
-    inside = np.asarray(ndimage.binary_erosion(mask, border_value=1), dtype=bool)
-    np.testing.assert_array_equal(outline(mask), mask & ~inside)
-
-
-def test_the_page_asks_for_what_its_views_show_most_of(tmp_path):
-    need_raycaster()
-    make_tabletop(tmp_path / "tiny", SceneSettings(views=4, height=48, width=64))
-    truth = SceneTruth.read(tmp_path / "tiny")
-    names = [f"images/frame_{index:05d}.png" for index in (1, 2)]
-    chosen = most_visible(truth, names)
-    assert len(set(chosen)) == 4
-    ids = {query.text: query.ids for query in truth.queries}
-    assert set(chosen) <= set(ids)
-    pixels = {
-        text: min(int(truth.view(name).mask(ids[text]).sum()) for name in names) for text in ids
-    }
-    assert pixels[chosen[0]] >= np.median(list(pixels.values()))
 
 
 @pytest.fixture
@@ -273,37 +205,35 @@ def commands(monkeypatch, tmp_path):
             (run.folder / "config.yml").write_text("")
         else:
             run.metrics.write_text(json.dumps(METRICS))
-
-    def pretend_to_look(config, queries, *, device):
-        called.append("look")
-        return []
+            run.pictures.mkdir(exist_ok=True)
+            (run.pictures / "index.html").write_text(" ".join(command))
 
     monkeypatch.setattr(demo_module, "call", pretend)
-    monkeypatch.setattr(demo_module, "collect_views", pretend_to_look)
     return called
 
 
 def test_a_finished_run_is_used_again(commands, tmp_path, capsys):
     mine = Demo(data=tmp_path / "mine", out=Path("out"))
     mine.run()
-    assert commands == ["train", "eval", "look"]
+    assert commands == ["train", "eval"]
     assert (tmp_path / "out/config.yml").resolve() == tmp_path / "out/mine/f3rm-lite/run/config.yml"
     mine.run()
-    assert commands == ["train", "eval", "look"]
+    assert commands == ["train", "eval"]
     assert "Using the finished run in out/mine" in capsys.readouterr().out
     (tmp_path / "out/metrics.json").unlink()
     mine.run()
-    assert commands == ["train", "eval", "look", "eval"]
+    assert commands == ["train", "eval", "eval"]
     (tmp_path / "out/index.html").unlink()
     mine.run()
-    assert commands == ["train", "eval", "look", "eval", "look"]
+    assert commands == ["train", "eval", "eval", "eval"]
 
 
-def test_other_questions_make_another_page_only(commands, tmp_path):
+def test_other_questions_make_another_page_without_training(commands, tmp_path):
     mine = Demo(data=tmp_path / "mine", out=Path("out"))
     mine.run()
     replace(mine, queries=("a cup",)).run()
-    assert commands == ["train", "eval", "look", "look"]
+    assert commands == ["train", "eval", "eval"]
+    assert (tmp_path / "out/index.html").read_text().endswith("--queries a cup")
 
 
 @pytest.mark.parametrize("change", [{"steps": 7}, {"force": True}, {"weights": ("TINYCLIP=x",)}])
@@ -311,7 +241,7 @@ def test_other_settings_train_anew_and_drop_the_old_numbers(commands, tmp_path, 
     mine = Demo(data=tmp_path / "mine", out=Path("out"))
     mine.run()
     replace(mine, **change).run()
-    assert commands == ["train", "eval", "look"] * 2
+    assert commands == ["train", "eval"] * 2
 
 
 def test_an_interrupted_training_is_not_taken_for_finished(commands, tmp_path):
@@ -320,7 +250,7 @@ def test_an_interrupted_training_is_not_taken_for_finished(commands, tmp_path):
     (run.folder / "config.yml").write_text("")
     run.metrics.write_text("{}")
     Demo(data=tmp_path / "mine", out=Path("out")).run()
-    assert commands == ["train", "eval", "look"]
+    assert commands == ["train", "eval"]
 
 
 def test_without_data_the_tabletop_is_made_once(tmp_path, monkeypatch):
@@ -362,16 +292,9 @@ def test_the_whole_demo_on_a_tiny_scene(train_seed, tmp_path):
     assert f"{metrics['psnr']:.3f}" in first.stdout
     page = Page(run.page.read_text(encoding="utf-8"))
     assert len(page.images) == 2 * (3 + 4)  # two views: photograph, render, PCA, four answers
+    assert (run.pictures / "overview.png").is_file()
     written = run.config.stat().st_mtime_ns
     second = demo()
     assert second.returncode == 0
     assert "Using the finished run" in second.stdout
     assert run.config.stat().st_mtime_ns == written
-
-
-def test_the_way_to_activate_is_told_only_where_it_is_needed(monkeypatch):
-    monkeypatch.setattr("sys.prefix", "/somewhere/.venv")
-    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
-    assert "source /somewhere/.venv/bin/activate" in "\n".join(activation())
-    monkeypatch.setenv("VIRTUAL_ENV", "/somewhere/.venv")
-    assert activation() == []

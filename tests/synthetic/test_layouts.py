@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from f3rm.synthetic.layouts import SCENE_KINDS, Layout, draw_layout, reach
+from f3rm.synthetic.layouts import ROOM_HALF, SCENE_KINDS, TABLE_HALF, Layout, draw_layout, reach
 from f3rm.synthetic.objects import COLOURS, Part
-from f3rm.synthetic.surfaces import ROOM_HALF, TABLE_HALF
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(SCENE_KINDS)
@@ -16,7 +15,9 @@ several = settings(max_examples=40, deadline=None)
 
 def thing_parts(layout: Layout) -> list[Part]:
     things = {
-        entry for entry, thing in zip(layout.spec.objects, layout.things, strict=True) if thing
+        entry
+        for entry, thing in zip(layout.spec.objects, layout.descriptions, strict=True)
+        if thing
     }
     return [part for part in layout.spec.parts if (part.name, part.instance) in things]
 
@@ -25,7 +26,7 @@ def thing_parts(layout: Layout) -> list[Part]:
 @several
 def test_eight_to_twelve_things_of_which_two_share_a_name(seed, kind):
     layout = draw_layout(kind, seed)
-    things = [thing for thing in layout.things if thing]
+    things = [thing for thing in layout.descriptions if thing]
     assert 8 <= len(things) <= 12
     assert len(thing_parts(layout)) == len(things)
     names = Counter(thing.name for thing in things)
@@ -37,7 +38,7 @@ def test_eight_to_twelve_things_of_which_two_share_a_name(seed, kind):
 @given(seed=SEEDS, kind=KINDS)
 @several
 def test_names_tell_things_apart(seed, kind):
-    things = {thing.name: thing for thing in draw_layout(kind, seed).things if thing}
+    things = {thing.name: thing for thing in draw_layout(kind, seed).descriptions if thing}
     pairs = Counter((thing.colour, thing.shape) for thing in things.values())
     assert max(pairs.values()) == 1  # never two that differ in material only
     assert max(Counter(thing.shape for thing in things.values()).values()) <= 2
@@ -52,7 +53,7 @@ def test_names_tell_things_apart(seed, kind):
 def test_absent_names_are_colours_and_shapes_of_nothing_there(seed, kind):
     layout = draw_layout(kind, seed)
     assert len(set(layout.absent)) == len(layout.absent) == 8
-    present = {(thing.colour, thing.shape) for thing in layout.things if thing}
+    present = {(thing.colour, thing.shape) for thing in layout.descriptions if thing}
     for name in layout.absent:
         colour, shape = name.split()
         assert colour in COLOURS

@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
 
-from f3rm.synthetic.meshes import SHAPES, unit_mesh
 from f3rm.synthetic.objects import (
     COLOURS,
     MATERIALS,
+    SHAPES,
+    Description,
     Part,
-    Place,
+    Placement,
     SceneSpec,
     Texture,
-    Thing,
     build_part,
-    draw_thing,
+    draw_description,
+    unit_mesh,
 )
 
 ONES = (1.0, 1.0, 1.0)
@@ -54,8 +55,8 @@ def test_a_texture_turns_with_its_part():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_things_stand_on_what_is_below_and_have_their_size(shape):
-    place = Place(0.3, -0.2, floor=0.5, yaw=1.0)
-    part = build_part(Thing(shape, "red"), place, 0.2, np.random.default_rng(0))
+    place = Placement(0.3, -0.2, floor=0.5, yaw=1.0)
+    part = build_part(Description(shape, "red"), place, 0.2, np.random.default_rng(0))
     assert part.centre[:2] == (0.3, -0.2)
     assert part.mesh().vertices[:, 2].min() == pytest.approx(0.5, abs=1e-6)
     assert max(part.half_size[:2]) == pytest.approx(0.11 if shape == "bottle" else 0.2)
@@ -65,10 +66,10 @@ def test_things_stand_on_what_is_below_and_have_their_size(shape):
 @pytest.mark.parametrize("material", MATERIALS)
 def test_names_say_material_and_colour(material):
     colour = None if material == "wooden" else "blue"
-    thing = Thing("mug", colour, material)
+    thing = Description("mug", colour, material)
     words = {"plain": "blue mug", "wooden": "wooden mug"}
     assert thing.name == words.get(material, f"{material} blue mug")
-    part = build_part(thing, Place(0.0, 0.0), 0.1, np.random.default_rng(1))
+    part = build_part(thing, Placement(0.0, 0.0), 0.1, np.random.default_rng(1))
     assert (part.texture.gloss > 0) == (material == "shiny")
     if colour is not None:
         assert part.texture.first == pytest.approx(COLOURS[colour])
@@ -84,9 +85,9 @@ def test_parts_of_one_name_and_instance_are_one_object():
 
 def test_only_wooden_things_have_no_colour():
     rng = np.random.default_rng(0)
-    things = [draw_thing(rng) for _ in range(300)]
+    things = [draw_description(rng) for _ in range(300)]
     assert {thing.material for thing in things} == set(MATERIALS)
     assert all((thing.colour is None) == (thing.material == "wooden") for thing in things)
     assert all(
-        thing.material == "plain" for thing in (draw_thing(rng, fancy=0.0) for _ in range(9))
+        thing.material == "plain" for thing in (draw_description(rng, fancy=0.0) for _ in range(9))
     )

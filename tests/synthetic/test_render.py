@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from f3rm.synthetic.cameras import draw_views
-from f3rm.synthetic.layouts import SCENE_KINDS, draw_layout
+from f3rm.synthetic.cameras import View, camera_rays, draw_views, look_at
+from f3rm.synthetic.layouts import SCENE_KINDS, TABLE_HALF, draw_layout
 from f3rm.synthetic.objects import COLOURS, Light, Part, SceneSpec, Texture
-from f3rm.synthetic.raycast import Raycaster, RaycastError
-from f3rm.synthetic.render import SceneRenderer, View, camera_rays, look_at
-from f3rm.synthetic.surfaces import TABLE_HALF
+from f3rm.synthetic.render import Raycaster, RaycastError, SceneRenderer
 from tests.scene_fixtures import need_raycaster
 
 GREY = Texture("plain", (0.8, 0.8, 0.8), (0.8, 0.8, 0.8))
@@ -65,7 +63,7 @@ def test_plain_things_have_the_colours_of_their_names(renderers):
     found = 0
     for view in draw_views("tabletop", 0, views=3, **SIZES):
         seen = renderers["tabletop"].render(view)
-        for index, thing in enumerate(layout.things):
+        for index, thing in enumerate(layout.descriptions):
             if thing is None or thing.material != "plain" or (seen.ids == index).sum() < 20:
                 continue
             wanted = np.array(COLOURS[str(thing.colour)])

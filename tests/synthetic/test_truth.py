@@ -31,8 +31,8 @@ def test_the_truth_is_what_was_drawn(folder):
     truth, layout = SceneTruth.read(folder), draw_layout("tabletop", 0)
     assert (truth.folder, truth.kind, truth.seed) == (folder, "tabletop", 0)
     assert tuple((entry.name, entry.instance) for entry in truth.objects) == layout.spec.objects
-    assert [entry.id for entry in truth.objects] == list(range(len(layout.things)))
-    kinds = ["object" if thing else "surface" for thing in layout.things]
+    assert [entry.id for entry in truth.objects] == list(range(len(layout.descriptions)))
+    kinds = ["object" if thing else "surface" for thing in layout.descriptions]
     assert [entry.kind for entry in truth.objects] == kinds
     assert truth.absent == layout.absent
     parts = {part.name: part for part in reversed(layout.spec.parts)}
@@ -180,7 +180,7 @@ def test_a_damaged_object_is_named(damaged, key, value):
     "path", ["images/frame_00099.png", "frame_00001.png", "truth/ids/frame_00001.png", "../x.png"]
 )
 def test_paths_that_are_no_photograph_are_refused(folder, path):
-    with pytest.raises(DatasetError, match=r"file_path must name a photograph.*transforms\.json"):
+    with pytest.raises(DatasetError, match=r"no photograph in .*file_path from transforms\.json"):
         SceneTruth.read(folder).view(path)
 
 

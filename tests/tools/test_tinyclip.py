@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from f3rm.backbones.registry import load_backbone
 from f3rm.store.spec import PRESETS
-from f3rm.synthetic.meshes import SHAPES
-from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
 from tools.tinyclip import train
 from tools.tinyclip.batches import CELL, draw_batch, patch_shares
 from tools.tinyclip.clutter import draw_clutter
@@ -51,7 +50,7 @@ def scenes(pictures):
 def things(draw):
     material = draw(st.sampled_from(MATERIALS))
     colour = None if material == "wooden" else draw(st.sampled_from(list(COLOURS)))
-    return Thing(draw(st.sampled_from(SHAPES)), colour, material)
+    return Description(draw(st.sampled_from(SHAPES)), colour, material)
 
 
 @given(things())

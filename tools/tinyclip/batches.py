@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.synthetic.meshes import SHAPES
-from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
 from tools.tinyclip.pictures import ScenePictures
 from tools.tinyclip.words import (
     UNSEEN_PAIRS,
@@ -68,7 +67,7 @@ class Regions:
     weights: Float[Tensor, "regions patches"]
     picture: Int[Tensor, " regions"]
     truth: tuple[frozenset[str], ...]
-    things: frozenset[Thing]
+    things: frozenset[Description]
     shapes: Int[Tensor, "batch patches"]
 
 
@@ -232,7 +231,7 @@ def _regions(
     """Takes each whole thing and each surface that fills cells; of its cells, some are drawn."""
     inside = shares > _INSIDE
     weights, pictures, truths = [], [], []
-    things: set[Thing] = set()
+    things: set[Description] = set()
     shapes = torch.full(shares.shape[:2], NO_SHAPE)
     for picture, number in inside.any(dim=1).nonzero().tolist():
         patches = inside[picture, :, number].nonzero()[:, 0]
@@ -284,10 +283,10 @@ def _texts(regions: Regions, words: random.Random) -> list[Text]:
     return list({text.wanted: text for text in texts}.values())
 
 
-def _false_thing(words: random.Random) -> Thing:
+def _false_thing(words: random.Random) -> Description:
     while True:
         material = words.choice(MATERIALS[1:5])
-        thing = Thing(words.choice(SHAPES), words.choice(list(COLOURS)), material)
+        thing = Description(words.choice(SHAPES), words.choice(list(COLOURS)), material)
         if (thing.colour, thing.shape) not in UNSEEN_PAIRS:
             return thing
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from f3rm.synthetic.cameras import View, look_at
 from f3rm.synthetic.objects import (
+    Description,
     Light,
     Part,
     Pattern,
-    Place,
+    Placement,
     SceneSpec,
     Texture,
-    Thing,
     Vector,
     build_part,
-    draw_thing,
+    draw_description,
 )
-from f3rm.synthetic.render import View, look_at
 from tools.tinyclip.words import is_unseen
 
 _TRIES = 60
@@ -39,7 +39,7 @@ class Clutter:
     """
 
     spec: SceneSpec
-    things: tuple[Thing | None, ...]
+    things: tuple[Description | None, ...]
 
 
 def draw_clutter(seed: int, *, unseen: bool = False) -> Clutter:
@@ -53,17 +53,17 @@ def draw_clutter(seed: int, *, unseen: bool = False) -> Clutter:
     has_table = rng.random() < 0.6
     half = float(rng.uniform(0.45, 0.9))
     parts = _surfaces(rng, half if has_table else None)
-    things: list[Thing | None] = [None] * len(parts)
+    things: list[Description | None] = [None] * len(parts)
     taken: list[tuple[float, float, float]] = []
     for index in range(int(rng.integers(6, 15))):
-        thing = draw_thing(rng, fancy=0.6)
+        thing = draw_description(rng, fancy=0.6)
         while is_unseen(thing) and not unseen:
-            thing = draw_thing(rng, fancy=0.6)
+            thing = draw_description(rng, fancy=0.6)
         radius = float(rng.uniform(0.05, 0.16))
         spot = _free_spot(rng, taken, radius, half)
         if spot is None:
             continue
-        place = Place(*spot, yaw=float(rng.uniform(0, 2 * math.pi)), instance=index)
+        place = Placement(*spot, yaw=float(rng.uniform(0, 2 * math.pi)), instance=index)
         parts.append(build_part(thing, place, radius, rng, jitter=_COLOUR_JITTER))
         things.append(thing)
     spec = SceneSpec("clutter", seed, tuple(parts), _lights(rng), float(rng.uniform(0.3, 0.6)))

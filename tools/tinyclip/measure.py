@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.clip.resnet import RESNET_STRIDE
-from f3rm.synthetic.meshes import SHAPES
-from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
 from tools.tinyclip.batches import patch_shares
 from tools.tinyclip.pictures import ScenePictures
 from tools.tinyclip.words import UNSEEN_PAIRS
@@ -78,7 +77,7 @@ class Scores:
     def __init__(
         self,
         features: Float[Tensor, "things channels"],
-        things: Sequence[Thing],
+        things: Sequence[Description],
         encode_texts: EncodeTexts,
     ) -> None:
         self._features = features
@@ -88,7 +87,7 @@ class Scores:
     def accuracy(
         self,
         words: Sequence[str],
-        truth: Callable[[Thing], str | None],
+        truth: Callable[[Description], str | None],
         chosen: Sequence[int] | None = None,
     ) -> float:
         """Returns how often the best of some words is the true one."""
@@ -126,16 +125,16 @@ class Scores:
         return float(np.mean(hits))
 
 
-def _pair(thing: Thing) -> tuple[str, str]:
+def _pair(thing: Description) -> tuple[str, str]:
     return (thing.colour or "", thing.shape)
 
 
 def _gather(
     encode: Encode, scenes: Sequence[ScenePictures]
-) -> tuple[list[tuple[Tensor, Thing]], list[tuple[Tensor, Thing]]]:
+) -> tuple[list[tuple[Tensor, Description]], list[tuple[Tensor, Description]]]:
     """Returns features of patches inside one thing, and their means, with the things."""
-    patches: list[tuple[Tensor, Thing]] = []
-    wholes: list[tuple[Tensor, Thing]] = []
+    patches: list[tuple[Tensor, Description]] = []
+    wholes: list[tuple[Tensor, Description]] = []
     for scene in scenes:
         rows, cols = (round(SCALE * side / RESNET_STRIDE) for side in scene.ids.shape[1:])
         size = (rows * RESNET_STRIDE, cols * RESNET_STRIDE)

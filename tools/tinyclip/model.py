@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.clip.resnet import project_cells, resnet_features, resnet_maps
 from f3rm.backbones.clip.source import CONFIG_NAME, WEIGHT_NAMES
-from f3rm.synthetic.meshes import SHAPES
+from f3rm.synthetic.objects import SHAPES
 from tools.tinyclip.batches import CELL, NO_SHAPE, Batch
 
 CONTEXT = 24

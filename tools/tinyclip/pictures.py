@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from f3rm.store.progress import track
 from f3rm.synthetic.layouts import SceneKind, draw_layout
-from f3rm.synthetic.objects import Thing
+from f3rm.synthetic.objects import Description
 from f3rm.synthetic.render import SceneRenderer
 from f3rm.synthetic.scenes import SceneSettings, image_name, make_scene
 from f3rm.synthetic.truth import SceneTruth
@@ -46,7 +46,7 @@ class ScenePictures:
     rgb: UInt8[np.ndarray, "views height width 3"]
     ids: UInt8[np.ndarray, "views height width"]
     names: tuple[str, ...]
-    things: tuple[Thing | None, ...]
+    things: tuple[Description | None, ...]
     boxes: tuple[tuple[tuple[int, int, int, int, int], ...], ...]
 
 
@@ -94,11 +94,11 @@ def load_generated(folder: Path, kind: SceneKind, seed: int, *, views: int) -> S
     rgb = np.stack([np.asarray(Image.open(data / file).convert("RGB")) for file in files])
     ids = np.stack([np.maximum(truth.view(file).ids, 0) for file in files]).astype(np.uint8)
     names = tuple(name for name, _ in layout.spec.objects)
-    return ScenePictures(rgb, ids, names, layout.things, ((),) * views)
+    return ScenePictures(rgb, ids, names, layout.descriptions, ((),) * views)
 
 
 def _boxes(
-    ids: UInt8[np.ndarray, "height width"], things: Sequence[Thing | None]
+    ids: UInt8[np.ndarray, "height width"], things: Sequence[Description | None]
 ) -> tuple[tuple[int, int, int, int, int], ...]:
     found = ndimage.find_objects(ids.astype(np.int32) + 1)
     boxes: list[tuple[int, int, int, int, int]] = []

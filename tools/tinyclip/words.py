@@ -9,8 +9,7 @@ import random
 from dataclasses import dataclass
 from itertools import product
 
-from f3rm.synthetic.meshes import SHAPES
-from f3rm.synthetic.objects import COLOURS, MATERIALS, Thing
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
 
 SURFACES = ("table", "floor", "wall")
 """Names of what is no object, in the scenes."""
@@ -74,7 +73,7 @@ class Text:
         return rng.choice(_TEMPLATES).format(" ".join(words))
 
 
-def attributes(thing: Thing) -> frozenset[str]:
+def attributes(thing: Description) -> frozenset[str]:
     """Returns what is true of an object."""
     said = {thing.shape, thing.material, *_OBJECT_WORDS, "object-kind"}
     if thing.colour is not None:
@@ -123,11 +122,11 @@ def material_texts() -> list[Text]:
     return [describe(*pair) for pair in product(materials, SHAPES)]
 
 
-def full_text(thing: Thing) -> Text:
+def full_text(thing: Description) -> Text:
     """Returns the text that says all of an object, e.g. ``"striped red mug"``."""
     return describe(*thing.name.split())
 
 
-def is_unseen(thing: Thing) -> bool:
+def is_unseen(thing: Description) -> bool:
     """Returns whether training leaves an object of this colour and shape out."""
     return (thing.colour, thing.shape) in UNSEEN_PAIRS

@@ -240,9 +240,9 @@ def test_lists_of_every_kind_give_the_same_items(images, tmp_path):
     for nothing in (str(images / "*.gif"), []):
         with pytest.raises(DatasetError, match="No images or videos in"):
             list_items(nothing)
-    with pytest.raises(DatasetError, match="No such file or folder: .*missing"):
+    with pytest.raises(DatasetError, match=r"No such file or folder: .*missing"):
         list_items(tmp_path / "missing")
-    with pytest.raises(DatasetError, match="No such folder: .*missing"):
+    with pytest.raises(DatasetError, match=r"No such folder: .*missing"):
         list_items(tmp_path / "missing", labelled=True)
     with pytest.raises(DatasetError, match="Labels must be as many as items"):
         ItemList(list_items(images / "list.npy").items, (1,))
