@@ -10,7 +10,7 @@
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import SupportsFloat
@@ -115,7 +115,7 @@ class LazyLpips:
 
 
 @contextlib.contextmanager
-def lazy_lpips() -> Iterator[None]:
+def lazy_lpips() -> Generator[None]:
     """Makes Nerfacto build :class:`LazyLpips` in place of LPIPS, for the duration of the block."""
     module = importlib.import_module(_LPIPS_MODULE)
     original = getattr(module, _LPIPS)

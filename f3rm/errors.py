@@ -132,4 +132,5 @@ class HeadSpec:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "HeadSpec":
         """Rebuilds the value written by :meth:`to_dict`."""
-        return cls(**{**plain, "backbone": BackboneRef(**plain["backbone"])})
+        fields: dict[str, Any] = {**plain, "backbone": BackboneRef(**plain["backbone"])}
+        return cls(**fields)

@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -294,7 +294,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         self.eval_dataloader = RandomEvalLoader(*loaders)
 
     @contextlib.contextmanager
-    def _collation(self, cameras: Cameras) -> Iterator[None]:
+    def _collation(self, cameras: Cameras) -> Generator[None]:
         chosen = self.config.collate_fn
         sizes = torch.cat((cameras.height, cameras.width), dim=-1).unique(dim=0)
         if len(sizes) > 1:

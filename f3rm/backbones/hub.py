@@ -9,7 +9,7 @@ import queue
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
@@ -63,7 +63,7 @@ def reason_of(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def cache_only() -> Iterator[None]:
+def cache_only() -> Generator[None]:
     """Lets the hub's clients use the cache and send nothing, for the duration of the block."""
     before = constants.HF_HUB_OFFLINE
     # The clients look this constant up at each call; the environment is read only at import.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class RunMembership:
 
 
 @contextmanager
-def join_run(request: CacheRequest) -> Iterator[RunMembership | None]:
+def join_run(request: CacheRequest) -> Generator[RunMembership | None]:
     """Joins the run that makes a cache, or begins one; waits while another run uses the folder.
 
     Yields:

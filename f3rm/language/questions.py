@@ -80,7 +80,7 @@ class Question:
     label: str
     expression: Expression
     query: HiddenQuery
-    thresholds: Mapping[Expression, float] = field(default_factory=dict)
+    thresholds: Mapping[Expression, float] = field(default_factory=dict[Expression, float])
 
     @property
     def compares(self) -> bool:
@@ -178,7 +178,7 @@ class Questioner:
             raise F3rmError(msg)
         encoder = self._encoders.setdefault(spec.name, TextEncoder(spec.backbone))
         sentences = [t.replace("{}", phrase) for phrase in phrases for t in templates]
-        embeddings = encoder.encode(sentences).unflatten(0, (len(phrases), len(templates)))
+        embeddings = encoder.encode(sentences).view(len(phrases), len(templates), -1)
         return embeddings.mean(dim=1)  # of unit vectors; make_query normalises
 
 

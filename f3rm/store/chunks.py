@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -171,7 +171,7 @@ def _header(shape: tuple[int, ...], dtype: CodedDtype) -> bytes:
 
 
 @contextlib.contextmanager
-def _checked(folder: Path, record: ChunkRecord) -> Iterator[tuple[BinaryIO, int]]:
+def _checked(folder: Path, record: ChunkRecord) -> Generator[tuple[BinaryIO, int]]:
     """Opens a chunk that is as recorded; yields the stream and the offset of the data in bytes."""
     path = folder / record.file
     with contextlib.ExitStack() as closing:

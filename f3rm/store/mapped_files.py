@@ -15,7 +15,7 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -77,7 +77,7 @@ class ReadAhead:
         self.cold = True
 
     @contextmanager
-    def around(self, addresses: Addresses, row_bytes: int) -> Iterator[None]:
+    def around(self, addresses: Addresses, row_bytes: int) -> Generator[None]:
         """Announces rows if the last gather read from the disk, and watches this one.
 
         Args:

@@ -9,7 +9,7 @@ shown as status, because an exception in a render ends that thread for good. Wit
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class FeatureControls(nn.Module):
             self._wants_pca = False  # last: a render that is interrupted is made again
 
     @contextlib.contextmanager
-    def _errors_shown(self) -> Iterator[None]:
+    def _errors_shown(self) -> Generator[None]:
         try:
             yield
         except (RuntimeError, ValueError) as error:

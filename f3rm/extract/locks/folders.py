@@ -9,7 +9,7 @@ work itself is shared by claims.
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def feature_lock(folder: Path) -> Iterator[None]:
+def feature_lock(folder: Path) -> Generator[None]:
     """Holds the lock of a feature type, while folders are renamed.
 
     Raises:
