@@ -1,7 +1,8 @@
 """Requests and results of camera renders, and the recorder of Nerfacto's samples."""
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -131,9 +132,22 @@ class CameraRender:
     request: RenderRequest
     hidden: list[Float[Tensor, "rays hidden"]] = field(default_factory=list)
 
+    @contextmanager
+    def current(self) -> Generator[None]:
+        """Makes this the render that :meth:`get` returns in this thread."""
+        token = _current_render.set(self)
+        try:
+            yield
+        finally:
+            _current_render.reset(token)
 
-# The camera render that this thread is in; None for a batch of rays.
-current_render: ContextVar[CameraRender | None] = ContextVar("f3rm_render", default=None)
+    @staticmethod
+    def get() -> "CameraRender | None":
+        """Returns the camera render that this thread is in; None for a batch of rays."""
+        return _current_render.get()
+
+
+_current_render: ContextVar[CameraRender | None] = ContextVar("f3rm_render", default=None)
 
 
 def camera_key(camera: Cameras) -> tuple[bytes | None, ...]:

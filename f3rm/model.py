@@ -33,7 +33,6 @@ from f3rm.camera_render import (
     SampleRecorder,
     camera_key,
     compare_features,
-    current_render,
     single_ray,
 )
 from f3rm.colours.pca import PcaBasis, fit_pca, pca_colours_from_hidden
@@ -200,7 +199,7 @@ class FeatureFieldModel(NerfactoModel):
         samples, weights = self._samples.take()
         if self.training:
             self._frames.clear()
-        render = current_render.get()
+        render = CameraRender.get()
         if not self.heads or (render is not None and not render.request.anything):
             return outputs
         hidden = self._render_hidden(samples, weights)
@@ -286,11 +285,8 @@ class FeatureFieldModel(NerfactoModel):
 
     def _render(self, bundle: RayBundle, request: RenderRequest) -> CameraOutputs:
         render = CameraRender(request)
-        token = current_render.set(render)
-        try:
+        with render.current():
             frame = CameraOutputs(super().get_outputs_for_camera_ray_bundle(bundle))
-        finally:
-            current_render.reset(token)
         if render.hidden:  # of the chunks of rays that Nerfstudio rendered, in image order
             hidden = torch.cat(render.hidden).unflatten(0, tuple(bundle.shape))
             frame.hidden = hidden.to(frame["rgb"].device)

@@ -86,13 +86,17 @@ def values_at(
 
 @torch.no_grad()
 def density_at(
-    model: FeatureFieldModel, positions: Float[Tensor, "points 3"]
+    model: FeatureFieldModel, positions: Float[Tensor, "points 3"], seen: Bool[Tensor, " points"]
 ) -> Float[Tensor, " points"]:
-    """Returns the density at positions in the scene frame, per unit of length there, on the CPU."""
-    if not len(positions):
-        return positions.new_zeros(0)
-    batches = (batch.to(model.device) for batch in positions.split(_BATCH))
-    return torch.cat([model.field.density_fn(batch).detach()[:, 0].cpu() for batch in batches])
+    """Returns the density at positions in the scene frame, per unit of length there, on the CPU.
+
+    It is zero where no training camera looks; see :class:`SeenSpace`.
+    """
+    density = torch.zeros(len(positions))
+    for rows in seen.nonzero()[:, 0].split(_BATCH) if bool(seen.any()) else ():
+        found = model.field.density_fn(positions[rows].to(model.device))
+        density[rows] = found.detach()[:, 0].float().cpu()
+    return density
 
 
 class SeenSpace:

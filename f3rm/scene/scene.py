@@ -61,8 +61,8 @@ def load(
         run: Its ``config.yml``, or the folder that has it.
         data: The dataset, where it was moved since training.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        surface_rays: Rays that give the surface points in which instances are found, cast at the
-            first search; fewer are faster, more find smaller objects.
+        surface_rays: Rays that give the surface points of :meth:`Scene.find`, cast at the first
+            search; fewer are faster, more find smaller objects.
         show_progress: Whether a bar is drawn while they are cast.
 
     Raises:
@@ -70,8 +70,8 @@ def load(
         DeviceError: If there is no such device.
         F3rmError: If the dataset's photographs or its feature cache are broken.
     """
-    place = resolve_device(device)
-    opened = load_run(Path(run), data=None if data is None else Path(data), device=place)
+    moved = None if data is None else Path(data)
+    opened = load_run(Path(run), data=moved, device=resolve_device(device))
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
@@ -197,9 +197,8 @@ class Scene:
             F3rmError: If the points are not finite, or the frame is not known.
         """
         positions = self._positions(points, frame, who="density")
-        density = torch.zeros(len(positions))
         seen = self._seen_space.contains(positions)
-        density[seen] = density_at(self.model, positions[seen]).float()
+        density = density_at(self.model, positions, seen)
         return density * self.frames.get(frame).scene_per_unit
 
     def similarity(
@@ -222,9 +221,8 @@ class Scene:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If points, frame, question or options cannot be used.
         """
-        asked = self.question(question, **options)
         positions = self._positions(points, frame, who="similarity")
-        return self._at(positions, asked.scores, None)
+        return self._at(positions, self.question(question, **options).scores, None)
 
     def identify(
         self,
@@ -250,8 +248,7 @@ class Scene:
         """
         asked = [self.question(label, **options) for label in questions_in(labels)]
         positions = self._positions(points, frame, who="identify")
-        ask_all = partial(all_scores, asked)
-        scores = self._at(positions, ask_all, len(asked), outside=-torch.inf)
+        scores = self._at(positions, partial(all_scores, asked), len(asked), outside=-torch.inf)
         return Identified.of(tuple(q.label for q in asked), scores, none_threshold)
 
     def question(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
@@ -373,15 +370,13 @@ class Scene:
         names = check_outputs(outputs, asked=query is not None)
         asked = [] if query is None else [self.question(q, **options) for q in questions_in(query)]
         known, least = self.frames.get(frame), thresholds
-        if least is None:  # chosen by the surfaces, which takes a while; only where it matters
-            needed = ANSWERING & set(names)
-            chosen = (score_surface(self.cells, SPACING, q, None).threshold for q in asked)
-            least = list(chosen) if needed else [0.0] * len(asked)
+        if least is None and ANSWERING & set(names):  # casts the surface rays: only where needed
+            least = [score_surface(self.cells, SPACING, q, None).threshold for q in asked]
         wanted = Wanted(
             outputs=names,
             head=self.head(options.get("head")),
             questions=tuple(asked),
-            thresholds=tuple(least),
+            thresholds=tuple([0.0] * len(asked) if least is None else least),
             units_per_scene=1 / known.scene_per_unit,
         )
         return render_images(self.model, known.cameras_to_scene(single(camera)), wanted)
