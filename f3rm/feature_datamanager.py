@@ -70,7 +70,7 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     weights: tuple[str, ...] = ()
     """Weights other than the default, by type: ``CLIP=PATH DINO=PATH``."""
     feature_sampling: GatherMode = "nearest"
-    """How a pixel reads the feature map: the cell it lies in, or four cells blended."""
+    """How a pixel reads the feature map: the cell that it is in, or four cells blended."""
     feature_background: Background = "black"
     """What images with alpha are composited over: ``black`` is what Nerfacto's default trains on;
     give ``white`` together with ``--pipeline.model.background-color white``."""

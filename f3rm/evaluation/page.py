@@ -45,7 +45,7 @@ NUM_QUERIES = 4
 _JPEG_QUALITY = 85
 _OUTLINE = (255, 255, 255)
 _HEADLINES = (
-    ("localisation", "Localisation: the best pixel lies in the box of the object"),
+    ("localisation", "Localisation: the best pixel is in the box of the object"),
     ("miou", "mIoU of relevancy &gt; 0.5 with the truth"),
     ("teacher_miou", "the same of the 2D teacher, picture by picture"),
     ("average_precision", "Average precision of the relevancy"),

@@ -51,12 +51,12 @@ class Vocabulary:
         queries = tuple(Label(query.text, tuple(query.ids)) for query in truth.queries)
         asked = {query.text for query in queries}
         names = dict.fromkeys(
-            thing.name
-            for thing in truth.objects
-            if thing.kind == "surface" and thing.name not in asked
+            found.name
+            for found in truth.objects
+            if found.kind == "surface" and found.name not in asked
         )
         surfaces = tuple(
-            Label(name, tuple(thing.id for thing in truth.objects if thing.name == name))
+            Label(name, tuple(found.id for found in truth.objects if found.name == name))
             for name in names
         )
         return cls(queries, surfaces, tuple(truth.absent))

@@ -76,11 +76,11 @@ class Either:
 class PartOf:
     """A part, where its object is."""
 
-    thing: "Expression"
+    whole: "Expression"
     part: "Expression"
 
     def __str__(self) -> str:
-        return f"{_bracketed(self.thing)} > {_bracketed(self.part)}"
+        return f"{_bracketed(self.whole)} > {_bracketed(self.part)}"
 
 
 Expression = Phrase | Negation | Every | Either | PartOf
@@ -201,9 +201,9 @@ def phrases_of(expression: Expression) -> tuple[str, ...]:
     )
 
 
-def things_of(expression: Expression) -> tuple[Expression, ...]:
+def wholes_of(expression: Expression) -> tuple[Expression, ...]:
     """Returns the left sides of all ``object > part``, innermost first."""
-    return tuple(node.thing for node in _nodes(expression) if isinstance(node, PartOf))[::-1]
+    return tuple(node.whole for node in _nodes(expression) if isinstance(node, PartOf))[::-1]
 
 
 def _nodes(expression: Expression) -> Iterator[Expression]:
@@ -216,8 +216,8 @@ def _nodes(expression: Expression) -> Iterator[Expression]:
         case Every(of=parts) | Either(of=parts):
             for part in parts:
                 yield from _nodes(part)
-        case PartOf(thing=thing, part=part):
-            yield from _nodes(thing)
+        case PartOf(whole=whole, part=part):
+            yield from _nodes(whole)
             yield from _nodes(part)
 
 
@@ -245,6 +245,6 @@ def combined(
             return reduce(torch.minimum, [combined(part, scores, threshold) for part in parts])
         case Either(of=parts):
             return reduce(torch.maximum, [combined(part, scores, threshold) for part in parts])
-        case PartOf(thing=thing, part=part):
-            there = combined(thing, scores, threshold) >= threshold(thing)
+        case PartOf(whole=whole, part=part):
+            there = combined(whole, scores, threshold) >= threshold(whole)
             return combined(part, scores, threshold) * there

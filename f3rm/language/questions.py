@@ -16,7 +16,7 @@ from f3rm.language.expressions import (
     parse,
     phrases_of,
     split_questions,
-    things_of,
+    wholes_of,
 )
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
@@ -55,7 +55,7 @@ class QuestionOptions(TypedDict, total=False):
     head: str | None
     """The feature head; without it the first that has a text tower."""
     negatives: Sequence[str]
-    """Phrases that prompts are told from; without it LERF's four, empty for plain cosines."""
+    """Phrases that prompts must beat; without it LERF's four, empty for plain cosines."""
     temperature: float
     """Soft-max temperature of the relevancy, > 0; 0.1 without it."""
     templates: Sequence[str]
@@ -112,9 +112,9 @@ class Question:
             hidden: Hidden vectors of the whole scene, shape (points, hidden).
         """
         question = self
-        for thing in things_of(self.expression):  # innermost first: outer ones need its threshold
-            chosen = choose(question.score_of(thing, hidden))
-            question = replace(question, thresholds={**question.thresholds, thing: chosen})
+        for whole in wholes_of(self.expression):  # innermost first: outer ones need its threshold
+            chosen = choose(question.score_of(whole, hidden))
+            question = replace(question, thresholds={**question.thresholds, whole: chosen})
         return question
 
 

@@ -26,7 +26,7 @@ _EPSILON = 1e-12
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts and what they are told from, as unit vectors in a head's feature space.
+    """Prompts and negatives, as unit vectors in a head's feature space.
 
     Attributes:
         prompts: One embedding per prompt, shape (prompts, channels); each gets a score of its own.

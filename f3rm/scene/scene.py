@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
-from f3rm.language.expressions import things_of
+from f3rm.language.expressions import wholes_of
 from f3rm.language.questions import (
     Question,
     Questioner,
@@ -260,7 +260,7 @@ class Scene:
             F3rmError: If options cannot be used.
         """
         asked = self._questioner.ask(text, **options)
-        if not things_of(asked.expression):
+        if not wholes_of(asked.expression):
             return asked
         hidden = self.cells.hidden.to(self.model.device)
         return asked.with_thresholds(partial(found_from, compares=True), hidden)

@@ -29,7 +29,7 @@ TABLETOP = Path("datasets/tabletop")
 
 _FEW_CORES = 4
 _SHOWN = (
-    ("localisation", "queries whose best pixel lies in the box of their object"),
+    ("localisation", "queries whose best pixel is in the box of their object"),
     ("miou", "mIoU of the answers with the truth"),
     ("teacher_miou", "the same of the 2D teacher"),
     ("feature_cosine", "cosine of rendered and extracted features"),

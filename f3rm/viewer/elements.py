@@ -105,7 +105,7 @@ class Markdown(ViewerElement[str]):
 def escaped(text: str) -> str:
     """Returns text that markdown shows as it is.
 
-    The browser evaluates what stands in braces, so every sign that could mean something becomes a
+    The browser evaluates the text in braces, so every sign that could mean something becomes a
     character reference.
     """
     return "".join(

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.language.expressions import combined, parse, phrases_of, split_questions, things_of
+from f3rm.language.expressions import combined, parse, phrases_of, split_questions, wholes_of
 from f3rm.scripts.taps import choose_spec
 from f3rm.viewer.saved_queries import QueryFile
 from tests.fuzz.mutations import changed_json, mutated, odd_value, spoiled
@@ -136,7 +136,7 @@ class Queries:
         scores = {phrase: torch.rand(4) for phrase in phrases}
         found = combined(expression, scores.__getitem__, lambda _: 0.5)
         assert ((found >= 0) & (found <= 1)).all()
-        assert len(things_of(expression)) >= 0
+        assert len(wholes_of(expression)) >= 0
         if '"' not in text:
             assert parse(str(expression)) == expression
 

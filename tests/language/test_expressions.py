@@ -13,7 +13,7 @@ from f3rm.language.expressions import (
     parse,
     phrases_of,
     split_questions,
-    things_of,
+    wholes_of,
 )
 
 LEAVES = st.builds(Phrase, st.sampled_from(["mug", "red mug", "black and white ball", "a > b"]))
@@ -93,4 +93,4 @@ def test_de_morgan_holds(values):
 def test_phrases_and_things_are_named_in_order():
     expression = parse("(box > lid) > knob or box")
     assert phrases_of(expression) == ("box", "lid", "knob")
-    assert [str(thing) for thing in things_of(expression)] == ["box", "box > lid"]
+    assert [str(thing) for thing in wholes_of(expression)] == ["box", "box > lid"]

@@ -26,7 +26,7 @@ _REDUCTIONS = ("mean", "amax")
 """Operations over all cells, which can leave the padding out."""
 
 _MIXING = ("avg", "max", "adaptive_avg", "adaptive_max", "flatten")
-"""Operations after which cells of padding can no longer be told from the others."""
+"""Operations after which cells of padding can no longer be distinguished."""
 
 
 @dataclass(frozen=True)
