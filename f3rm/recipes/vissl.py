@@ -47,10 +47,10 @@ class Shard:
     rank: int
     chunk: int
 
-    def beside(self, kind: Literal["targets", "inds"]) -> Path:
+    def beside(self, what: Literal["targets", "inds"]) -> Path:
         """Returns the file of targets or indices."""
         stem = self.features.name.removesuffix("features.npy")
-        return self.features.with_name(f"{stem}{kind}.npy")
+        return self.features.with_name(f"{stem}{what}.npy")
 
 
 def shards_of(input_dir: StrPath, split: str, layer: str) -> list[Shard]:

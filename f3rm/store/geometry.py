@@ -135,7 +135,7 @@ def placed(image_size: Size, grid: Size, fit: Fit) -> tuple[PixelAffine, ValidRe
     side = max(image_size)
     square = PixelAffine.between((side, side), grid)
     top, left = border_of(image_size)
-    offset_x, offset_y = square.cells_from_pixels(left, top)
+    offset_x, offset_y = square.cells_from_pixels(float(left), float(top))
     affine = PixelAffine(square.scale_x, offset_x, square.scale_y, offset_y)
     x_min, y_min = affine.cells_from_pixels(-0.5, -0.5)
     x_max, y_max = affine.cells_from_pixels(image_size[1] - 0.5, image_size[0] - 0.5)

@@ -244,7 +244,9 @@ def test_a_head_can_be_chosen_if_it_has_words(runs, run):
 def test_a_moved_dataset_is_asked_for(runs, tmp_path, capsys):
     config = _with_data(runs.config, tmp_path / "gone", tmp_path)
     assert main(["eval", str(config)]) == 1
-    assert "which does not exist. Give its new place with --data" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "No such dataset: " in error
+    assert "give its new path with --data" in error
     assert load_run(config, data=runs.data, device=CPU).data == runs.data
 
 

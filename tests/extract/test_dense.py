@@ -80,7 +80,7 @@ def test_settings_in_brackets():
     [
         ("CLIP[window=3]", FeatureTypeError, "window must be a side and a step in pixels, got '3'"),
         ("CLIP[windows=3,2]", FeatureTypeError, "no setting 'windows'; did you mean window"),
-        ("CLIP[window=2,3]", FeatureTypeError, "at most the side, got \\(2, 3\\)"),
+        ("CLIP[window=2,3]", FeatureTypeError, "from 1 to the side, got \\(2, 3\\)"),
         ("CLIP[scales=0]", FeatureTypeError, "positive factors, got \\(0.0,\\)"),
         ("CLIP[tap=-1|dens(x)]", TapError, "did you mean dense"),
         ("CLIP[tap=", FeatureTypeError, "a type must look like CLIP"),

@@ -329,7 +329,7 @@ def unsuitable(root: Path) -> None:
     [
         (damage, {}, ImageError, r"'images/3\.png' must be a complete image"),
         (unsuitable, {}, ImageError, r"got mode 'LA' in images/3\.png"),
-        (None, {"device": "cuda:99"}, DeviceError, "'cuda:99'"),
+        (None, {"device": "cuda:99"}, DeviceError, "--device cuda:99: "),
         (None, {"device": "tpu"}, DeviceError, "must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (None, {"shard_size": 0}, CacheError, "--shard-size must be at least 1, got 0"),
         (None, {"batch_size": 0}, CacheError, "--batch-size must be at least 1, got 0"),

@@ -71,5 +71,5 @@ def test_a_combination_makes_ordinary_caches_in_order(dataset, monkeypatch):
 
 
 def test_names_are_checked_before_the_dataset(tmp_path):
-    with pytest.raises(FeatureTypeError, match="got 'CLOP'"):
+    with pytest.raises(FeatureTypeError, match="no feature type 'CLOP'"):
         standalone.extract_features_for_dataset(tmp_path / "nowhere", "CLOP")

@@ -90,7 +90,7 @@ def test_a_checkpoint_of_tiny_cuda_nn_is_refused_where_that_cannot_run(copied):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(run):
-    with pytest.raises(DeviceError, match="sees no CUDA GPU"):
+    with pytest.raises(DeviceError, match="finds no CUDA GPU here"):
         f3rm.load(run.config, device="cuda")
 
 
@@ -149,9 +149,9 @@ def test_unknown_outputs_frames_heads_and_missing_queries_are_refused(scene):
 
 
 def test_a_head_without_language_cannot_be_asked(scene):
-    with pytest.raises(LanguageError, match=r"got 'mute'.*'colours'"):
+    with pytest.raises(LanguageError, match=r"'mute' has no text tower.*'colours'"):
         scene.find("red", head="mute")
-    with pytest.raises(F3rmError, match="got 'nothing'"):
+    with pytest.raises(F3rmError, match="no head 'nothing'"):
         scene.find("red", head="nothing")
 
 

@@ -11,7 +11,6 @@ import trimesh
 from nerfstudio.cameras.cameras import CameraType
 
 from f3rm.colours.pca import pca_colours
-from f3rm.scene import attach, export
 from f3rm.scene.export import (
     ExportError,
     Look,
@@ -30,14 +29,6 @@ from f3rm.scene.export.objects import nearest_instance
 from f3rm.scripts.cli import main
 
 FEW = Sampling(rays=3000)
-
-
-@pytest.mark.parametrize("package", [export, attach])
-def test_packages_offer_their_names_and_no_others(package):
-    for name in package._LAZY:
-        assert getattr(package, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = package.nothing
 
 
 def _shown(colours):

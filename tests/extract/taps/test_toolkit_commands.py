@@ -69,7 +69,7 @@ def test_extract_says_what_is_missing_and_what_it_would_do(tmp_path, classes, ca
     assert main([*base, *model]) == 1
     assert "--out must be given" in capsys.readouterr().err
     assert main([*base, *model, "--out", str(tmp_path / "out")]) == 1
-    assert "there is no layer 'res9'" in capsys.readouterr().err
+    assert "There is no layer 'res9'" in capsys.readouterr().err
     model[-1] = "res4|mean"
     assert main([*base, *model, "--out", str(tmp_path / "out"), "--shard", "some"]) == 1
     assert "--shard must be auto, batch, all or a number" in capsys.readouterr().err
