@@ -1,5 +1,7 @@
-"""Colours of queries, and the assignment of positions to queries by score."""
+"""Colours of scores and of queries, and the assignment of positions to queries by score."""
 
+import matplotlib as mpl
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,6 +21,20 @@ PALETTE = (
 _DIMMED = 0.45
 _OPACITY = 0.65
 _DARKER = 0.55
+
+
+def coloured(scores: Float[Tensor, "*batch"], low: float, high: float) -> Float[Tensor, "*batch 3"]:
+    """Colours scores with matplotlib's map ``turbo``, the same in every picture.
+
+    Args:
+        scores: The scores; NaN gets the first colour.
+        low: The score of the first colour, blue.
+        high: The score of the last one, red.
+    """
+    share = ((scores - low) / max(high - low, 1e-6)).nan_to_num(0.0).clamp(0, 1)
+    table = mpl.colormaps["turbo"](np.arange(256))[:, :3]
+    colours = torch.tensor(table, dtype=torch.float32, device=scores.device)  # (256, 3)
+    return colours[(share * 255).long()]
 
 
 def palette(count: int) -> Float[Tensor, "queries 3"]:

@@ -10,9 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.colours.palette import palette
+from f3rm.colours.palette import coloured, palette
 from f3rm.store.geometry import Size
-from f3rm.viewer.pictures import coloured
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 """RGB; a legend makes it higher than the rendered picture."""

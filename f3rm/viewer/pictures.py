@@ -7,10 +7,9 @@ must look absent.
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from nerfstudio.utils.colormaps import apply_float_colormap
 from torch import Tensor
 
-from f3rm.colours.palette import PALETTE, composite
+from f3rm.colours.palette import PALETTE, coloured, composite
 from f3rm.language.active_query import ActiveQuery, DisplaySettings
 from f3rm.language.threshold import found_from
 from f3rm.viewer.elements import escaped
@@ -69,18 +68,6 @@ def _shown(
     if not settings.coloured:
         return scores[..., None]
     return coloured(scores, settings.low, settings.high)
-
-
-def coloured(scores: Float[Tensor, "*batch"], low: float, high: float) -> Float[Tensor, "*batch 3"]:
-    """Colours scores by a scale that is the same for every picture.
-
-    Args:
-        scores: The scores.
-        low: The score that gets the first colour, blue.
-        high: The score that gets the last one, red.
-    """
-    span = max(high - low, 1e-6)
-    return apply_float_colormap(((scores - low) / span).clamp(0, 1)[..., None], "turbo")
 
 
 def legend(query: ActiveQuery, thresholds: tuple[float, ...]) -> str:

@@ -1,7 +1,8 @@
 import torch
 from hypothesis import given, strategies as st
+from nerfstudio.utils.colormaps import apply_float_colormap
 
-from f3rm.colours.palette import PALETTE, best_query_index, composite, palette
+from f3rm.colours.palette import PALETTE, best_query_index, coloured, composite, palette
 
 
 @given(st.integers(0, 30))
@@ -24,3 +25,13 @@ def test_more_queries_than_colours_can_be_laid_over_a_picture():
     scores = torch.eye(10)[None]
     shown = composite(torch.full((1, 10, 3), 0.5), scores, (0.5,) * 10)
     assert len(shown[0].unique(dim=0)) == 10
+
+
+def test_scores_have_nerfstudios_turbo_and_one_scale():
+    scores = torch.linspace(-0.5, 1.5, 301).reshape(7, 43)
+    expected = apply_float_colormap(((scores - 0.2) / 0.6).clamp(0, 1)[..., None], "turbo")
+    assert torch.equal(coloured(scores, 0.2, 0.8), expected)
+    odd = coloured(torch.tensor([float("nan"), -torch.inf, torch.inf, 0.8]), 0.2, 0.8)
+    assert torch.equal(odd[0], odd[1])
+    assert torch.equal(odd[2], odd[3])
+    assert torch.isfinite(coloured(scores, 0.5, 0.5)).all()
