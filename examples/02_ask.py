@@ -35,9 +35,10 @@ def main(
         if not found:
             print(f"  {found.reason}")
         scores = scene.similarity(surface.positions, query, frame="metres")
-        best = int(scores.argmax())
-        place = surface.positions[best].numpy().round(2)
-        print(f"  best of {len(scores)} surface points: {float(scores[best]):.2f} at {place} m")
+        if len(scores):  # none where training ended before there were surfaces
+            best = int(scores.argmax())
+            place = surface.positions[best].numpy().round(2)
+            print(f"  best of {len(scores)} surface points: {float(scores[best]):.2f} at {place} m")
 
 
 if __name__ == "__main__":

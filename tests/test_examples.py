@@ -17,8 +17,8 @@ from tests.test_public_names import PACKAGES
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = {  # a few steps on thumbnails: what a field of this answers is not looked at
-    "01_train": "--steps 12 --views 6 --height 48 --width 64",
+SMALL = {  # few steps on thumbnails: enough for surfaces, not for right answers
+    "01_train": "--steps 150 --views 6 --height 48 --width 64",
     "02_ask": "--rays 2000",
     "03_boxes": "--rays 2000",
     "04_export": "--rays 2000 --views 3 --height 48",
