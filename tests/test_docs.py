@@ -14,6 +14,7 @@ from f3rm.scene.attach.heads import AttachSettings
 from f3rm.scripts.attach import Attach
 from f3rm.scripts.export import Export
 from f3rm.scripts.extract import Extract
+from tests.test_public_names import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -53,6 +54,14 @@ def test_options_exist(page):
     for line in re.findall(r"^\| `--[a-z].*$", text, re.MULTILINE):
         for option in re.findall(r"--([a-z-]+)(?= |`)", line):
             assert option in somewhere, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_examples_import_public_names_only(page):
+    """From the packages that offer names, each import on one line, as tests gather them."""
+    modules = re.findall(r"^ *(?:from|import) (f3rm[\w.]*)(.*)$", page.read_text(), re.MULTILINE)
+    assert {module for module, _ in modules} <= set(PACKAGES)
+    assert not [module for module, names in modules if "(" in names]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
