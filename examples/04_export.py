@@ -43,7 +43,10 @@ def main(
     sampling = Sampling(rays=rays, frame="metres")
     export_points(scene, out / "points.ply", sampling, Look("pca"))
     export_features(scene, out / "features.safetensors", sampling)
-    export_mesh(scene, out / "mesh.ply", Meshing(views=views, height=height, frame="metres"))
+    try:
+        export_mesh(scene, out / "mesh.ply", Meshing(views=views, height=height, frame="metres"))
+    except f3rm.F3rmError as error:  # e.g. after few steps, when depths of views do not agree
+        print(f"No mesh: {error}")
 
     points = read_features(out / "features.safetensors")
     features = points.features(slice(0, 100))  # (points, channels) of the first 100
