@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         parse_codec as parse_codec,
     )
     from f3rm.store.items import ImageItem as ImageItem, read_items as read_items
-    from f3rm.store.reader import FeatureStore as FeatureStore
+    from f3rm.store.reader import FeatureStore as FeatureStore, place_stores as place_stores
 
 __getattr__ = getter(
     __name__,
@@ -24,6 +24,7 @@ __getattr__ = getter(
         "cosine_error": "f3rm.store.codecs",
         "fit_codec": "f3rm.store.codecs",
         "parse_codec": "f3rm.store.codecs",
+        "place_stores": "f3rm.store.reader",
         "read_items": "f3rm.store.items",
     },
 )

@@ -35,7 +35,8 @@ SIDE = 56
 _SHOWN = 6000
 _LIMIT = 600.0
 """Seconds that a command may take."""
-_CHECKED = [f"f3rm.{room}" for room in ("backbones", "features", "scene", "semantics", "toolkit")]
+_ROOMS = ("backbones", "colours", "extract", "language", "recipes", "scene", "store")
+_CHECKED = [f"f3rm.{room}" for room in _ROOMS]
 """Where shapes are checked as in the other tests; Nerfstudio's configurations pass 0 for 0.0."""
 _TOOLS = (
     "nerfstudio.scripts.train",
