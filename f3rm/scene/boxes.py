@@ -119,7 +119,7 @@ def box_iou(first: OrientedBox, second: OrientedBox) -> float:
         F3rmError: If their up axes differ.
     """
     if not np.allclose(first.axes[:, 2], second.axes[:, 2], atol=1e-4):
-        msg = "box_iou: both boxes must have the same up axis. Fit them with the same up."
+        msg = "Both boxes must have the same up axis. Fit them with the same up."
         raise F3rmError(msg)
     (low, high), (other_low, other_high) = _height_range(first), _height_range(second)
     height = min(high, other_high) - max(low, other_low)

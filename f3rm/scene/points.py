@@ -16,19 +16,18 @@ _CONE_SLACK = 1e-4
 """Rounding of a float32 cosine: a corner pixel's own ray must count as seen."""
 
 
-def check_points(positions: Tensor, *, who: str) -> Tensor:
+def check_points(positions: Tensor) -> Tensor:
     """Returns positions in single or double precision.
 
     Args:
         positions: The caller's points.
-        who: The public method that was called, for the message.
 
     Raises:
         F3rmError: If they are not finite rows of three numbers.
     """
     if positions.ndim != 2 or positions.shape[1] != 3 or positions.is_complex():
         msg = (
-            f"{who}: points must be of shape (points, 3), got {tuple(positions.shape)}. Give one "
+            f"points must be of shape (points, 3), got {tuple(positions.shape)}. Give one "
             "row x, y, z per point."
         )
         raise F3rmError(msg)
@@ -36,7 +35,7 @@ def check_points(positions: Tensor, *, who: str) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         msg = (
-            f"{who}: points must be finite, got {positions[row].tolist()} in row {row} "
+            f"points must be finite, got {positions[row].tolist()} in row {row} "
             f"({int(bad.sum())} such rows of {len(positions)}). Leave them out."
         )
         raise F3rmError(msg)

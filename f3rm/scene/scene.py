@@ -117,16 +117,14 @@ class Scene:
         Raises:
             F3rmError: If the points are not finite, or the frame is not known.
         """
-        return self._seen_space.contains(self._positions(points, frame, who="contains"))
+        return self._seen_space.contains(self._positions(points, frame))
 
     @cached_property
     def _seen_space(self) -> SeenSpace:
         return SeenSpace(self.run.train.cameras)
 
-    def _positions(
-        self, points: Points, frame: FrameName, *, who: str
-    ) -> Float[Tensor, "points 3"]:
-        positions = check_points(torch.as_tensor(points).detach().cpu(), who=who)
+    def _positions(self, points: Points, frame: FrameName) -> Float[Tensor, "points 3"]:
+        positions = check_points(torch.as_tensor(points).detach().cpu())
         return self.frames.get(frame).to_scene(positions).float()
 
     def hidden(
@@ -141,7 +139,7 @@ class Scene:
         Raises:
             F3rmError: If the points are not finite, or the frame is not known.
         """
-        positions = self._positions(points, frame, who="hidden")
+        positions = self._positions(points, frame)
         return self._at(positions, nn.Identity(), self.model.feature_field.hidden_dim)
 
     def features(
@@ -158,7 +156,7 @@ class Scene:
             F3rmError: If the points are not finite, or head or frame are not known.
         """
         module = self.head(head)
-        positions = self._positions(points, frame, who="features")
+        positions = self._positions(points, frame)
         return self._at(positions, module, module.spec.channels)
 
     def head(self, name: str | None = None) -> FeatureHead:
@@ -196,7 +194,7 @@ class Scene:
         Raises:
             F3rmError: If the points are not finite, or the frame is not known.
         """
-        positions = self._positions(points, frame, who="density")
+        positions = self._positions(points, frame)
         seen = self._seen_space.contains(positions)
         density = density_at(self.model, positions, seen)
         return density * self.frames.get(frame).scene_per_unit
@@ -221,7 +219,7 @@ class Scene:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If points, frame, question or options cannot be used.
         """
-        positions = self._positions(points, frame, who="similarity")
+        positions = self._positions(points, frame)
         return self._at(positions, self.question(question, **options).scores, None)
 
     def identify(
@@ -247,7 +245,7 @@ class Scene:
             F3rmError: If points, frame, labels or options cannot be used.
         """
         asked = [self.question(label, **options) for label in questions_in(labels)]
-        positions = self._positions(points, frame, who="identify")
+        positions = self._positions(points, frame)
         scores = self._at(positions, partial(all_scores, asked), len(asked), outside=-torch.inf)
         return Identified.of(tuple(q.label for q in asked), scores, none_threshold)
 

@@ -144,27 +144,26 @@ class ViewerLink(ViewerControl):
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run that is shown, which has its config.yml.
+        """The folder of the run in the viewer, with its config.yml.
 
         Raises:
             F3rmError: If no viewer shows this model.
         """
-        if self.attached is None:
-            msg = "run_folder: the model must be shown in a viewer, got none. Use ns-viewer."
-            raise F3rmError(msg)
-        return self.attached.log_filename.parent
+        return self._viewer().log_filename.parent
 
     @property
     def data_folder(self) -> Path:
-        """The folder of the dataset whose run is shown.
+        """The folder of that run's dataset.
 
         Raises:
             F3rmError: If no viewer shows this model.
         """
+        return self._viewer().datapath
+
+    def _viewer(self) -> Viewer:
         if self.attached is None:
-            msg = "data_folder: the model must be shown in a viewer, got none. Use ns-viewer."
-            raise F3rmError(msg)
-        return self.attached.datapath
+            raise F3rmError("No viewer shows this model. Open its run with ns-viewer.")
+        return self.attached
 
     def rerender(self) -> None:
         """Asks for a new frame in every browser, and stops those that are being rendered."""
