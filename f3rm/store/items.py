@@ -86,6 +86,8 @@ def _frames(source: Path) -> list[object]:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if not source.parent.exists():
+            raise DatasetError(f"No such folder: {str(source.parent)!r}.") from error
         raise DatasetError(
             f"--data must be a dataset with {TRANSFORMS}, got {str(source.parent)!r} without "
             f"{source.name}. Point --data at such a folder, or make one with ns-process-data."

@@ -74,3 +74,8 @@ def test_missing_images_are_counted_and_the_first_named(tmp_path):
         ImageError, match=r"4 of 5 named in .*: a\.png, b\.png, c\.png \.\.\.\. Put"
     ):
         read_items(tmp_path)
+
+
+def test_a_missing_folder_is_said_as_such(tmp_path):
+    with pytest.raises(DatasetError, match=r"^No such folder: .*nowhere'\.$"):
+        read_items(tmp_path / "nowhere")
