@@ -166,7 +166,8 @@ def test_a_query_while_training_waits_for_nothing(browser, run, tmp_path):
 
     def go():
         step = 0
-        while not stop.is_set():
+        # Python's locks are unfair: a loop that takes one again at once may starve the render.
+        while not stop.wait(0.005):
             with trainer.train_lock:
                 trainer.train_iteration(step)
             trainer.viewer_state.update_scene(step, 512)
