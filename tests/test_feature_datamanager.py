@@ -385,8 +385,11 @@ def test_bad_input_is_named_before_anything_is_written(tmp_path, make):
         make(data)
     with pytest.raises(FeatureTypeError, match="DINO"):
         make(data, feature_type="DINOO", weights=())
-    with pytest.raises(DatasetError, match=r"transforms\.json"):
+    with pytest.raises(DatasetError, match=r"^No such folder: .*nowhere'"):
         make(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match=r"transforms\.json"):
+        make(tmp_path / "empty")
     assert not (data / "features").exists()
 
 
