@@ -83,9 +83,8 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     drawing = None
     if pictures is not None:
         # Before views are rendered: a folder that cannot be written to should fail at once.
-        folder = PictureFolder(
-            pictures, language.vocabulary if language else Vocabulary((), (), ())
-        )
+        vocabulary = language.vocabulary if language else Vocabulary((), (), ())
+        folder = PictureFolder(pictures, vocabulary)
         drawing = _Drawing(folder, PageViews(run, model, truth, head=head, queries=queries))
     scores = score_views(
         run,

@@ -7,6 +7,7 @@ worker.
 
 import multiprocessing
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
@@ -69,15 +70,15 @@ def _run_here(
     ]
     for helper in helpers:
         helper.start()
-    try:
-        return run_job(job, load, worker)
-    except BaseException:  # Ctrl-C too: helpers must not go on alone
+    with ExitStack() as if_interrupted:  # by Ctrl-C too: helpers must not go on alone
         for helper in helpers:
-            helper.terminate()
-        raise
-    finally:
-        for helper in helpers:
-            helper.join()
+            if_interrupted.callback(helper.join)
+            if_interrupted.callback(helper.terminate)
+        store = run_job(job, load, worker)
+        if_interrupted.pop_all()
+    for helper in helpers:
+        helper.join()
+    return store
 
 
 def _help(job: Job, load: LoadBackbone, worker: type[ModelWorker], rank: int, workers: int) -> None:
