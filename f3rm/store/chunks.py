@@ -27,6 +27,8 @@ from f3rm.store.records import ChunkRecord
 
 HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 22
+_SYNCED_BYTES = 1 << 26
+"""Bytes after which a growing chunk is synced; all of it at the end would hold up the network."""
 # NumPy's own writer pads to 64 bytes only, hence a header of our own.
 _MAGIC = b"\x93NUMPY\x01\x00"
 
@@ -61,10 +63,15 @@ def write_chunk(
         header = _header(shape, dtype)
         stream.write(header)
         digest.update(header)
+        unsynced = 0
         for part in parts:
             block = np.ascontiguousarray(part).data.cast("B")
             stream.write(block)
             digest.update(block)
+            unsynced += len(block)
+            if unsynced >= _SYNCED_BYTES:
+                _sync(stream)
+                unsynced = 0
 
     write_atomically(path, write)
     expected = HEADER_BYTES + math.prod(shape) * np.dtype(dtype).itemsize
@@ -83,14 +90,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         # with no content, or no name at all.
         with temporary.open("wb") as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+            _sync(stream)
         publish(temporary, path)
     except OSError as error:
         raise CacheError(_unwritten(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def publish(part: Path, path: Path) -> None:

@@ -1,0 +1,28 @@
+"""Chunk files as they are written."""
+
+import os
+
+import numpy as np
+
+from f3rm.store import chunks
+from f3rm.store.chunks import HEADER_BYTES, write_chunk
+
+
+def test_a_chunk_is_synced_while_it_grows_and_is_the_same_file(tmp_path, monkeypatch):
+    shape = (12, 2, 3, 4)
+    rows = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    whole = write_chunk(tmp_path / "whole.npy", shape, "float16", [rows])
+    lengths, synced = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        lengths.append(os.fstat(descriptor).st_size)
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(chunks, "_SYNCED_BYTES", 2 * rows[0].nbytes)
+    parts = write_chunk(tmp_path / "parts.npy", shape, "float16", np.split(rows, 12))
+    growing = [HEADER_BYTES + count * rows[0].nbytes for count in (2, 4, 6, 8, 10, 12, 12)]
+    assert lengths[:-1] == growing, "the last one is the folder"
+    assert parts == whole
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert np.array_equal(np.load(tmp_path / "parts.npy"), rows)
