@@ -37,8 +37,9 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
-from f3rm.extract.encoder import default_batch_size, prepare
+from f3rm.extract.encoder import autocast, default_batch_size, prepare
 from f3rm.extract.extraction import extract_features
+from f3rm.store.device import best_precision
 from f3rm.store.geometry import network_size
 from f3rm.store.images import read_image
 from f3rm.store.items import ImageItem, items_from_paths
@@ -72,7 +73,7 @@ def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
         family, network = "dino", ViTModel(config, add_pooling_layer=False)
     network.save_pretrained(folder)
     ref = BackboneRef(family, "random", str(folder))
-    return FeatureSpec("bench", ref, "final", side)
+    return FeatureSpec("bench", ref, "final", side, precision=best_precision(device))
 
 
 def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> Callable[[], None]:
@@ -93,7 +94,8 @@ def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> C
     @torch.inference_mode()
     def run() -> None:
         for batch in batches:
-            backbone.encode_image(batch)
+            with autocast(backbone.device, spec.precision):
+                backbone.encode_image(batch)
         if backbone.device.type == "cuda":
             torch.cuda.synchronize(backbone.device)
 
