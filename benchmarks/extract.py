@@ -37,10 +37,10 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
-from f3rm.extract.encoder import autocast, default_batch_size, prepare
+from f3rm.extract.encoder import autocast, default_batch_size
 from f3rm.extract.extraction import extract_features
-from f3rm.store.device import best_precision
-from f3rm.store.geometry import network_size
+from f3rm.extract.prepare import prepare
+from f3rm.store.geometry import Prep
 from f3rm.store.images import read_image
 from f3rm.store.items import ImageItem, items_from_paths
 from f3rm.store.spec import FeatureSpec
@@ -73,12 +73,12 @@ def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
         family, network = "dino", ViTModel(config, add_pooling_layer=False)
     network.save_pretrained(folder)
     ref = BackboneRef(family, "random", str(folder))
-    return FeatureSpec("bench", ref, "final", side, precision=best_precision(device))
+    return FeatureSpec(ref, ("final",), Prep(size=side), codec="fp16")
 
 
 def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> Callable[[], None]:
     """Prepares every batch in memory; the call sends them through the network."""
-    size = network_size(_SIZE, spec.short_side, backbone.patch_size)
+    size = spec.prep.place(_SIZE, backbone.patch_size).canvas
     images = [
         prepare(read_image(item.path, spec.background), size, device=backbone.device)
         for item in items

@@ -13,10 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,13 +26,13 @@ from torch import Tensor
 
 from f3rm.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from f3rm.errors import BackboneRef
+from f3rm.extract import worker
 from f3rm.extract.encoder import Encoder, StoredRows
 from f3rm.extract.extraction import run_job
 from f3rm.extract.job import Job
 from f3rm.extract.plan import ChunkPlan
-from f3rm.extract.worker import ModelWorker
 from f3rm.store.codecs import CodedDtype
-from f3rm.store.geometry import Size
+from f3rm.store.geometry import Prep, Size
 from f3rm.store.images import ImageInfo, read_inspected
 from f3rm.store.items import ImageItem, items_from_paths
 from f3rm.store.spec import FeatureSpec
@@ -109,17 +110,15 @@ class _Backbone(Backbone):
 class _Encoder(Encoder):
     """Hands out rows that arrive when the device would have computed and copied them."""
 
-    def __init__(
-        self, backbone: Backbone, spec: FeatureSpec, batch_size: int, image_seconds: float
-    ) -> None:
-        super().__init__(backbone, spec, batch_size)
-        self._image_seconds = image_seconds
+    def __init__(self, setting: Setting, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._image_seconds = 1 / setting.rate
         self._free_at = 0.0
 
     def read(self, plan: ChunkPlan, info: ImageInfo) -> Tensor:
         """Decodes; the second copy is the one into pinned memory."""
         del plan
-        return torch.from_numpy(read_inspected(info, self.spec.background)).clone()
+        return torch.from_numpy(read_inspected(info, self.spec.background))[None].clone()
 
     def stored(
         self, inputs: Sequence[Tensor], plan: ChunkPlan, dtype: CodedDtype
@@ -128,7 +127,7 @@ class _Encoder(Encoder):
         del dtype
         count = len(inputs)
         self._free_at = max(self._free_at, time.monotonic()) + count * self._image_seconds
-        rows, sample = next(_buffers((count, *plan.grid, self.channels)))
+        rows, sample = next(_buffers((count, *plan.grid, self.stored_channels)))
         finite, fits = torch.ones(count, dtype=torch.bool), torch.tensor(True)
         yield StoredRows(rows, finite, fits, torch.tensor(0.0), sample, _Arrival(self._free_at))
 
@@ -180,16 +179,10 @@ def simulate(setting: Setting, repeats: int, output: Path | None = None) -> dict
 
 def _extract(items: Sequence[ImageItem], setting: Setting, folder: Path) -> list[int]:
     """Extracts, and returns the lengths of the chunks in bytes."""
-    spec = FeatureSpec("simulated", _Backbone.ref, "final", setting.side)
+    spec = FeatureSpec(_Backbone.ref, ("final",), Prep(size=setting.side), codec="fp16")
     job = Job(items, spec, folder, "cpu", batch_size=setting.batch, progress=False)
-
-    class Worker(ModelWorker):
-        @classmethod
-        def make_encoder(cls, job: Job, images: object, backbone: Backbone) -> Encoder:
-            del images
-            return _Encoder(backbone, job.spec, setting.batch, 1 / setting.rate)
-
-    store = run_job(job, lambda *_, **__: _Backbone(), Worker)
+    with patch.object(worker, "Encoder", partial(_Encoder, setting)):
+        store = run_job(job, lambda *_, **__: _Backbone())
     return [chunk.bytes for chunk in store.manifest.chunks]
 
 

@@ -22,9 +22,9 @@ from jaxtyping import Shaped
 
 from f3rm.errors import CacheError, CacheMismatchError
 from f3rm.store.codecs import CodedDtype
+from f3rm.store.manifest import ChunkRecord
 from f3rm.store.mapped_files import expect_random, map_file
 from f3rm.store.npy import read_npy_header
-from f3rm.store.records import ChunkRecord
 
 HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 22

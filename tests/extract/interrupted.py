@@ -15,6 +15,7 @@ from pathlib import Path
 from f3rm.errors import BackboneRef
 from f3rm.extract import writer
 from f3rm.extract.extraction import extract_features
+from f3rm.store.geometry import Prep
 from f3rm.store.items import read_items
 from f3rm.store.spec import FeatureSpec
 
@@ -28,7 +29,9 @@ if moment == "before swap":
     writer.swap_in = die
 if moment == "before note":
     writer.Journal.add = die
-spec = FeatureSpec("toy", BackboneRef("toy", "slow", "toy"), "final", 32)
+spec = FeatureSpec(
+    BackboneRef("toy", "slow", "toy"), ("final",), Prep(size=32), precision="float32", codec="fp16"
+)
 options = {"shard_size": 2, "batch_size": 1, "device": "cpu", "progress": False}
 store = extract_features(read_items(root), spec, folder=root / "features" / "toy", **options)
 print(len(store))

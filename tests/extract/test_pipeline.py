@@ -13,11 +13,13 @@ import torch
 from f3rm.errors import CacheError, ImageError
 from f3rm.extract.encoder import Encoder, StoredRows
 from f3rm.extract.pipeline import StoppedError, make_chunks
-from f3rm.extract.plan import ChunkPlan
+from f3rm.extract.plan import ChunkPlan, InputKind
 from f3rm.extract.writer import CacheWriter
+from f3rm.store.chunks import HEADER_BYTES
 from f3rm.store.images import ImageInfo
 from f3rm.store.items import ImageItem
-from f3rm.store.records import ChunkRecord
+from f3rm.store.layout import Layout
+from f3rm.store.manifest import ChunkRecord
 
 BATCH, AHEAD = 2, 4
 
@@ -30,8 +32,11 @@ class Counting(Encoder):
         self.read_count = self.batches = 0
         self.lock = threading.Lock()
 
-    def batch_size(self, network_size):
+    def batch_size(self, kind):
         return BATCH
+
+    def layout(self, kind):
+        return Layout({"final": (1, 1, 1)}, 1)
 
     def read(self, plan, info):
         number = int(info.item.name)
@@ -60,7 +65,7 @@ class Listing(CacheWriter):
         self.published: list[str] = []
         self.stopped: list[str] = []
 
-    def write(self, plan, parts, *, dtype):
+    def write(self, plan, parts, *, dtype, taps):
         rows = self.rows[plan.file] = []
         try:
             for part in parts:
@@ -74,7 +79,9 @@ class Listing(CacheWriter):
             self.stopped.append(plan.file)
             raise
         names = tuple(info.item.name for info in plan.images)
-        return ChunkRecord(plan.file, 1, (len(rows), 1, 1, 1), dtype, "", 0.0, names)
+        num_bytes = HEADER_BYTES + 4 * len(rows)
+        shape = (len(rows), 1, 1, 1)
+        return ChunkRecord(plan.file, num_bytes, shape, dtype, "", 0.0, names, dict(taps))
 
     def publish(self, plan, record):
         self.published.append(plan.file)
@@ -83,7 +90,8 @@ class Listing(CacheWriter):
 def planned(num: int, per_chunk: int = 5) -> list[ChunkPlan]:
     infos = [ImageInfo(ImageItem(str(i), Path(str(i))), 1, 1, "", (1, 1)) for i in range(num)]
     parts = [infos[start : start + per_chunk] for start in range(0, num, per_chunk)]
-    return [ChunkPlan(f"{i}", (1, 1), (1, 1), tuple(part)) for i, part in enumerate(parts)]
+    kind = InputKind((1, 1), (1, 1))
+    return [ChunkPlan(f"{i}", kind, (1, 1), tuple(part)) for i, part in enumerate(parts)]
 
 
 def made(
