@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -39,6 +40,14 @@ _ERROR_CELLS = 32
 Result = TypeVar("Result")
 
 
+@runtime_checkable
+class Arrival(Protocol):
+    """The end of copies, to be waited for: a CUDA event, or a simulated one."""
+
+    def synchronize(self) -> None:
+        """Returns when the copies are complete."""
+
+
 @dataclass(frozen=True)
 class StoredRows:
     """Encoded rows of some images, perhaps still being copied from the GPU.
@@ -49,7 +58,7 @@ class StoredRows:
         fits: () whether the type on disk could hold them.
         error: () largest relative error of a cell, from encoding.
         sample: (2, cells, channels) some features in fp32: the originals and the decoded ones.
-        copied: CUDA event after the copies; None if they are complete.
+        copied: The end of the copies; None if they are complete.
     """
 
     rows: Tensor
@@ -57,7 +66,7 @@ class StoredRows:
     fits: Bool[Tensor, ""]
     error: Float[Tensor, ""]
     sample: Float[Tensor, "2 cells channels"]
-    copied: torch.cuda.Event | None = None
+    copied: Arrival | None = None
 
     def wait(self) -> "StoredRows":
         """Returns itself when the copies are complete."""
@@ -282,14 +291,8 @@ def store_rows(
     relative = lost / features.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     fits, error = torch.isfinite(rows).all(), relative.max()
     sample = torch.stack([_some_cells(features), _some_cells(decoded)])
-    if features.device.type != "cuda":
-        return StoredRows(rows, finite, fits, error, sample)
-    host = [_to_pinned(tensor) for tensor in (rows, finite, fits, error, sample)]
-    # The copies run on the features' device, which need not be the current one.
-    with torch.cuda.device(features.device):
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(features.device))
-    return StoredRows(host[0], host[1], host[2], host[3], host[4], copied)
+    stored = StoredRows(rows, finite, fits, error, sample)
+    return _copied_beside(stored) if features.device.type == "cuda" else stored
 
 
 def check_finite(finite: Bool[Tensor, " images"], images: Sequence[ImageInfo]) -> None:
@@ -322,7 +325,34 @@ def _some_cells(
     return cells[:, :: max(1, cells.shape[1] // _ERROR_CELLS)].reshape(-1, cells.shape[-1])
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
-    # Only copies into pinned memory run beside the network's next batch.
+def _copied_beside(stored: StoredRows) -> StoredRows:
+    """Starts the copies from a GPU to the host on a stream of their own.
+
+    Only the GPU waits for what computes the tensors: its copy engine works beside the network's
+    next batch, and the calling thread goes on at once.
+    """
+    device = stored.rows.device
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    tensors = (stored.rows, stored.finite, stored.fits, stored.error, stored.sample)
+    # Inside, the tensors' device is the current one, which it need not be outside.
+    with torch.cuda.stream(stream):
+        rows, finite, fits, error, sample = (_to_pinned(tensor, stream) for tensor in tensors)
+        copied = torch.cuda.Event(blocking=True)  # whoever waits leaves the processor to others
+        copied.record(stream)
+    return StoredRows(rows, finite, fits, error, sample, copied)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _to_pinned(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    # Nobody holds the tensor after this. PyTorch would give its memory to the network's next batch,
+    # on the stream that made it; told of the other stream, it waits for the copy.
+    tensor.record_stream(stream)
+    # Only copies into pinned memory run beside the network. PyTorch gives pinned memory that is
+    # freed out again, once the copies into it are over: a few buffers serve the whole extraction.
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

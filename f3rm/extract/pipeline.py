@@ -5,7 +5,7 @@ writes. The queues between the stages are bounded, so memory does not grow with 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -48,7 +48,7 @@ def make_chunks(
     dtype: CodedDtype,
     ahead: int,
     report: Report,
-) -> Iterator[tuple[ChunkPlan, ChunkRecord | None]]:
+) -> Generator[tuple[ChunkPlan, ChunkRecord | None]]:
     """Computes, writes and publishes chunks.
 
     Args:

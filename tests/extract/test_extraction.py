@@ -317,6 +317,20 @@ def test_a_pickle_with_code_is_never_executed_and_foreign_caches_are_kept(datase
     assert len(extract(dataset, load=never)) == 5
 
 
+@pytest.mark.gpu
+def test_a_gpu_stores_the_features_of_the_cpu(tmp_path):
+    dataset = write_dataset(tmp_path / "scene", [(240, 330), (200, 300)] * 40)
+    spec = toy_spec(short_side=400)
+    stores = [
+        extract(dataset, spec, folder=tmp_path / device, device=device, shard_size=16)
+        for device in ("cpu", "cuda")
+    ]
+    assert stores[0].names == stores[1].names
+    for index in range(len(stores[0])):
+        on_cpu, on_gpu = (store.feature_map(index) for store in stores)
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=2e-3)
+
+
 def damage(root: Path) -> None:
     path = root / "images/3.png"
     path.write_bytes(path.read_bytes()[:-300])

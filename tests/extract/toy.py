@@ -66,9 +66,8 @@ class ToyBackbone(Backbone):
             time.sleep(0.04)
         if self.ref.model == "coords":
             return self._coordinates(images)
-        colours = (
-            images * torch.tensor(self.std)[:, None, None] + torch.tensor(self.mean)[:, None, None]
-        )
+        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        colours = images * std + mean
         features = avg_pool2d(colours, PATCH).permute(0, 2, 3, 1)
         bright = colours.mean(dim=(1, 2, 3)) > 0.9
         if self.ref.model == "nan":
