@@ -119,7 +119,6 @@ class Manifests:
             "plan": "0",
             "fresh": False,
             "chunks": [chunk["images"] for chunk in plain["chunks"]],
-            "token": "t",
         }
         note = {"inputs": "i", "chunk": plain["chunks"][0]}
         (self._journal / "progress/run.json").write_bytes(changed_json(run, rng))

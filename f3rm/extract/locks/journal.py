@@ -1,14 +1,13 @@
 """The journal of an unfinished cache: ``run.json``, and one note per finished chunk.
 
 ``progress/run.json`` describes the run; ``progress/chunk_0000.json`` appears, at once and whole,
-when that chunk is finished. Each file has one writer, so that any number of workers on any number
-of machines can keep the journal together.
+when that chunk is finished. Workers write with the lock of the feature type held, so that any
+number of them, on any number of machines, can keep the journal together.
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +16,7 @@ import xxhash
 from f3rm.errors import CacheError
 from f3rm.extract.plan import ChunkPlan
 from f3rm.store import json_fields as fields
-from f3rm.store.chunks import write_atomically
+from f3rm.store.chunks import publish, write_atomically
 from f3rm.store.codecs import CodecRecord
 from f3rm.store.manifest import SCHEMA_VERSION
 from f3rm.store.records import ChunkRecord, chunk_of, codec_of
@@ -26,7 +25,7 @@ PROGRESS = "progress"
 """The journal's folder, inside the folder in which a cache is built."""
 
 CODEC = "codec"
-"""Name of the note, and of the claim, of a run's codec."""
+"""Name of the note, and of the lock, of a run's codec."""
 
 _RUN = "run"
 
@@ -40,14 +39,12 @@ class Run:
         plan: Hash of which images are in which chunk.
         fresh: Whether chunks of an older cache must not be used (``--force``).
         chunks: Names of the images of every chunk.
-        token: Random; distinguishes this run from an earlier one with the same key and plan.
     """
 
     key: str
     plan: str
     fresh: bool
     chunks: tuple[tuple[str, ...], ...]
-    token: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
     @classmethod
     def of(cls, key: str, plans: Sequence[ChunkPlan], *, fresh: bool) -> "Run":
@@ -69,7 +66,7 @@ class Journal:
     """Reads and extends the journal in one folder.
 
     Attributes:
-        folder: The journal's own folder, which also holds workers' files and claims.
+        folder: The journal's own folder, which also holds the files that workers lock.
     """
 
     def __init__(self, building: Path) -> None:
@@ -86,7 +83,7 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._write(_RUN, {"schema_version": SCHEMA_VERSION, **asdict(run)})
+        self._write(f"{_RUN}.json", {"schema_version": SCHEMA_VERSION, **asdict(run)})
 
     def run(self) -> Run | None:
         """Returns the run; None if there is none, or another version of f3rm began it."""
@@ -102,18 +99,26 @@ class Journal:
                 plan=fields.text(plain, "plan"),
                 fresh=fields.boolean(plain, "fresh"),
                 chunks=tuple(tuple(names) for names in chunks),
-                token=fields.text(plain, "token"),
             )
         except fields.InvalidFieldError:
             return None
 
-    def add(self, inputs: str, chunk: ChunkRecord) -> None:
-        """Records a finished chunk, durably.
+    def draft(self, inputs: str, chunk: ChunkRecord, worker: str) -> Path:
+        """Writes the note of a chunk under a name of the worker's; :meth:`add` makes it count.
 
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(Path(chunk.file).stem, {"inputs": inputs, "chunk": asdict(chunk)})
+        name = f"{Path(chunk.file).stem}.{worker}.draft"
+        return self._write(name, {"inputs": inputs, "chunk": asdict(chunk)})
+
+    def add(self, draft: Path) -> None:
+        """Records the finished chunk of a note; a power failure may cost those of some seconds.
+
+        Raises:
+            CacheError: If the file system refuses.
+        """
+        publish(draft, draft.with_name(f"{draft.name.split('.')[0]}.json"), sync=False)
 
     def find(self, plan: ChunkPlan) -> ChunkRecord | None:
         """Returns the record of a planned chunk if its note says that it is finished."""
@@ -140,7 +145,7 @@ class Journal:
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(CODEC, asdict(record))
+        self._write(f"{CODEC}.json", asdict(record))
 
     def _note(self, name: str) -> tuple[str, ChunkRecord] | None:
         plain = self._read(name)
@@ -156,9 +161,11 @@ class Journal:
             return {}
         return cast(fields.Plain, plain) if isinstance(plain, dict) else {}
 
-    def _write(self, name: str, plain: Mapping[str, object]) -> None:
+    def _write(self, name: str, plain: Mapping[str, object]) -> Path:
         text = json.dumps(plain, ensure_ascii=False).encode()
-        write_atomically(self.folder / f"{name}.json", lambda stream: stream.write(text))
+        path = self.folder / name
+        write_atomically(path, lambda stream: stream.write(text))
+        return path
 
 
 def unwritable(path: Path, error: OSError) -> CacheError:
