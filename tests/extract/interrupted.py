@@ -25,11 +25,11 @@ def die(*_):
 
 def hang_before(owner, name):
     function = getattr(owner, name)
-    def hang(*arguments):
+    def hang(*arguments, **options):
         setattr(owner, name, function)
         # To this thread, which goes no further; another one would need a moment to stop it.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
-        return function(*arguments)
+        return function(*arguments, **options)
     setattr(owner, name, hang)
 
 root, moment = Path(sys.argv[1]), sys.argv[2]
