@@ -83,6 +83,7 @@ class Listing(CacheWriter):
 
     def publish(self, plan, record):
         self.published.append(plan.file)
+        return record
 
 
 def planned(num: int, per_chunk: int = 5) -> list[ChunkPlan]:
