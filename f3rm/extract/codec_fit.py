@@ -18,8 +18,9 @@ from f3rm.extract.locks.journal import CODEC
 from f3rm.extract.plan import ChunkPlan
 from f3rm.extract.writer import CacheWriter
 from f3rm.store.codec_files import read_codec
-from f3rm.store.codecs import Codec, CodecRecord, fit_codec
+from f3rm.store.codecs import Codec, fit_codec
 from f3rm.store.images import ImageInfo
+from f3rm.store.manifest import CodecRecord
 
 SAMPLE_IMAGES = 16
 SAMPLE_CELLS = 1024
@@ -62,7 +63,7 @@ def _older_codec(writer: CacheWriter, encoder: Encoder) -> Codec | None:
             codec = read_codec(folder, record, encoder.channels)
         except CacheError:
             continue
-        if codec.spec == encoder.codec_spec:
+        if codec.spec == encoder.spec.stored:
             return codec
     return None
 
@@ -73,7 +74,7 @@ def _fitted(plans: Sequence[ChunkPlan], encoder: Encoder) -> Codec:
     # Evenly spaced over the dataset, and not random: every machine would fit the same codec.
     picked = [everything[number * len(everything) // count] for number in range(count)]
     rows = torch.cat([_sample(plan, info, encoder) for plan, info in picked])
-    return fit_codec(encoder.codec_spec, rows)
+    return fit_codec(encoder.spec.stored, rows)
 
 
 def _sample(plan: ChunkPlan, info: ImageInfo, encoder: Encoder) -> Float[Tensor, "cells channels"]:

@@ -21,9 +21,14 @@ from f3rm.store.chunks import map_chunk, verify_chunk
 from f3rm.store.codec_files import read_codec
 from f3rm.store.images import content_hash
 from f3rm.store.items import ImageItem
-from f3rm.store.manifest import MANIFEST, Manifest, read_manifest
+from f3rm.store.manifest import (
+    MANIFEST,
+    ChunkRecord,
+    ImageRecord,
+    Manifest,
+    read_manifest,
+)
 from f3rm.store.reader import FeatureStore
-from f3rm.store.records import ChunkRecord, ImageRecord
 from f3rm.store.spec import ALIASES
 
 Report = Callable[[int], object]

@@ -1,10 +1,12 @@
 """One worker of an extraction: takes chunks while there are any, and commits the cache."""
 
 import logging
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import PIL
 import torch
 
@@ -12,23 +14,20 @@ import f3rm
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.weights import weights_identity
 from f3rm.extract.codec_fit import load_or_fit_codec
-from f3rm.extract.dense import dense_backbone
 from f3rm.extract.encoder import Encoder
 from f3rm.extract.estimate import Countdown, estimate
 from f3rm.extract.job import Job
 from f3rm.extract.locks.folders import feature_lock
 from f3rm.extract.membership import CacheRequest, RunMembership, join_run
 from f3rm.extract.pipeline import Report, make_chunks
-from f3rm.extract.plan import ChunkPlan, Names, plan_chunks
+from f3rm.extract.plan import ChunkPlan, Group, InputKind, Names, plan_chunks
 from f3rm.extract.writer import CacheWriter
-from f3rm.store.codecs import CodecRecord, CodedDtype, combine_errors
+from f3rm.store.codecs import CodedDtype, combine_errors
 from f3rm.store.device import best_precision, is_first_rank
-from f3rm.store.geometry import Fit, placed
-from f3rm.store.images import ImageInfo, inspect_images
-from f3rm.store.items import ImageItem
-from f3rm.store.manifest import Manifest, codec_hash
+from f3rm.store.geometry import PixelAffine, ValidRect
+from f3rm.store.images import ImageInfo
+from f3rm.store.manifest import ChunkRecord, CodecRecord, FailedRecord, ImageRecord, Manifest
 from f3rm.store.progress import progress_bar
-from f3rm.store.records import ChunkRecord, FailedRecord, ImageRecord
 from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 
 log = logging.getLogger(__name__)
@@ -58,13 +57,6 @@ class ModelWorker:
     identity: str
 
     @classmethod
-    def inspect(
-        cls, items: Sequence[ImageItem], *, progress: bool, failed: dict[str, str] | None
-    ) -> list[ImageInfo]:
-        """Decodes every item before anything is written; see :func:`inspect_images`."""
-        return inspect_images(items, progress=progress, failed=failed)
-
-    @classmethod
     def of(
         cls, job: Job, images: Sequence[ImageInfo], failed: Mapping[str, str], backbone: Backbone
     ) -> "ModelWorker":
@@ -74,27 +66,17 @@ class ModelWorker:
             job: The request.
             images: The images that can be extracted.
             failed: Reasons of the others, by name.
-            backbone: The loaded model.
+            backbone: The loaded model, which has the taps.
 
         Raises:
-            TapError: If the model does not have the tap.
+            F3rmError: As :class:`~f3rm.extract.runner.TapRunner` raises it.
         """
         records = tuple(
             FailedRecord.of(item, failed[item.name]) for item in job.items if item.name in failed
         )
         identity = weights_identity(job.spec.backbone)
-        encoder = cls.make_encoder(job, images, backbone)
-        return cls(job, images, records, encoder.backbone, encoder, identity)
-
-    @classmethod
-    def make_encoder(cls, job: Job, images: Sequence[ImageInfo], backbone: Backbone) -> Encoder:
-        """Returns the encoder of the job.
-
-        Raises:
-            TapError: If the model does not have the tap.
-        """
-        del images
-        return Encoder(dense_backbone(backbone, job.spec), job.spec, job.batch_size)
+        encoder = Encoder(backbone, job.spec, images, job.batch_size)
+        return cls(job, images, records, backbone, encoder, identity)
 
     @property
     def specs(self) -> dict[str, FeatureSpec]:
@@ -111,15 +93,19 @@ class ModelWorker:
         return replace(self, job=replace(self.job, spec=spec))
 
     def plan(self, older: Names) -> list[ChunkPlan]:
-        """Cuts the images into chunks, given how an older cache was cut."""
-        return plan_chunks(
-            self.images,
-            short_side=self.job.spec.short_side,
-            patch=self.backbone.patch_size,
-            shard_size=self.job.shard_size,
-            fit=self.job.spec.fit,
-            older=older,
-        )
+        """Cuts the images into chunks of one kind, given how an older cache was cut."""
+        members: dict[InputKind, list[ImageInfo]] = {}
+        for info in self.images:
+            members.setdefault(self.encoder.kind(info), []).append(info)
+        return plan_chunks((self._group(*group) for group in members.items()), older)
+
+    def _group(self, kind: InputKind, images: Sequence[ImageInfo]) -> Group:
+        grid, size = self.encoder.layout(kind).grid, self.job.shard_size
+        if self.job.shard_bytes is not None:
+            item = np.dtype(self.encoder.stored_dtype).itemsize
+            image_bytes = math.prod(grid) * self.encoder.stored_channels * item
+            size = max(1, min(size, self.job.shard_bytes // image_bytes))
+        return Group(kind, grid, size, images)
 
     def request(self, is_done: Callable[[], bool]) -> CacheRequest:
         """Describes the wanted cache; ``is_done`` tells whether it exists."""
@@ -155,7 +141,7 @@ class ModelWorker:
         """
         writer = membership.writer
         codec = load_or_fit_codec(writer, membership.plans, self.encoder)
-        plans = [replace(plan, codec=codec_hash(codec)) for plan in membership.plans]
+        plans = [replace(plan, codec=codec.hash) for plan in membership.plans]
         records = self._make_chunks(writer, plans)
         # Every worker gets here; the lock lets one commit.
         with feature_lock(self.job.folder):
@@ -187,24 +173,11 @@ class ModelWorker:
                     writer.locks.wait()
         return queue.records
 
-    def input_bytes(self, info: ImageInfo) -> int:
-        """Returns how much memory an item takes while it waits for the network."""
-        return 3 * info.size[0] * info.size[1]
-
-    def image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
-        """Returns the manifest's records of the images, in the order of the dataset."""
-        return image_records(self.images, plans, self.job.spec.fit)
-
-    def provenance(self, plans: Sequence[ChunkPlan]) -> dict[str, str]:
-        """Returns the manifest's entries about the model and how it was read."""
-        del plans
-        return dict(self.backbone.provenance())
-
     def _ahead(self) -> int:
         """Returns how many decoded images may wait: two batches, but no more than 1 GB."""
-        largest = max(self.input_bytes(info) for info in self.images)
-        # The cut does not matter here, only the network sizes.
-        wanted = 2 * max(self.encoder.batch_size(plan.network_size) for plan in self.plan(()))
+        largest = max(self.encoder.input_bytes(info) for info in self.images)
+        kinds = {self.encoder.kind(info) for info in self.images}
+        wanted = 2 * max(self.encoder.batch_size(kind) for kind in kinds)
         return max(2, min(max(8, wanted), _AHEAD_BYTES // largest))
 
     def _manifest(
@@ -217,14 +190,39 @@ class ModelWorker:
             algorithm=ALGORITHM_VERSION,
             key=self.job.spec.key(self.identity),
             channels=self.encoder.channels,
-            has_text=self.backbone.has_text,
-            provenance=self.provenance(plans),
+            has_text=self.encoder.runner.has_text,
+            provenance=dict(self.backbone.provenance()),
             versions=versions(),
             chunks=tuple(chunks),
-            images=self.image_records(plans),
+            images=self._image_records(plans),
             failed=tuple(self.failed),
             codec=replace(codec, cosine_error=combine_errors(errors) if errors else None),
         )
+
+    def _image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
+        """Returns the manifest's records in the order of the dataset."""
+        places = {
+            info.item.name: (chunk, row)
+            for chunk, plan in enumerate(plans)
+            for row, info in enumerate(plan.images)
+        }
+        records: list[ImageRecord] = []
+        for info in self.images:
+            chunk, row = places[info.item.name]
+            affine, valid = self._geometry(info, plans[chunk])
+            file = info.bytes, info.mtime_ns, info.content, info.size
+            records.append(ImageRecord(info.item.name, *file, chunk, row, affine, valid))
+        return tuple(records)
+
+    def _geometry(self, info: ImageInfo, plan: ChunkPlan) -> tuple[PixelAffine, ValidRect]:
+        """Returns the preparation's geometry for a map, else that of a stretched image."""
+        runner = self.encoder.runner
+        if runner.gives_maps and self.encoder.layout(plan.kind).map_shape is not None:
+            place = runner.place(info.size)
+            valid = place.valid(info.size, runner.cell)
+            if all(valid.cells()):
+                return place.affine(runner.cell), valid
+        return PixelAffine.between(info.size, plan.grid), ValidRect.full(plan.grid)
 
 
 class ChunkQueue:
@@ -304,29 +302,11 @@ class ChunkQueue:
         self._writer.locks.release(plan.file)
 
 
-def image_records(
-    images: Sequence[ImageInfo], plans: Sequence[ChunkPlan], fit: Fit = "stretch"
-) -> tuple[ImageRecord, ...]:
-    """Returns the manifest's records in the order of the dataset."""
-    places = {
-        info.item.name: (chunk, row, plan)
-        for chunk, plan in enumerate(plans)
-        for row, info in enumerate(plan.images)
-    }
-    records: list[ImageRecord] = []
-    for info in images:
-        chunk, row, plan = places[info.item.name]
-        affine, valid = placed(info.size, plan.grid, fit)
-        file = info.bytes, info.mtime_ns, info.content, info.size
-        records.append(ImageRecord(info.item.name, *file, chunk, row, affine, valid))
-    return tuple(records)
-
-
 def versions() -> dict[str, str]:
     """Returns the versions of the software on which feature values depend."""
     return {
         "f3rm": f3rm.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # of a class of its own
         "pillow": PIL.__version__,
     }

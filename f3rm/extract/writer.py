@@ -34,9 +34,9 @@ from f3rm.store.chunks import (
     write_chunk,
 )
 from f3rm.store.codec_files import write_codec
-from f3rm.store.codecs import Codec, CodecRecord, CodedDtype
-from f3rm.store.manifest import MANIFEST, Manifest
-from f3rm.store.records import ChunkRecord
+from f3rm.store.codecs import Codec, CodedDtype
+from f3rm.store.layout import Shapes
+from f3rm.store.manifest import MANIFEST, ChunkRecord, CodecRecord, Manifest
 
 
 class CacheWriter:
@@ -103,13 +103,16 @@ class CacheWriter:
                 return self.publish(plan, replace(record, file=plan.file))
         return None
 
-    def write(self, plan: ChunkPlan, parts: Iterable[Rows], *, dtype: CodedDtype) -> ChunkRecord:
+    def write(
+        self, plan: ChunkPlan, parts: Iterable[Rows], *, dtype: CodedDtype, taps: Shapes
+    ) -> ChunkRecord:
         """Writes a chunk under a temporary name; :meth:`publish` makes it count.
 
         Args:
             plan: The chunk.
             parts: Its rows; an iterator may compute them while they are written.
             dtype: Type on disk.
+            taps: Shapes of the taps' values.
 
         Raises:
             CacheError: If the file system refuses.
@@ -117,7 +120,9 @@ class CacheWriter:
         shape = self._shape(plan)
         written = write_chunk(self._part(plan), shape, dtype, parts)
         names = tuple(info.item.name for info in plan.images)
-        return ChunkRecord(plan.file, written.bytes, shape, dtype, written.checksum, 0.0, names)
+        return ChunkRecord(
+            plan.file, written.bytes, shape, dtype, written.checksum, 0.0, names, dict(taps)
+        )
 
     def publish(self, plan: ChunkPlan, record: ChunkRecord) -> ChunkRecord:
         """Renames a written chunk and records it, unless another worker finished it first.
@@ -203,8 +208,8 @@ def _meta(manifest: Manifest) -> bytes:
         "adapter": spec.backbone.adapter,
         "model": spec.backbone.model,
         "weights": spec.backbone.weights,
-        "tap": spec.tap,
-        "short_side": spec.short_side,
+        "tap": spec.taps[0],
+        "size": spec.prep.size,
         "channels": manifest.channels,
         "key": manifest.key,
     }

@@ -17,6 +17,7 @@ from f3rm.errors import BackboneRef
 from f3rm.extract import writer
 from f3rm.extract.extraction import extract_features
 from f3rm.extract.locks import file_locks
+from f3rm.store.geometry import Prep
 from f3rm.store.items import read_items
 from f3rm.store.spec import FeatureSpec
 
@@ -52,7 +53,9 @@ if moment == "hang before publishing":
 if moment == "hang with the lock":
     hang_before(writer, "publish")
 file_locks.PATIENCE_SECONDS = float(os.environ.get("F3RM_TEST_PATIENCE", 120))
-spec = FeatureSpec("toy", BackboneRef("toy", "slow", "toy"), "final", 32)
+spec = FeatureSpec(
+    BackboneRef("toy", "slow", "toy"), ("final",), Prep(size=32), precision="float32", codec="fp16"
+)
 options = {"shard_size": 2, "batch_size": 1, "device": "cpu", "progress": False}
 store = extract_features(read_items(root), spec, folder=root / "features" / "toy", **options)
 print(len(store))

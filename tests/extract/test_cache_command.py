@@ -191,7 +191,7 @@ def test_status_tells_valid_changed_and_unfinished_caches(dataset, command):
     assert code == 0
     row = next(line for line in out.splitlines() if line.startswith(" toy")).split()
     assert row[:3] == ["toy", "5", "3"]
-    assert (row[4], row[-1]) == ("float16", "valid")
+    assert (row[4], row[-1]) == ("fp16", "valid")
     (dataset / "images/0.png").unlink()
     building_of(dataset).mkdir()
     _, out, _ = command("status")

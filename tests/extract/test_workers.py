@@ -23,7 +23,7 @@ from f3rm.extract.locks import file_locks, folders
 from f3rm.extract.locks.file_locks import WorkerLocks, living, try_lock, unlock
 from f3rm.extract.locks.folders import feature_lock
 from f3rm.extract.membership import CacheRequest, join_run
-from f3rm.extract.plan import plan_chunks
+from f3rm.extract.plan import Group, InputKind, plan_chunks
 from f3rm.store.chunks import verify_chunk
 from f3rm.store.images import inspect_images
 from tests.extract.interrupted import SCRIPT, extract, is_stopped, wait_for
@@ -120,13 +120,14 @@ def test_a_file_system_without_locks_is_said(dataset, monkeypatch):
 def test_two_writers_of_one_chunk_leave_the_file_and_the_record_of_the_first(dataset):
     """As when one of them was taken to hang: their bits may differ, on different devices."""
     images = inspect_images(items_of(dataset), progress=False, failed=None)
-    plans = plan_chunks(images, short_side=32, patch=4, shard_size=2)
+    kind = InputKind((32, 44), (32, 44))
+    plans = plan_chunks([Group(kind, (8, 11), 2, images)])
     request = CacheRequest(folder_of(dataset), ("k",), False, 3, lambda _: plans, lambda: False)
     plan = plans[0]
 
     def write(writer, value):
         rows = torch.full((2, *plan.grid, 3), value, dtype=torch.float16).numpy()
-        return writer.write(plan, [rows], dtype="float16")
+        return writer.write(plan, [rows], dtype="float16", taps={"final": (*plan.grid, 3)})
 
     with join_run(request) as one, join_run(request) as two:
         assert one is not None

@@ -10,9 +10,7 @@ from f3rm.errors import CacheError
 from f3rm.extract.locks.journal import Journal, Run
 from f3rm.extract.plan import recorded_inputs
 from f3rm.store.chunks import verify_chunk, write_atomically
-from f3rm.store.codecs import CodecRecord
-from f3rm.store.manifest import Manifest, read_manifest
-from f3rm.store.records import ChunkRecord
+from f3rm.store.manifest import ChunkRecord, CodecRecord, Manifest, read_manifest
 
 Sources = dict[str, tuple[Path, ChunkRecord]]
 """Inputs of a chunk -> the folder it is in and its record."""
@@ -27,7 +25,7 @@ def finished_chunks(folder: Path, run: Run) -> Sources:
     found: Sources = {}
     for chunk in manifest.chunks:
         recorded = [images[name] for name in chunk.images]
-        found[recorded_inputs(recorded, manifest.codec_hash)] = folder, chunk
+        found[recorded_inputs(recorded, manifest.codec.hash)] = folder, chunk
     return found
 
 
