@@ -45,7 +45,7 @@ def load_or_fit_codec(
         ImageError: If an image of the sample cannot be read.
         DeviceError: If not even one image fits into memory.
     """
-    if encoder.codec is not None:  # fp16 and fp32 need no fitting
+    if encoder.spec.stored.name == "none":  # fp16 and fp32 need no fitting
         return CodecRecord()
     while (record := writer.journal.codec()) is None:
         if writer.locks.take(CODEC):

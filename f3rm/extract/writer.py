@@ -172,12 +172,12 @@ class CacheWriter:
         for chunk in manifest.chunks:
             check_chunk(self.building, chunk)
         # In this order: a process that dies after end_run has left a complete cache, which the next
-        # one swaps in (finish_swap).
+        # one swaps in (finish_swap), and nothing else.
         write_manifest(self.building, manifest)
-        end_run(self.building)
-        swap_in(self.building, self.folder)
         for folder in older_folders(self.folder):
             remove_run(folder)
+        end_run(self.building)
+        swap_in(self.building, self.folder)
 
     def _shape(self, plan: ChunkPlan) -> tuple[int, int, int, int]:
         return (len(plan.images), *plan.grid, self.channels)

@@ -305,18 +305,16 @@ def test_who_has_the_lock_is_said_if_it_takes_long(progress, monkeypatch, caplog
 
 
 class Paused(ToyBackbone):
-    """Waits at its first image, after saying so, until it may go on."""
+    """Waits at an image, by default the first, after saying so, until it may go on."""
+
+    left = 1
 
     reached: threading.Event
     go_on: threading.Event
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.first = True
-
     def encode_image(self, images):
-        if self.first:
-            self.first = False
+        self.left -= 1
+        if self.left == 0:
             self.reached.set()
             assert self.go_on.wait(120)
         return super().encode_image(images)
@@ -346,25 +344,31 @@ def test_other_features_wait_for_those_being_made(dataset, events, caplog, pause
     assert Counter(events())["run 1"] == NUM, "the first was completed"
 
 
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
 def test_a_worker_whose_file_was_removed_mixes_nothing_into_the_run_of_others(
-    dataset, expected, paused
+    dataset, paused, monkeypatch, codec
 ):
     """It hangs, others do not wait for it, and when it goes on it begins again, after them."""
     other = toy_spec("mean", short_side=24)
+    mine = toy_spec("slow", codec=codec)
+    monkeypatch.setattr(paused, "left", {"fp16": 1, "int8": NUM + 2}[codec])  # codec fitted
+    options = {"load": ToyBackbone.load, "shard_size": 2, "batch_size": 1, "progress": False}
+    fresh = extract_features(items_of(dataset), mine, folder=dataset / "1", **options)
+    options["folder"] = folder_of(dataset)
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(extract, dataset, load=paused.load)
+        hanging = {**options, "load": paused.load}
+        late = pool.submit(extract_features, items_of(dataset), mine, **hanging)
         wait_for(paused.reached.is_set)
         (file,) = (building_of(dataset) / "progress").glob("worker-*")
         file.unlink()
-        options = {"folder": folder_of(dataset), "load": ToyBackbone.load, "progress": False}
         store = extract_features(items_of(dataset), other, **options)
         before = files_of(store.folder)
         assert store.manifest.spec == other
-        fresh = extract_features(items_of(dataset), other, **{**options, "folder": dataset / "2"})
-        assert before == files_of(fresh.folder)
+        alone = extract_features(items_of(dataset), other, **{**options, "folder": dataset / "2"})
+        assert before == files_of(alone.folder)
         paused.go_on.set()
-        assert late.result(timeout=120).manifest.spec == toy_spec("slow")
-    assert files_of(folder_of(dataset)) == expected
+        assert late.result(timeout=120).manifest.spec == mine
+    assert files_of(folder_of(dataset)) == files_of(fresh.folder)
     assert not list(folder_of(dataset).parent.glob("toy.*"))
 
 
