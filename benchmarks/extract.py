@@ -40,6 +40,7 @@ from f3rm.errors import BackboneRef
 from f3rm.extract.encoder import autocast, default_batch_size
 from f3rm.extract.extraction import extract_features
 from f3rm.extract.prepare import prepare
+from f3rm.store.device import best_precision
 from f3rm.store.geometry import Prep
 from f3rm.store.images import read_image
 from f3rm.store.items import ImageItem, items_from_paths
@@ -73,7 +74,8 @@ def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
         family, network = "dino", ViTModel(config, add_pooling_layer=False)
     network.save_pretrained(folder)
     ref = BackboneRef(family, "random", str(folder))
-    return FeatureSpec(ref, ("final",), Prep(size=side), codec="fp16")
+    precision = best_precision(device)
+    return FeatureSpec(ref, ("final",), Prep(size=side), precision=precision, codec="fp16")
 
 
 def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> Callable[[], None]:

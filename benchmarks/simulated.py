@@ -110,15 +110,15 @@ class _Backbone(Backbone):
 class _Encoder(Encoder):
     """Hands out rows that arrive when the device would have computed and copied them."""
 
-    def __init__(self, setting: Setting, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, image_seconds: float) -> None:
         super().__init__(*arguments)
-        self._image_seconds = 1 / setting.rate
+        self._image_seconds = image_seconds
         self._free_at = 0.0
 
     def read(self, plan: ChunkPlan, info: ImageInfo) -> Tensor:
         """Decodes; the second copy is the one into pinned memory."""
         del plan
-        return torch.from_numpy(read_inspected(info, self.spec.background))[None].clone()
+        return torch.from_numpy(read_inspected(info, self.spec.background)).clone()
 
     def stored(
         self, inputs: Sequence[Tensor], plan: ChunkPlan, dtype: CodedDtype
@@ -127,7 +127,7 @@ class _Encoder(Encoder):
         del dtype
         count = len(inputs)
         self._free_at = max(self._free_at, time.monotonic()) + count * self._image_seconds
-        rows, sample = next(_buffers((count, *plan.grid, self.stored_channels)))
+        rows, sample = next(_buffers((count, *plan.grid, self.channels)))
         finite, fits = torch.ones(count, dtype=torch.bool), torch.tensor(True)
         yield StoredRows(rows, finite, fits, torch.tensor(0.0), sample, _Arrival(self._free_at))
 
@@ -181,7 +181,8 @@ def _extract(items: Sequence[ImageItem], setting: Setting, folder: Path) -> list
     """Extracts, and returns the lengths of the chunks in bytes."""
     spec = FeatureSpec(_Backbone.ref, ("final",), Prep(size=setting.side), codec="fp16")
     job = Job(items, spec, folder, "cpu", batch_size=setting.batch, progress=False)
-    with patch.object(worker, "Encoder", partial(_Encoder, setting)):
+    encoder = partial(_Encoder, image_seconds=1 / setting.rate)
+    with patch.object(worker, "Encoder", encoder):
         store = run_job(job, lambda *_, **__: _Backbone())
     return [chunk.bytes for chunk in store.manifest.chunks]
 

@@ -1,6 +1,6 @@
 """Several workers for one job: processes on this machine, or tasks on a Ray cluster.
 
-Each runs :func:`~f3rm.extract.extraction.run_job`. They share the chunks by claims, so an engine
+Each runs :func:`~f3rm.extract.extraction.run_job`. They share the chunks by locks, so an engine
 only starts them and waits. torchrun and Slurm need no engine: every process that they start is a
 worker.
 """

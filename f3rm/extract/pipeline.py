@@ -154,8 +154,7 @@ class _Writing:
         original, decoded = torch.cat(self._samples, dim=1)
         error = cosine_error(original, decoded)
         record = replace(record, codec_error=self._codec_error, cosine_error=error)
-        writer.publish(self.plan, record)
-        return record
+        return writer.publish(self.plan, record)
 
     def _rows(self) -> Iterator[Rows]:
         start = 0

@@ -3,7 +3,6 @@
 import logging
 import math
 import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from f3rm.extract.encoder import Encoder
 from f3rm.extract.estimate import Countdown, estimate
 from f3rm.extract.job import Job
 from f3rm.extract.locks.folders import feature_lock
-from f3rm.extract.membership import POLL_SECONDS, CacheRequest, RunMembership, join_run
+from f3rm.extract.membership import CacheRequest, RunMembership, join_run
 from f3rm.extract.pipeline import Report, make_chunks
 from f3rm.extract.plan import ChunkPlan, Group, InputKind, Names, plan_chunks
 from f3rm.extract.writer import CacheWriter
@@ -132,7 +131,7 @@ class ModelWorker:
                 self.with_key(membership.writer.run.key).make(membership)
 
     def make(self, membership: RunMembership) -> None:
-        """Makes chunks and commits the cache; returns early if others have finished meanwhile.
+        """Makes chunks and commits the cache, unless another worker has.
 
         Args:
             membership: Of a run of this worker's specification.
@@ -142,22 +141,18 @@ class ModelWorker:
         """
         writer = membership.writer
         codec = load_or_fit_codec(writer, membership.plans, self.encoder)
-        if codec is None:
-            return
         plans = [replace(plan, codec=codec.hash) for plan in membership.plans]
         records = self._make_chunks(writer, plans)
-        if records is None:
-            return
         # Every worker gets here; the lock lets one commit.
         with feature_lock(self.job.folder):
-            if not writer.is_over():  # unless another worker has committed
+            if writer.locks.is_member():  # unless another worker has committed
                 chunks = [records[plan.file] for plan in plans]
                 writer.commit(self._manifest(plans, chunks, codec))
 
     def _make_chunks(
         self, writer: CacheWriter, plans: Sequence[ChunkPlan]
-    ) -> dict[str, ChunkRecord] | None:
-        """Makes every chunk or waits for it; returns None if others have finished the run."""
+    ) -> dict[str, ChunkRecord]:
+        """Makes every chunk or waits for it; returns their records by file."""
         queue = ChunkQueue(writer, plans, self.encoder, ahead=self._ahead())
         costs = estimate(plans, queue.missing(), self.encoder, self.job.folder)
         costs.check_room()  # before the first chunk, not when the disk is full
@@ -175,9 +170,7 @@ class ModelWorker:
                 queue.make(report)
                 bar.update(task, completed=queue.num_images)
                 if len(queue.records) == before:  # other workers are making the remaining chunks
-                    if writer.is_over():
-                        return None
-                    time.sleep(POLL_SECONDS)
+                    writer.locks.wait()
         return queue.records
 
     def _ahead(self) -> int:
@@ -233,7 +226,7 @@ class ModelWorker:
 
 
 class ChunkQueue:
-    """The chunks of a run from one worker's view: finished, claimed by others, or to be made.
+    """The chunks of a run from one worker's view: finished, locked by others, or to be made.
 
     Attributes:
         records: Records of the finished ones, by file.
@@ -257,7 +250,7 @@ class ChunkQueue:
         return [plan for plan in self._plans if not self._writer.is_available(plan)]
 
     def make(self, report: Report) -> None:
-        """Goes through all chunks once: records finished ones, computes unclaimed ones.
+        """Goes through all chunks once: records finished ones, computes those that are free.
 
         Args:
             report: Called after every batch with its number of images.
@@ -267,7 +260,7 @@ class ChunkQueue:
             DeviceError: If not even one image fits into memory.
             CacheError: If the file system refuses.
         """
-        overflowed = self._make(self._unclaimed(), self._encoder.stored_dtype, report)
+        overflowed = self._make(self._unlocked(), self._encoder.stored_dtype, report)
         if overflowed and not self._warned:
             self._warned = True
             name = self._encoder.spec.name
@@ -289,14 +282,14 @@ class ChunkQueue:
                 self._add(plan, record)
         return overflowed
 
-    def _unclaimed(self) -> Iterator[ChunkPlan]:
-        """Yields the chunks that this worker must compute, each claimed when it is asked for."""
+    def _unlocked(self) -> Iterator[ChunkPlan]:
+        """Yields the chunks that this worker must compute, each locked when it is asked for."""
         for plan in self._plans:
             if plan.file in self.records:
                 continue
             record = self._writer.find(plan)
-            if record is None and self._writer.claim(plan):
-                # Again: the worker that had claimed it may have finished it a moment ago.
+            if record is None and self._writer.locks.take(plan.file):
+                # Again: the worker that had locked it may have finished it a moment ago.
                 record = self._writer.find(plan) or self._writer.reuse(plan)
                 if record is None:
                     yield plan
@@ -306,6 +299,7 @@ class ChunkQueue:
     def _add(self, plan: ChunkPlan, record: ChunkRecord) -> None:
         self.records[plan.file] = record
         self.num_images += len(plan.images)
+        self._writer.locks.release(plan.file)
 
 
 def versions() -> dict[str, str]:

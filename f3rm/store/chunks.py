@@ -104,15 +104,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def publish(part: Path, path: Path) -> None:
-    """Renames a finished file to its final name, durably.
+def publish(part: Path, path: Path, *, sync: bool = True) -> None:
+    """Renames a finished file to its final name, durably if ``sync``.
 
     Raises:
         CacheError: If the file system refuses.
     """
     try:
         part.replace(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         raise CacheError(_unwritten(path, error)) from error
 

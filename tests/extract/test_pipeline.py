@@ -15,13 +15,13 @@ from f3rm.extract.encoder import Encoder, StoredRows
 from f3rm.extract.pipeline import StoppedError, make_chunks
 from f3rm.extract.plan import ChunkPlan, InputKind
 from f3rm.extract.writer import CacheWriter
-from f3rm.store.chunks import HEADER_BYTES
 from f3rm.store.images import ImageInfo
 from f3rm.store.items import ImageItem
 from f3rm.store.layout import Layout
 from f3rm.store.manifest import ChunkRecord
 
 BATCH, AHEAD = 2, 4
+KIND = InputKind((1, 1), (1, 1))
 
 
 class Counting(Encoder):
@@ -79,19 +79,17 @@ class Listing(CacheWriter):
             self.stopped.append(plan.file)
             raise
         names = tuple(info.item.name for info in plan.images)
-        num_bytes = HEADER_BYTES + 4 * len(rows)
-        shape = (len(rows), 1, 1, 1)
-        return ChunkRecord(plan.file, num_bytes, shape, dtype, "", 0.0, names, dict(taps))
+        return ChunkRecord(plan.file, 999, (len(rows), 1, 1, 1), dtype, "", 0.0, names, dict(taps))
 
     def publish(self, plan, record):
         self.published.append(plan.file)
+        return record
 
 
 def planned(num: int, per_chunk: int = 5) -> list[ChunkPlan]:
     infos = [ImageInfo(ImageItem(str(i), Path(str(i))), 1, 1, "", (1, 1)) for i in range(num)]
     parts = [infos[start : start + per_chunk] for start in range(0, num, per_chunk)]
-    kind = InputKind((1, 1), (1, 1))
-    return [ChunkPlan(f"{i}", kind, (1, 1), tuple(part)) for i, part in enumerate(parts)]
+    return [ChunkPlan(f"{i}", KIND, (1, 1), tuple(part)) for i, part in enumerate(parts)]
 
 
 def made(

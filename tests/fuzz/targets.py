@@ -98,7 +98,7 @@ class Manifests:
 
     def _tap_store(self, rng: random.Random) -> None:
         out, plain = self._taps
-        changed = mutated(plain, rng) if rng.random() < 0.5 else _with_provenance(plain, rng)
+        changed = mutated(plain, rng) if rng.random() < 0.5 else _with_shapes(plain, rng)
         if rng.random() < 0.7:
             _recompute_key(changed)
         (out / "all" / MANIFEST).write_bytes(written(changed))
@@ -118,7 +118,6 @@ class Manifests:
             "plan": "0",
             "fresh": False,
             "chunks": [chunk["images"] for chunk in plain["chunks"]],
-            "token": "t",
         }
         note = {"inputs": "i", "chunk": plain["chunks"][0]}
         (self._journal / "progress/run.json").write_bytes(changed_json(run, rng))
@@ -139,11 +138,12 @@ def _recompute_key(plain: Any) -> None:
         pass
 
 
-def _with_provenance(plain: Any, rng: random.Random) -> Any:
-    """Changes the shapes of values, which a manifest of taps has as a text of JSON."""
-    shapes = json.loads(plain["provenance"]["shapes"])
-    text = json.dumps(mutated(shapes, rng)) if rng.random() < 0.8 else rng.choice(TEXTS)
-    return {**plain, "provenance": {**plain["provenance"], "shapes": text}}
+def _with_shapes(plain: Any, rng: random.Random) -> Any:
+    """Changes the shapes of the taps' values in a chunk."""
+    chunks = [dict(chunk) for chunk in plain["chunks"]]
+    chunk = rng.choice(chunks)
+    chunk["taps"] = mutated(chunk["taps"], rng)
+    return {**plain, "chunks": chunks}
 
 
 class Datasets:

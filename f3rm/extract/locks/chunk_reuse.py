@@ -64,15 +64,16 @@ def is_sound(folder: Path, record: ChunkRecord) -> bool:
     """Returns whether a chunk's content has the recorded checksum."""
     try:
         verify_chunk(folder, record)
-    except CacheError:
+    except (CacheError, OSError):  # the latter: it has just been removed with a finished run
         return False
     return True
 
 
 def link(source: Path, target: Path) -> None:
-    """Links a chunk of the older cache into a run, or copies it where links do not work.
+    """Links a chunk of an older cache into a run, or copies it where links do not work.
 
-    It is not moved, as the older cache stays valid until the new one is complete.
+    It is not moved: a finished cache stays valid until the new one is complete, and a process that
+    dies before the chunk is recorded loses nothing.
 
     Raises:
         CacheError: If the file system refuses.

@@ -1,13 +1,12 @@
 """The journal of an unfinished cache: ``run.json``, and one note per finished chunk.
 
 ``progress/run.json`` describes the run; ``progress/chunk_0000.json`` appears, at once and whole,
-when that chunk is finished. Each file has one writer, so that any number of workers on any number
-of machines can keep the journal together.
+when that chunk is finished. Workers write with the lock of the feature type held, so that any
+number of them, on any number of machines, can keep the journal together.
 """
 
-import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ import xxhash
 
 from f3rm.errors import CacheError
 from f3rm.extract.plan import ChunkPlan
-from f3rm.store.chunks import write_atomically
+from f3rm.store.chunks import publish, write_atomically
 from f3rm.store.manifest import SCHEMA_VERSION, ChunkRecord, CodecRecord
 
 Record = TypeVar("Record")
@@ -25,7 +24,7 @@ PROGRESS = "progress"
 """The journal's folder, inside the folder in which a cache is built."""
 
 CODEC = "codec"
-"""Name of the note, and of the claim, of a run's codec."""
+"""Name of the note, and of the lock, of a run's codec."""
 
 _RUN = "run"
 
@@ -39,7 +38,6 @@ class Run:
         plan: Hash of which images are in which chunk.
         fresh: Whether chunks of an older cache must not be used (``--force``).
         chunks: Names of the images of every chunk.
-        token: Random; distinguishes this run from an earlier one with the same key and plan.
         schema_version: Version of the files.
     """
 
@@ -47,7 +45,6 @@ class Run:
     plan: str
     fresh: bool
     chunks: tuple[tuple[str, ...], ...]
-    token: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -76,7 +73,7 @@ class Journal:
     """Reads and extends the journal in one folder.
 
     Attributes:
-        folder: The journal's own folder, which also holds workers' files and claims.
+        folder: The journal's own folder, which also holds the files that workers lock.
     """
 
     def __init__(self, building: Path) -> None:
@@ -93,20 +90,29 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._write(_RUN, run)
+        self._write(f"{_RUN}.json", run)
 
     def run(self) -> Run | None:
         """Returns the run; None if there is none, or another version of f3rm began it."""
         run = self._read(_RUN, Run)
         return run if run and run.schema_version == SCHEMA_VERSION else None
 
-    def add(self, inputs: str, chunk: ChunkRecord) -> None:
-        """Records a finished chunk, durably.
+    def draft(self, inputs: str, chunk: ChunkRecord, worker: str) -> Path:
+        """Writes the note of a chunk under a name of the worker's; :meth:`add` makes it count.
 
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(Path(chunk.file).stem, _Note(inputs, chunk))
+        name = f"{Path(chunk.file).stem}.{worker}.draft"
+        return self._write(name, _Note(inputs, chunk))
+
+    def add(self, draft: Path) -> None:
+        """Records the finished chunk of a note; a power failure may cost those of some seconds.
+
+        Raises:
+            CacheError: If the file system refuses.
+        """
+        publish(draft, draft.with_name(f"{draft.name.split('.')[0]}.json"), sync=False)
 
     def find(self, plan: ChunkPlan) -> ChunkRecord | None:
         """Returns the record of a planned chunk if its note says that it is finished."""
@@ -131,7 +137,7 @@ class Journal:
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(CODEC, record)
+        self._write(f"{CODEC}.json", record)
 
     def _read(self, name: str, kind: type[Record]) -> Record | None:
         try:
@@ -139,9 +145,10 @@ class Journal:
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
-    def _write(self, name: str, record: Run | _Note | CodecRecord) -> None:
-        content = msgspec.json.encode(record)
-        write_atomically(self.folder / f"{name}.json", lambda stream: stream.write(content))
+    def _write(self, name: str, record: Run | _Note | CodecRecord) -> Path:
+        content, path = msgspec.json.encode(record), self.folder / name
+        write_atomically(path, lambda stream: stream.write(content))
+        return path
 
 
 def unwritable(path: Path, error: OSError) -> CacheError:
