@@ -47,6 +47,8 @@ def test_questions_nested_as_people_do_are_read():
         "backbone: a:b\ntaps: [final]\nbackground: [x, 0, 0]",
         "backbone: a:b\ntaps: [final]\nbackground: red",
         "backbone: 2001-99-99\ntaps: [final]",
+        'backbone: a:b\ntaps: [final]\nframes: "\\ud800"',
+        'backbone: a:b\ntaps: [final]\nframes: {num: "\\ud800"}',
     ],
 )
 def test_yaml_that_is_no_specification_is_refused(tmp_path, text):
