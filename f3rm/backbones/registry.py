@@ -22,6 +22,7 @@ _SHIPPED = {
     "clip": "f3rm.backbones.clip.backbone:ClipBackbone",
     "dino": "f3rm.backbones.dino.backbone:DinoBackbone",
     "dinov2": "f3rm.backbones.dino.backbone:DinoBackbone",
+    "dinov3": "f3rm.backbones.dino.backbone:DinoBackbone",
     "vae": "f3rm.backbones.video.vae:VideoVae",
     "llava": "f3rm.backbones.llava.backbone:LlavaBackbone",
     "module": "f3rm.backbones.module.backbone:ModuleBackbone",
