@@ -241,6 +241,7 @@ def _preset(name: str, backbone: BackboneRef, tap: str, side: int, **prep: Any) 
 
 
 _MASKCLIP = "-1|dense(maskclip)"
+_VALUES = "-1|dense(values)"
 
 
 def _on_hub(adapter: str, name: str) -> BackboneRef:
@@ -258,6 +259,7 @@ PRESETS: Mapping[str, FeatureSpec] = {
     "DINOV3": _preset(
         "dinov3", _on_hub("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m"), "final", 1024
     ),
+    "TIPSV2": _preset("tipsv2", _on_hub("tipsv2", "google/tipsv2-l14"), _VALUES, 896),
     "PROXYCLIP": _preset(
         "proxyclip",
         BackboneRef(
