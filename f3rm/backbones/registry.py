@@ -24,6 +24,7 @@ _SHIPPED = {
     "dinov2": "f3rm.backbones.dino.backbone:DinoBackbone",
     "dinov3": "f3rm.backbones.dino.backbone:DinoBackbone",
     "tipsv2": "f3rm.backbones.tipsv2.backbone:Tipsv2Backbone",
+    "siglip2": "f3rm.backbones.siglip2.backbone:Siglip2Backbone",
     "vae": "f3rm.backbones.video.vae:VideoVae",
     "llava": "f3rm.backbones.llava.backbone:LlavaBackbone",
     "module": "f3rm.backbones.module.backbone:ModuleBackbone",

@@ -260,6 +260,9 @@ PRESETS: Mapping[str, FeatureSpec] = {
         "dinov3", _on_hub("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m"), "final", 1024
     ),
     "TIPSV2": _preset("tipsv2", _on_hub("tipsv2", "google/tipsv2-l14"), _VALUES, 896),
+    "SIGLIP2": _preset(
+        "siglip2", _on_hub("siglip2", "google/siglip2-large-patch16-512"), _VALUES, 1024
+    ),
     "PROXYCLIP": _preset(
         "proxyclip",
         BackboneRef(
