@@ -11,7 +11,7 @@ from f3rm.backbones.weights import hub_name, joined_refs, local_weights
 from f3rm.errors import BackboneRef
 
 _CLIP_SOURCE = "f3rm.backbones.clip.source"  # imports open_clip, so only when it is needed
-_OF_TRANSFORMERS = ("dino", "dinov2", "dinov3", "tipsv2", "siglip2")
+_OF_TRANSFORMERS = ("dino", "dinov2", "dinov3", "tipsv2", "siglip2", "radio")
 _TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 

@@ -25,6 +25,7 @@ _SHIPPED = {
     "dinov3": "f3rm.backbones.dino.backbone:DinoBackbone",
     "tipsv2": "f3rm.backbones.tipsv2.backbone:Tipsv2Backbone",
     "siglip2": "f3rm.backbones.siglip2.backbone:Siglip2Backbone",
+    "radio": "f3rm.backbones.radio.backbone:RadioBackbone",
     "vae": "f3rm.backbones.video.vae:VideoVae",
     "llava": "f3rm.backbones.llava.backbone:LlavaBackbone",
     "module": "f3rm.backbones.module.backbone:ModuleBackbone",
