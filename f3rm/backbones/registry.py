@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 
 from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.cards import log_card
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import BackboneRef, BackboneUnavailableError
 
@@ -60,7 +61,9 @@ def load_backbone(
     if not towers or not set(towers) <= set(known_towers):
         msg = f"towers must name some of {known_towers}, got {tuple(towers)!r}."
         raise ValueError(msg)
-    return _adapter_class(ref.adapter).load(ref, device=device, towers=tuple(towers))
+    backbone = _adapter_class(ref.adapter).load(ref, device=device, towers=tuple(towers))
+    log_card(ref.model)
+    return backbone
 
 
 def adapter_names() -> tuple[str, ...]:
