@@ -248,6 +248,6 @@ def provenance_of(ref: BackboneRef, library: ModuleType) -> dict[str, str]:
     return {
         "library": library.__name__,
         "version": library.__version__,
-        "torch": str(torch.__version__),
+        "torch": torch.__version__,
         "weights": weights_identity(ref),
     }
