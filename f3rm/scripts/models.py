@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from f3rm.backbones.cards import CARDS, Card
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
 from f3rm.extract.tables.live import FeatureExtractor
@@ -23,12 +24,13 @@ class Models(Command):
 
     def run(self) -> None:
         """Prints a table; loads no model and needs no network."""
-        rows = [("type", "model", "tap", "image side")]
-        rows += [
-            (name, spec.backbone.model, *spec.taps, _side(spec.prep))
-            for name, spec in PRESETS.items()
-        ]
-        rows += [(name, f"both of {parts}", "", "") for name, parts in ALIASES.items()]
+        rows = [("type", "model", "tap", "image side", "M parameters", "licence")]
+        for name, spec in PRESETS.items():
+            model, card = spec.backbone.model, CARDS.get(spec.backbone.model, Card("-", 0))
+            size = str(card.parameters) if card.parameters else "-"
+            taps = ", ".join(spec.taps)
+            rows.append((name, model, taps, _side(spec.prep), size, card.licence))
+        rows += [(name, f"both of {parts}", "", "", "", "") for name, parts in ALIASES.items()]
         print(_table(rows))
         print(f"\nadapters: {', '.join(adapter_names())}")
         print("f3rm layers --feature-type TYPE lists the layers of a model.")

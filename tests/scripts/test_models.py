@@ -2,6 +2,7 @@
 
 import pytest
 
+from f3rm.backbones.cards import CARDS
 from f3rm.scripts.cli import main
 from f3rm.store.spec import PRESETS
 from tests.backbones.random_clip import write_random_checkpoint
@@ -17,6 +18,11 @@ def test_models_lists_types_and_adapters(capsys):
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in PRESETS)
     assert "DINOCLIP" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("RADIO "))
+    assert line.endswith("  652           NVIDIA Open Model License")
+    assert {spec.backbone.model for spec in PRESETS.values() if spec.name != "colours"} <= set(
+        CARDS
+    )
     (line,) = (line for line in out.splitlines() if line.startswith("adapters: "))
     adapters = line.removeprefix("adapters: ").split(", ")  # and those of other tests' packages
     assert {"clip", "dino", "dinov2", "llava", "module", "proxyclip", "vae"} <= set(adapters)
