@@ -6,6 +6,7 @@ from f3rm.backbones.cards import CARDS
 from f3rm.scripts.cli import main
 from f3rm.store.spec import PRESETS
 from tests.backbones.random_clip import write_random_checkpoint
+from tests.viewer.colour_backbone import SPECS
 
 
 @pytest.fixture
@@ -20,9 +21,8 @@ def test_models_lists_types_and_adapters(capsys):
     assert "DINOCLIP" in out
     (line,) = (line for line in out.splitlines() if line.startswith("RADIO "))
     assert line.endswith("  652           NVIDIA Open Model License")
-    assert {spec.backbone.model for spec in PRESETS.values() if spec.name != "colours"} <= set(
-        CARDS
-    )
+    own = {name: spec for name, spec in PRESETS.items() if spec not in SPECS.values()}
+    assert {spec.backbone.model for spec in own.values()} == set(CARDS)
     (line,) = (line for line in out.splitlines() if line.startswith("adapters: "))
     adapters = line.removeprefix("adapters: ").split(", ")  # and those of other tests' packages
     assert {"clip", "dino", "dinov2", "llava", "module", "proxyclip", "vae"} <= set(adapters)
