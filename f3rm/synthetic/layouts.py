@@ -5,7 +5,6 @@ because Nerfacto can hide floaters before a large surface of one colour.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,9 +12,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from f3rm.synthetic.descriptions import draw_absent, draw_descriptions
 from f3rm.synthetic.objects import (
-    COLOURS,
-    SHAPES,
     Description,
     Light,
     Part,
@@ -25,20 +23,16 @@ from f3rm.synthetic.objects import (
     Texture,
     Vector,
     build_part,
-    draw_description,
 )
+from f3rm.synthetic.truth import AbsentPrompt
 
 SceneKind = Literal["tabletop", "room", "tabletop-distorted", "tabletop-mixed"]
 
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
-_MIN_OBJECTS, _MAX_OBJECTS = 8, 12
-_MIN_IN_ROOM = 10
+_ON_THE_TABLE, _IN_THE_ROOM = (8, 12), (16, 20)
+"""Fewest and most objects."""
 
-_NUM_ABSENT = 8
-_MAX_ALIKE = 2
-"""Largest number of objects of one colour or of one shape, twins counted once."""
-_FANCY = 0.5
 _GAP = 0.03
 """Smallest gap between two objects, and to the table's edge."""
 _TRIES = 200
@@ -88,55 +82,29 @@ class Layout:
     Attributes:
         spec: The scene.
         descriptions: The words of each of the spec's objects; None for a surface.
-        absent: Names of no object of the scene.
+        absent: Prompts that are true of no object of the scene.
     """
 
     spec: SceneSpec
     descriptions: tuple[Description | None, ...]
-    absent: tuple[str, ...]
+    absent: tuple[AbsentPrompt, ...]
 
 
 def draw_layout(kind: SceneKind, seed: int) -> Layout:
     """Draws a scene; the three kinds of tabletop have the same objects at the same places."""
     # The order of the draws is part of a scene: another order gives other scenes for all seeds.
     rng = np.random.default_rng([seed, 33 if kind == "room" else 31])
-    described = _draw_descriptions(rng, _MIN_IN_ROOM if kind == "room" else _MIN_OBJECTS)
     if kind == "room":
+        described = draw_descriptions(rng, *_IN_THE_ROOM, doubles=2)
         surfaces, lights = _room_surfaces(rng), _draw_lights(rng, height=2.3, spread=0.9)
         parts = _along_the_walls(rng, described)
     else:
+        described = draw_descriptions(rng, *_ON_THE_TABLE)
         surfaces, lights = _table_surfaces(rng), _draw_lights(rng, height=1.55, spread=1.3)
         parts = _on_the_table(rng, described)
     spec = SceneSpec(kind, seed, (*surfaces, *parts), lights, float(rng.uniform(0.42, 0.5)))
     words = {(part.name, part.instance): own for part, own in zip(parts, described, strict=True)}
-    return Layout(spec, tuple(map(words.get, spec.objects)), _draw_absent(rng, described))
-
-
-def _draw_descriptions(rng: np.random.Generator, least: int) -> list[Description]:
-    """Draws ``least`` or more objects: twins of one name, all others with a name of their own.
-
-    No two names share both colour and shape, so that no name is part of another: whoever asks for
-    the "red mug" must not be right about half of a "striped red mug".
-    """
-    wanted = int(rng.integers(least, _MAX_OBJECTS + 1)) - 1
-    drawn: list[Description] = []
-    while len(drawn) < wanted:
-        new = draw_description(rng, fancy=_FANCY)
-        shapes = Counter(other.shape for other in drawn)
-        colours = Counter(other.colour for other in drawn)
-        pairs = {(other.colour, other.shape) for other in drawn}
-        crowded = shapes[new.shape] >= _MAX_ALIKE or colours[new.colour] >= _MAX_ALIKE
-        if not crowded and (new.colour, new.shape) not in pairs:
-            drawn.append(new)
-    return [*drawn, drawn[0]]
-
-
-def _draw_absent(rng: np.random.Generator, described: Sequence[Description]) -> tuple[str, ...]:
-    """Draws pairs of colour and shape that no object has; objects may have one of the two."""
-    present = {(own.colour, own.shape) for own in described}
-    pairs = [pair for pair in product(COLOURS, SHAPES) if pair not in present]
-    chosen = rng.choice(len(pairs), size=_NUM_ABSENT, replace=False)
-    return tuple(Description(shape=pairs[i][1], colour=pairs[i][0]).name for i in sorted(chosen))
+    return Layout(spec, tuple(map(words.get, spec.objects)), draw_absent(rng, described))
 
 
 def reach(part: Part) -> float:

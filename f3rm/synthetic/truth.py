@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
@@ -24,6 +24,8 @@ DEPTH_FOLDER = "truth/depth"
 MILLIMETRES_PER_METRE = 1000.0
 
 ObjectKind = Literal["object", "surface"]
+
+AbsentKind = Literal["unknown_word", "absent_word", "absent_pair", "swapped", "wrong_material"]
 
 _GREY_MODES = ("L", "I;16", "I")
 
@@ -41,6 +43,7 @@ class TruthObject:
         centre: Centre of its box, in metres.
         half_size: Half the extent of its box along x, y and z before it is turned, in metres.
         yaw: Rotation of the box about z, in radians.
+        shape: Its shape, e.g. ``"mug"``; None for a surface.
     """
 
     id: int
@@ -50,6 +53,7 @@ class TruthObject:
     centre: tuple[float, float, float]
     half_size: tuple[float, float, float]
     yaw: float
+    shape: str | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,24 @@ class TruthQuery:
 
     text: str
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AbsentPrompt:
+    """A prompt that is true of no object of the scene.
+
+    Attributes:
+        text: The prompt.
+        kind: ``"unknown_word"`` has a word outside the generator's vocabulary; ``"absent_word"`` a
+            known one that no object's name has; ``"absent_pair"`` a colour and a shape that are
+            both in the scene, but never together; ``"swapped"`` exchanges the colours of two
+            objects; ``"wrong_material"`` has a colour and shape of the scene, of another material.
+        shared_words: Most words that it has in common with one object's name.
+    """
+
+    text: str
+    kind: AbsentKind
+    shared_words: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,7 @@ class SceneTruth:
         seed: The seed that it was drawn with.
         objects: All objects and surfaces; an ``id`` is an index.
         queries: One per name of an object; surfaces have none.
-        absent: Names of no object of the scene.
+        absent: Prompts that are true of no object of the scene.
         metres_from_dataset: Affine map from the frame of ``transforms.json`` to metres.
     """
 
@@ -96,7 +118,7 @@ class SceneTruth:
     seed: int
     objects: tuple[TruthObject, ...]
     queries: tuple[TruthQuery, ...]
-    absent: tuple[str, ...]
+    absent: tuple[AbsentPrompt, ...]
     metres_from_dataset: Float64[np.ndarray, "4 4"]
 
     @classmethod
@@ -168,7 +190,7 @@ def _scene_truth(folder: Path, content: Mapping[str, Any]) -> SceneTruth:
         seed=_whole(content["seed"]),
         objects=objects,
         queries=queries,
-        absent=tuple(_text(name) for name in content["absent"]),
+        absent=tuple(map(_absent, content["absent"])),
         metres_from_dataset=affine_map(content[METRES_KEY]),
     )
 
@@ -189,6 +211,7 @@ def _object(entry: Any, index: int) -> TruthObject:
         centre=_triple(entry["centre"]),
         half_size=_triple(entry["half_size"]),
         yaw=finite_number(entry["yaw"]),
+        shape=_text(entry["words"]["shape"]) if kind == "object" else None,
     )
 
 
@@ -198,6 +221,14 @@ def _query(entry: Any, objects: tuple[TruthObject, ...]) -> TruthQuery:
         msg = f"a query is for the objects {ids} of {len(objects)}"
         raise ValueError(msg)
     return TruthQuery(text=_text(entry["text"]), ids=ids)
+
+
+def _absent(entry: Any) -> AbsentPrompt:
+    kind = entry["kind"]
+    if kind not in get_args(AbsentKind):
+        msg = f"an absent prompt is of the kind {kind!r}"
+        raise ValueError(msg)
+    return AbsentPrompt(_text(entry["text"]), kind, _whole(entry["shared_words"]))
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
