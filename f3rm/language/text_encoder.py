@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.backbones.base import Backbone
+from f3rm.backbones.known_words import KnownWords
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
 
@@ -76,11 +77,23 @@ class TextEncoder:
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
             if new:
-                if self._backbone is None:
-                    self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
-                encoded = self._backbone.encode_text(new).cpu()
+                encoded = self._loaded().encode_text(new).cpu()
                 self._embeddings.update(zip(new, encoded, strict=True))
             embeddings = torch.stack([self._embeddings[text] for text in texts])
             while len(self._embeddings) > _REMEMBERED:
                 self._embeddings.popitem(last=False)
         return embeddings
+
+    def known_words(self) -> KnownWords | None:
+        """Returns the only words that the tower understands; None where any may be asked.
+
+        Raises:
+            BackboneUnavailableError: If the tower cannot be loaded.
+        """
+        with self._lock:
+            return self._loaded().known_words
+
+    def _loaded(self) -> Backbone:
+        if self._backbone is None:
+            self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
+        return self._backbone

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from f3rm.camera_render import RenderRequest
 from f3rm.evaluation.finding import score_finding, true_box
-from f3rm.language.questions import Questioner
 from f3rm.language.relevancy import make_query, similarity
+from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene import PROMPT_TEMPLATES
 from f3rm.scene.boxes import box_iou
 from f3rm.scene.images import render_bands
@@ -51,11 +51,10 @@ def test_answers_do_not_depend_on_the_frame_that_points_are_given_in(scene, poin
 
 
 def test_similarity_is_that_of_the_full_features(scene, points):
-    encoder = Questioner(scene.model.heads)
     head = scene.head("colours")
     features = scene.features(points, "colours", frame="nerfstudio")
     phrases = ["a red thing", "grey", "blue"]
-    text = encoder._embed(head.spec, phrases, ("{}",))
+    text = TextEncoder(head.spec.backbone).encode(phrases)
     expected = similarity(features, make_query(text[:1], text[1:], temperature=0.2))[:, 0]
     found = scene.similarity(
         points, "a red thing", negatives=phrases[1:], temperature=0.2, frame="nerfstudio"
