@@ -10,11 +10,15 @@ from itertools import permutations, product
 
 import numpy as np
 
-from f3rm.synthetic.objects import COLOURS, SHAPES, Description, Material, draw_description
+from f3rm.synthetic.objects import (
+    COLOURS,
+    SHAPES,
+    TELLING_MATERIALS,
+    Description,
+    draw_description,
+    of_another_material,
+)
 from f3rm.synthetic.truth import AbsentKind, AbsentPrompt
-
-TELLING_MATERIALS: tuple[Material, ...] = ("shiny", "striped", "checkered", "dotted")
-"""Materials that a name says beside its colour."""
 
 UNKNOWN_WORDS = (
     *("fox", "keyboard", "guitar", "umbrella", "laptop", "banana", "bicycle", "shoe"),
@@ -60,13 +64,8 @@ def draw_descriptions(
         )
         if not crowded and (new.colour, new.shape) not in _looks(drawn):
             drawn.append(new)
-    others = [_of_another_material(rng, own) for own in drawn[:doubles]]
+    others = [of_another_material(rng, own) for own in drawn[:doubles]]
     return [*drawn, *others, *drawn[doubles : 2 * doubles]]
-
-
-def _of_another_material(rng: np.random.Generator, own: Description) -> Description:
-    materials = [material for material in TELLING_MATERIALS if material != own.material]
-    return replace(own, material=materials[int(rng.integers(len(materials)))])
 
 
 def _looks(described: Sequence[Description]) -> set[tuple[str | None, str]]:

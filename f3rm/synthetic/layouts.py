@@ -30,7 +30,7 @@ SceneKind = Literal["tabletop", "room", "tabletop-distorted", "tabletop-mixed"]
 
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
-_ON_THE_TABLE, _IN_THE_ROOM = (8, 12), (16, 20)
+_ON_THE_TABLE, _IN_THE_ROOM = (8, 12), (18, 22)
 """Fewest and most objects."""
 
 _GAP = 0.03
@@ -43,7 +43,7 @@ _TABLE_RADII = (0.105, 0.16)
 TABLE_HALF = 0.74
 """Half the width of the tabletop, whose upper side is at height 0."""
 
-ROOM_HALF = 1.75
+ROOM_HALF = 2.3
 """Half the width of the room, whose floor is at height 0."""
 
 _HALL_HALF = 2.6
@@ -51,10 +51,18 @@ _TABLE_HEIGHT = 0.75
 _THICK = 0.03
 _LEG = 0.04
 
-_FURNITURE_DEPTH, _FURNITURE_LENGTH = 0.28, 0.88  # half extents
-_LOW_TABLE, _SHELF = 0.42, 0.92  # heights of the upper sides
-_FURNITURE_ALONG = (-0.62, 0.0, 0.62)
-_FLOOR_ALONG = (-0.4, 0.4)
+_FURNITURE_DEPTH, _FURNITURE_LENGTH = 0.5, 1.4  # half extents
+_LOW_TABLE, _SHELF = 0.40, 0.70  # heights of the upper sides
+_GROUP = 0.8
+"""Half the length of a group of objects on furniture."""
+_STAND_HALF = 0.27
+_STANDS = (
+    *((x, y, 0.45) for x, y in ((1.2, 0.0), (-1.2, 0.0), (0.0, 1.2), (0.0, -1.2))),
+    *((x, y, 0.85) for x, y in product((-1.05, 1.05), repeat=2)),
+)
+"""x, y and height of the stands, which are between furniture and cameras."""
+_LEAST_APART = 0.6
+"""Angle between neighbours of a group over the sum of their radii, seen from the room's centre."""
 
 _Pair = tuple[Vector, Vector]
 _WALLS: tuple[_Pair, ...] = (
@@ -97,11 +105,13 @@ def draw_layout(kind: SceneKind, seed: int) -> Layout:
     if kind == "room":
         described = draw_descriptions(rng, *_IN_THE_ROOM, doubles=2)
         surfaces, lights = _room_surfaces(rng), _draw_lights(rng, height=2.3, spread=0.9)
-        parts = _along_the_walls(rng, described)
+        areas = _room_areas(rng)[: len(described)]
     else:
         described = draw_descriptions(rng, *_ON_THE_TABLE)
         surfaces, lights = _table_surfaces(rng), _draw_lights(rng, height=1.55, spread=1.3)
-        parts = _on_the_table(rng, described)
+        table = _Area((0.0, 0.0), (TABLE_HALF, TABLE_HALF), 0.0, _TABLE_RADII)
+        areas = [table] * len(described)
+    parts = _put_down(rng, described, areas)
     spec = SceneSpec(kind, seed, (*surfaces, *parts), lights, float(rng.uniform(0.42, 0.5)))
     words = {(part.name, part.instance): own for part, own in zip(parts, described, strict=True)}
     return Layout(spec, tuple(map(words.get, spec.objects)), draw_absent(rng, described))
@@ -113,47 +123,65 @@ def reach(part: Part) -> float:
     return math.hypot(x, y) if part.shape == "box" else max(x, y)
 
 
-def _on_the_table(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
-    while True:  # If the table is full before all objects are on it, start again.
+@dataclass(frozen=True)
+class _Area:
+    """A level rectangle for objects.
+
+    Attributes:
+        centre: x and y.
+        half: Half its extent along x and y.
+        floor: Its height.
+        radii: Smallest and largest radius of its objects.
+        is_group: Whether its objects are seen from the room's centre alone, so that none may be
+            right behind another.
+    """
+
+    centre: tuple[float, float]
+    half: tuple[float, float]
+    floor: float
+    radii: tuple[float, float]
+    is_group: bool = False
+
+
+def _put_down(
+    rng: np.random.Generator, described: Sequence[Description], areas: Sequence[_Area]
+) -> list[Part]:
+    """Puts each object into its area, none touching another."""
+    while True:  # If an area is full before all its objects are in it, start again.
         parts: list[Part] = []
-        for index, own in enumerate(described):
-            radius = float(rng.uniform(*_TABLE_RADII))
+        for index, (own, area) in enumerate(zip(described, areas, strict=True)):
+            radius = float(rng.uniform(*area.radii))
             yaw = float(rng.uniform(0, 2 * math.pi))
-            place = Placement(0.0, 0.0, yaw=yaw, instance=_instance(described, index))
-            part = _set_down(rng, _build(rng, own, place, radius), parts)
+            place = Placement(0.0, 0.0, area.floor, yaw, _instance(described, index))
+            part = _set_down(rng, _build(rng, own, place, radius), parts, area)
             if part is None:
                 break
             parts.append(part)
-        if len(parts) == len(described):
+        else:
             return parts
 
 
-def _set_down(rng: np.random.Generator, part: Part, others: Sequence[Part]) -> Part | None:
-    """Returns a part at a free place on the table, or None if no try found one."""
-    room = TABLE_HALF - _GAP - reach(part)
+def _set_down(
+    rng: np.random.Generator, part: Part, others: Sequence[Part], area: _Area
+) -> Part | None:
+    room = np.array(area.half) - _GAP - reach(part)
     for _ in range(_TRIES):
-        x, y = (float(value) for value in rng.uniform(-room, room, 2))
-        gaps = (
-            math.hypot(x - other.centre[0], y - other.centre[1]) - reach(part) - reach(other)
-            for other in others
-        )
-        if all(gap > _GAP for gap in gaps):
-            return replace(part, centre=(x, y, part.centre[2]))
+        x, y = (float(value) for value in area.centre + rng.uniform(-room, room))
+        moved = replace(part, centre=(x, y, part.centre[2]))
+        if not any(_collide(moved, other, area) for other in others):
+            return moved
     return None
 
 
-def _along_the_walls(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
-    spots = _room_spots()
-    order = rng.permutation(len(spots))
-    parts: list[Part] = []
-    for index, own in enumerate(described):
-        spot, radii = spots[order[index]]
-        radius = float(rng.uniform(*radii))
-        x, y = (float(value) for value in np.array([spot.x, spot.y]) + rng.uniform(-0.05, 0.05, 2))
-        yaw = float(rng.uniform(0, 2 * math.pi))
-        place = Placement(x, y, spot.floor, yaw, _instance(described, index))
-        parts.append(_build(rng, own, place, radius))
-    return parts
+def _collide(part: Part, other: Part, area: _Area) -> bool:
+    places = np.array([part.centre[:2], other.centre[:2]])
+    reaches = np.array([reach(part), reach(other)])
+    if np.linalg.norm(places[0] - places[1]) <= reaches.sum() + _GAP:
+        return True
+    if not area.is_group or abs(other.centre[2] - other.half_size[2] - area.floor) > _GAP:
+        return False
+    turn = np.diff(np.unwrap(np.arctan2(places[:, 1], places[:, 0])))
+    return bool(abs(turn) < _LEAST_APART * (reaches / np.linalg.norm(places, axis=1)).sum())
 
 
 def _build(rng: np.random.Generator, own: Description, place: Placement, radius: float) -> Part:
@@ -191,7 +219,7 @@ def _table_surfaces(rng: np.random.Generator) -> list[Part]:
 
 
 def _room_surfaces(rng: np.random.Generator) -> list[Part]:
-    """Returns a room with low tables at two of its walls and shelves at the others."""
+    """Returns a room with low tables at two walls, shelves at the others, and four stands."""
     parts = _shell(rng, ROOM_HALF, floor=0.0, ceiling=2.7)
     board = _surface_texture(rng, _BOARDS, ("grain",), period=0.5)
     for side in range(4):
@@ -203,25 +231,26 @@ def _room_surfaces(rng: np.random.Generator) -> list[Part]:
         parts.append(top)
         if name == "table":
             parts += _legs(top, floor=0.0)
+    for index, (x, y, height) in enumerate(_STANDS):
+        half = (_STAND_HALF, _STAND_HALF, height / 2)
+        parts.append(Part("table", "box", (x, y, height / 2), half, board, instance=2 + index))
     return parts
 
 
-def _room_spots() -> list[tuple[Placement, tuple[float, float]]]:
-    """Returns the free places, on tables and shelves, under shelves and in corners, with radii.
+def _room_areas(rng: np.random.Generator) -> list[_Area]:
+    """Draws the areas of a room, each as often as it may hold an object, in random order.
 
-    The radii are the smallest and largest of an object that fits.
+    Objects stand in groups on the furniture and on stands before it: they hide parts of each other.
     """
-    spots: list[tuple[Placement, tuple[float, float]]] = []
+    areas: list[_Area] = []
     for side in range(4):
+        group = _at_wall(side, _FURNITURE_DEPTH, float(rng.uniform(-0.5, 0.5)))
+        half = (_GROUP, _FURNITURE_DEPTH) if side % 2 else (_FURNITURE_DEPTH, _GROUP)
         height = _SHELF if side % 2 else _LOW_TABLE
-        upon = [_at_wall(side, _FURNITURE_DEPTH, along) for along in _FURNITURE_ALONG]
-        spots += [(Placement(x, y, height), (0.12, 0.165)) for x, y in upon]
-        if side % 2:
-            under = [_at_wall(side, 0.38, along) for along in _FLOOR_ALONG]
-            spots += [(Placement(x, y), (0.15, 0.21)) for x, y in under]
-        corner = Placement(*_at_wall(side, 0.42, ROOM_HALF - 0.42))
-        spots.append((corner, (0.19, 0.25)))
-    return spots
+        areas += 4 * [_Area(group, half, height, (0.17, 0.22), is_group=True)]
+    stand = (_STAND_HALF, _STAND_HALF)
+    areas += [_Area((x, y), stand, height, (0.14, 0.165)) for x, y, height in _STANDS]
+    return [areas[index] for index in rng.permutation(len(areas))]
 
 
 def _draw_lights(rng: np.random.Generator, *, height: float, spread: float) -> tuple[Light, Light]:
