@@ -77,7 +77,9 @@ class TextEncoder:
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
             if new:
-                encoded = self._loaded().encode_text(new).cpu()
+                if self._backbone is None:
+                    self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
+                encoded = self._backbone.encode_text(new).cpu()
                 self._embeddings.update(zip(new, encoded, strict=True))
             embeddings = torch.stack([self._embeddings[text] for text in texts])
             while len(self._embeddings) > _REMEMBERED:
@@ -91,9 +93,6 @@ class TextEncoder:
             BackboneUnavailableError: If the tower cannot be loaded.
         """
         with self._lock:
-            return self._loaded().known_words
-
-    def _loaded(self) -> Backbone:
-        if self._backbone is None:
-            self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
-        return self._backbone
+            if self._backbone is None:
+                self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
+            return self._backbone.known_words

@@ -14,7 +14,7 @@ from f3rm.language.relevancy import similarity_from_hidden
 from f3rm.language.threshold import Certainty, presence, presence_threshold
 from f3rm.scene.scored import ScoredSurface
 
-MANY = 8
+MANY = 4
 """More pieces than this that are about equal are rarely as many objects."""
 
 _ABOUT_EQUAL = 0.5
