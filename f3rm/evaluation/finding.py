@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from f3rm.evaluation.query_scores import mean_of
 from f3rm.evaluation.surface_scores import scene_frame, seen_views
 from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
 from f3rm.scene.found import Instance
@@ -79,7 +80,8 @@ def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> Finding:
     for query in truth.queries:
         instances, row = asked(query.text)
         pairs = pair(instances, [truth.objects[number] for number in query.ids])
-        row |= {"box_ious": pairs.ious, "centre_errors": pairs.errors}
+        row |= {"box_ious": pairs.ious, "matched": len(pairs.errors)}
+        row["centre_error"] = mean_of(pairs.errors)
         queries.append({**row, "box_iou_ceilings": [limits[number] for number in query.ids]})
     return Finding(tuple(queries), tuple(asked(prompt.text)[1] for prompt in truth.absent))
 

@@ -54,6 +54,12 @@ class Mean:
         return {name: value for name, value in asdict(self).items() if name != "value"}
 
 
+def no_interval(name: str) -> dict[str, Any]:
+    """Returns the interval of a mean over nothing, for JSON."""
+    unit = _auroc_unit(per_scene=AUROCS[name][1]) if name in AUROCS else MEANS[name].unit
+    return {"low": None, "high": None, "count": 0, "unit": unit}
+
+
 @dataclass(frozen=True)
 class _Quotient:
     """A mean as a quotient of sums over rows.
@@ -129,7 +135,7 @@ MEANS: Mapping[str, _Quotient] = {
     "point_iou": _Quotient("queries", _of("point_iou")),
     "find_box_iou": _Quotient("objects", _each("box_ious")),
     "find_box_iou_ceiling": _Quotient("objects", _each("box_iou_ceilings")),
-    "find_centre_error": _Quotient("objects", _each("centre_errors")),
+    "find_centre_error": _Quotient("objects", _of("centre_error", "matched")),
     "find_recall": _Quotient("objects", lambda row: (_hits(row), len(row.get("box_ious") or ()))),
     "find_precision": _Quotient(
         "instances", lambda row: (_hits(row), row.get("instances") or 0), ("queries",)
@@ -195,9 +201,13 @@ def _auroc_over(key: str, per_scene: bool, found: Sequence[Mapping[str, Any]]) -
     wins = shares * pairs
     of_present, of_absent = _resampled(rows)
     won, compared = (((of_present @ table) * of_absent).sum(axis=1) for table in (wins, pairs))
-    unit = "prompts" if per_scene else "pairs"
     count = sum(len(values) for values in (*present, *absent))
+    unit = _auroc_unit(per_scene=per_scene)
     return _mean(wins.sum() / pairs.sum(), won, compared, count, unit)
+
+
+def _auroc_unit(*, per_scene: bool) -> str:
+    return "prompts" if per_scene else "pairs"
 
 
 def _maxima(rows: Sequence[Row], key: str, *, per_scene: bool) -> list[Float[np.ndarray, " n"]]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.evaluation.finding import Finding
 from f3rm.evaluation.held_out import HeldOutScores
-from f3rm.evaluation.means import ANSWERS, AUROCS, MEANS, mean_over
+from f3rm.evaluation.means import ANSWERS, AUROCS, MEANS, mean_over, no_interval
 from f3rm.evaluation.multiview import MultiviewCosines
 from f3rm.evaluation.prompts import absent_table, confusion
 from f3rm.evaluation.query_scores import mean_of
@@ -172,7 +172,9 @@ def summarise(
         "point_accuracy": asked.accuracy if asked else None,
         "point_accuracy_objects": asked.accuracy_objects if asked else None,
         "pairs": sum(row["views"] for row in queries),
-        "intervals": {name: mean.interval() for name, mean in means.items() if mean},
+        "intervals": {
+            name: mean.interval() if mean else no_interval(name) for name, mean in means.items()
+        },
         "certainty": confusion(queries, absent),
         "absent_table": absent_table(queries, absent),
     }

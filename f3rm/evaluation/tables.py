@@ -91,7 +91,7 @@ def means_table(numbers: Mapping[str, Any]) -> Table:
 
 
 def _interval(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
+    if interval is None or interval["low"] is None:
         return ""
     digits = 1 if interval["low"] > 10 else 2
     return f"{interval['low']:.{digits}f}-{interval['high']:.{digits}f}"

@@ -1,11 +1,13 @@
 """How certain an answer is, on a surface of patches whose scores are known."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from f3rm.backbones.known_words import KnownWords
 from f3rm.language.expressions import Phrase
 from f3rm.language.questions import Question
 from f3rm.language.relevancy import make_query, to_hidden
@@ -14,6 +16,7 @@ from f3rm.scene.find import find_instances
 from f3rm.scene.frames import Frame
 from f3rm.scene.scored import score_surface
 from f3rm.scene.surface import SurfacePoints
+from tests.viewer.colour_backbone import COLOURS, ColourBackbone
 
 SPACING = 0.01
 ASKED, RIVAL, NEGATIVE = torch.eye(3)
@@ -105,3 +108,17 @@ def test_an_unknown_word_finds_nothing_however_high_it_scores():
     assert found.reason == "TINY does not know 'fox'."
     forced = answer(points, asked(unknown="TINY does not know 'fox'."), threshold=0.5)
     assert (forced.certainty, len(forced)) == ("unknown word", 1)  # who says so gets it
+
+
+def test_scores_of_an_unknown_word_are_made_and_said_once(known, monkeypatch, caplog):
+    words = KnownWords({"colour": tuple((colour,) for colour in COLOURS)})
+    monkeypatch.setattr(ColourBackbone, "known_words", words)
+    found = known.find("orange fox")
+    assert (found.certainty, len(found)) == ("unknown word", 0)
+    assert found.reason.startswith("COLOURS does not know 'fox'. It knows the colours red, orange,")
+    assert known.threshold("orange") < known.threshold("orange fox") == math.inf
+    points = known.cells.positions[:5]
+    for _ in range(2):
+        scores = known.similarity(points, "orange fox", frame="nerfstudio")
+    torch.testing.assert_close(scores, known.similarity(points, "orange", frame="nerfstudio"))
+    assert [text for text in caplog.messages if "fox" in text] == [found.reason]
