@@ -20,7 +20,7 @@ MANY = 4
 _ABOUT_EQUAL = 0.5
 """Pieces are about equal if their number of points is at least this share of the largest one's."""
 
-Pieces = Sequence[Int[np.ndarray, " piece"]]
+Pieces = Sequence[Int[np.ndarray, " _"]]
 Verdict = tuple[Certainty, str]
 """The certainty and its reason, which is empty for ``found``."""
 

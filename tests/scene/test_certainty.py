@@ -22,18 +22,18 @@ SPACING = 0.01
 ASKED, RIVAL, NEGATIVE = torch.eye(3)
 
 
-def patches(*features, side=6):
-    """Square patches of a lattice far from each other, each of one feature."""
-    steps = SPACING * torch.arange(side, dtype=torch.float32)
-    square = torch.cartesian_prod(steps, steps)
-    positions = [
-        torch.cat((square, torch.full((len(square), 1), float(number))), dim=1)
-        for number in range(len(features))
-    ]
-    hidden = torch.stack(features).repeat_interleave(len(square), dim=0)
+def patches(*features):
+    """Patches of a lattice far from each other, of one feature and of alternating size each."""
+    positions: list[torch.Tensor] = []
+    hidden: list[torch.Tensor] = []
+    for number, feature in enumerate(features):
+        sides = [SPACING * torch.arange(6.0), SPACING * torch.arange(6.0 + number % 2)]
+        place = torch.cartesian_prod(*sides, torch.tensor([float(number)]))
+        positions.append(place)
+        hidden.append(feature.expand(len(place), -1))
     where = torch.cat(positions)
     return SurfacePoints(
-        where, torch.zeros_like(where), hidden, torch.ones(len(where), dtype=torch.long)
+        where, torch.zeros_like(where), torch.cat(hidden), torch.ones(len(where), dtype=torch.long)
     )
 
 
