@@ -38,7 +38,7 @@ def unknown_reason(tower: str, phrases: Iterable[str], known: KnownWords | None)
         for kind, groups in known.kinds.items()
     ]
     named = " and ".join(map(repr, unknown))
-    return f"{tower} does not know {named}. It knows {'; '.join(kinds)}; use CLIP for photographs."
+    return f"{tower} does not know {named}. It knows {'; '.join(kinds)}; use CLIP for photographs"
 
 
 def rivals_of(phrase: str, known: KnownWords | None) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ class QueryState:
             shown = f"Showing: {shortened(', '.join(words.labels))}{left_out}"
             known = self._text_encoders[head].known_words()
             unknown = unknown_reason(head.upper(), words.labels, known)
-            return f"{unknown} {shown}".strip()
+            return f"{unknown}. {shown}" if unknown else shown
         if not text.phrases[0] or head in self._text_encoders:
             return ""
         others = f", or ask the features {', '.join(self._text_encoders)}"

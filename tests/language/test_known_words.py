@@ -33,7 +33,7 @@ def test_the_reason_names_the_words_and_what_to_ask_instead():
     said = unknown_reason("TINY", ["red fox", "a fox", "mug-like"], KNOWN)
     assert said == (
         "TINY does not know 'fox' and 'like'. It knows the colours red, turquoise; the materials "
-        "shiny, striped, dotted; the shapes box, mug; use CLIP for photographs."
+        "shiny, striped, dotted; the shapes box, mug; use CLIP for photographs"
     )
 
 
