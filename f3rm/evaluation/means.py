@@ -170,7 +170,8 @@ def mean_over(name: str, found: Sequence[Mapping[str, Any]]) -> Mean | None:
         found: Evaluations as their JSON has them.
     """
     if name in AUROCS:
-        return _auroc_over(*AUROCS[name], found)
+        key, per_scene = AUROCS[name]
+        return _auroc_over(key, found, per_scene=per_scene)
     mean = MEANS.get(name)
     if mean is None:
         mean = _Quotient("scenes", _of(name), ("scenes",))
@@ -188,7 +189,7 @@ def mean_over(name: str, found: Sequence[Mapping[str, Any]]) -> Mean | None:
     return _mean(totals[0] / totals[1], drawn[:, 0], drawn[:, 1], round(count), mean.unit)
 
 
-def _auroc_over(key: str, per_scene: bool, found: Sequence[Mapping[str, Any]]) -> Mean | None:  # noqa: FBT001
+def _auroc_over(key: str, found: Sequence[Mapping[str, Any]], *, per_scene: bool) -> Mean | None:
     rows = [
         [_maxima(one.get(kind) or (), key, per_scene=per_scene) for one in found]
         for kind in ("queries", "absent")
