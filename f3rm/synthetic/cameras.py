@@ -131,8 +131,8 @@ def _in_room(rng: np.random.Generator, index: int, views: int) -> np.ndarray:
     azimuth = 2 * math.pi * index / views
     walk = azimuth + math.pi * (2 + 2 * _fraction(index)) / 3 + rng.uniform(-0.2, 0.2)
     distance = rng.uniform(*_ROOM_WALK)
-    eye = np.array([*distance * _direction(walk), rng.uniform(0.85, 1.4)])
-    target = np.array([*ROOM_HALF * _direction(azimuth), rng.uniform(0.3, 0.6)])
+    eye = np.array([*distance * _direction(walk), rng.uniform(0.7, 1.15)])
+    target = np.array([*ROOM_HALF * _direction(azimuth), rng.uniform(0.3, 0.55)])
     return look_at(eye, target)
 
 

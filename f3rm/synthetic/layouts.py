@@ -35,7 +35,7 @@ _ON_THE_TABLE, _IN_THE_ROOM = (8, 12), (18, 22)
 
 _GAP = 0.03
 """Smallest gap between two objects, and to the table's edge."""
-_TRIES = 200
+_TRIES = 100
 _MIN_DOTTED = 0.08
 """Smallest share of dots on each side of a dotted box."""
 _TABLE_RADII = (0.105, 0.16)
@@ -53,16 +53,16 @@ _LEG = 0.04
 
 _FURNITURE_DEPTH, _FURNITURE_LENGTH = 0.5, 1.4  # half extents
 _LOW_TABLE, _SHELF = 0.40, 0.70  # heights of the upper sides
-_GROUP = 0.8
+_GROUP = 1.0
 """Half the length of a group of objects on furniture."""
 _STAND_HALF = 0.27
 _STANDS = (
-    *((x, y, 0.45) for x, y in ((1.2, 0.0), (-1.2, 0.0), (0.0, 1.2), (0.0, -1.2))),
-    *((x, y, 0.85) for x, y in product((-1.05, 1.05), repeat=2)),
+    *((x, y, 0.42) for x, y in ((1.2, 0.0), (-1.2, 0.0), (0.0, 1.2), (0.0, -1.2))),
+    *((x, y, 0.8) for x, y in product((-1.05, 1.05), repeat=2)),
 )
 """x, y and height of the stands, which are between furniture and cameras."""
-_LEAST_APART = 0.6
-"""Angle between neighbours of a group over the sum of their radii, seen from the room's centre."""
+_LEAST_SEEN = 0.8
+"""Share of the cameras' places from which an object's middle is in sight, if that can be."""
 
 _Pair = tuple[Vector, Vector]
 _WALLS: tuple[_Pair, ...] = (
@@ -105,13 +105,19 @@ def draw_layout(kind: SceneKind, seed: int) -> Layout:
     if kind == "room":
         described = draw_descriptions(rng, *_IN_THE_ROOM, doubles=2)
         surfaces, lights = _room_surfaces(rng), _draw_lights(rng, height=2.3, spread=0.9)
-        areas = _room_areas(rng)[: len(described)]
+        stands = [part for part in surfaces if part.name == "table" and part.instance > 1]
+        parts = _put_down(rng, described, _room_areas(rng))
+        least = _LEAST_SEEN
+        while parts is None or not _all_in_sight(parts, stands, least):
+            parts = _put_down(rng, described, _room_areas(rng))
+            least *= 0.996  # so that an end comes
     else:
         described = draw_descriptions(rng, *_ON_THE_TABLE)
         surfaces, lights = _table_surfaces(rng), _draw_lights(rng, height=1.55, spread=1.3)
         table = _Area((0.0, 0.0), (TABLE_HALF, TABLE_HALF), 0.0, _TABLE_RADII)
-        areas = [table] * len(described)
-    parts = _put_down(rng, described, areas)
+        parts = None
+        while parts is None:
+            parts = _put_down(rng, described, [table] * len(described))
     spec = SceneSpec(kind, seed, (*surfaces, *parts), lights, float(rng.uniform(0.42, 0.5)))
     words = {(part.name, part.instance): own for part, own in zip(parts, described, strict=True)}
     return Layout(spec, tuple(map(words.get, spec.objects)), draw_absent(rng, described))
@@ -132,33 +138,29 @@ class _Area:
         half: Half its extent along x and y.
         floor: Its height.
         radii: Smallest and largest radius of its objects.
-        is_group: Whether its objects are seen from the room's centre alone, so that none may be
-            right behind another.
     """
 
     centre: tuple[float, float]
     half: tuple[float, float]
     floor: float
     radii: tuple[float, float]
-    is_group: bool = False
 
 
 def _put_down(
     rng: np.random.Generator, described: Sequence[Description], areas: Sequence[_Area]
-) -> list[Part]:
-    """Puts each object into its area, none touching another."""
-    while True:  # If an area is full before all its objects are in it, start again.
-        parts: list[Part] = []
-        for index, (own, area) in enumerate(zip(described, areas, strict=True)):
-            radius = float(rng.uniform(*area.radii))
-            yaw = float(rng.uniform(0, 2 * math.pi))
-            place = Placement(0.0, 0.0, area.floor, yaw, _instance(described, index))
-            part = _set_down(rng, _build(rng, own, place, radius), parts, area)
-            if part is None:
-                break
-            parts.append(part)
-        else:
-            return parts
+) -> list[Part] | None:
+    """Puts each object into the area of its number; None if an area is full before."""
+    parts: list[Part] = []
+    for index, own in enumerate(described):
+        area = areas[index]
+        radius = float(rng.uniform(*area.radii))
+        yaw = float(rng.uniform(0, 2 * math.pi))
+        place = Placement(0.0, 0.0, area.floor, yaw, _instance(described, index))
+        part = _set_down(rng, _build(rng, own, place, radius), parts, area)
+        if part is None:
+            return None
+        parts.append(part)
+    return parts
 
 
 def _set_down(
@@ -168,20 +170,47 @@ def _set_down(
     for _ in range(_TRIES):
         x, y = (float(value) for value in area.centre + rng.uniform(-room, room))
         moved = replace(part, centre=(x, y, part.centre[2]))
-        if not any(_collide(moved, other, area) for other in others):
+        if not any(_collide(moved, other) for other in others):
             return moved
     return None
 
 
-def _collide(part: Part, other: Part, area: _Area) -> bool:
-    places = np.array([part.centre[:2], other.centre[:2]])
-    reaches = np.array([reach(part), reach(other)])
-    if np.linalg.norm(places[0] - places[1]) <= reaches.sum() + _GAP:
-        return True
-    if not area.is_group or abs(other.centre[2] - other.half_size[2] - area.floor) > _GAP:
-        return False
-    turn = np.diff(np.unwrap(np.arctan2(places[:, 1], places[:, 0])))
-    return bool(abs(turn) < _LEAST_APART * (reaches / np.linalg.norm(places, axis=1)).sum())
+def _collide(part: Part, other: Part) -> bool:
+    return math.dist(part.centre[:2], other.centre[:2]) <= reach(part) + reach(other) + _GAP
+
+
+def _all_in_sight(parts: Sequence[Part], stands: Sequence[Part], least: float) -> bool:
+    """Returns whether cameras that look across the room have each object's middle in sight.
+
+    Args:
+        parts: The objects.
+        stands: What else can hide them.
+        least: Share of the cameras that must.
+    """
+    blockers = [*parts, *stands]
+    centres = np.array([part.centre for part in blockers])
+    half_sizes = np.array([part.half_size for part in blockers])
+    for index, part in enumerate(parts):
+        bearing = math.atan2(part.centre[1], part.centre[0])
+        eyes = np.array(
+            [
+                (away * math.cos(bearing + turn), away * math.sin(bearing + turn), height)
+                for away, turn, height in product(
+                    (0.3, 0.85), np.linspace(2.1, 4.2, 5), (0.75, 1.1)
+                )
+            ]
+        )
+        towards = part.centre - eyes  # (eyes, 3)
+        to_centres = centres[:, :2] - eyes[:, None, :2]  # (eyes, blockers, 2)
+        way = np.linalg.norm(towards[:, :2], axis=1)[:, None]
+        along = np.einsum("ebi,ei->eb", to_centres, towards[:, :2]) / way**2
+        aside = np.abs(np.cross(to_centres, towards[:, None, :2])) / way
+        above = np.abs(eyes[:, 2:] + along * towards[:, 2:] - centres[:, 2])
+        hit = (along > 0) & (along < 1) & (aside < half_sizes[:, 0]) & (above < half_sizes[:, 2])
+        hit[:, index] = False
+        if hit.any(axis=1).mean() > 1 - least:
+            return False
+    return True
 
 
 def _build(rng: np.random.Generator, own: Description, place: Placement, radius: float) -> Part:
@@ -247,7 +276,7 @@ def _room_areas(rng: np.random.Generator) -> list[_Area]:
         group = _at_wall(side, _FURNITURE_DEPTH, float(rng.uniform(-0.5, 0.5)))
         half = (_GROUP, _FURNITURE_DEPTH) if side % 2 else (_FURNITURE_DEPTH, _GROUP)
         height = _SHELF if side % 2 else _LOW_TABLE
-        areas += 4 * [_Area(group, half, height, (0.17, 0.22), is_group=True)]
+        areas += 4 * [_Area(group, half, height, (0.18, 0.22))]
     stand = (_STAND_HALF, _STAND_HALF)
     areas += [_Area((x, y), stand, height, (0.14, 0.165)) for x, y, height in _STANDS]
     return [areas[index] for index in rng.permutation(len(areas))]
@@ -270,7 +299,7 @@ def _draw_lights(rng: np.random.Generator, *, height: float, spread: float) -> t
 def _shell(rng: np.random.Generator, half: float, *, floor: float, ceiling: float) -> list[Part]:
     """Returns the walls with the ceiling, as the inside of one box, and the floor."""
     wall = _surface_texture(rng, _WALLS, ("waves",), period=float(rng.uniform(0.9, 1.4)))
-    ground = _surface_texture(rng, _FLOORS, ("grain", "checker"), period=0.7)
+    ground = _surface_texture(rng, _FLOORS, ("grain", "waves"), period=0.7)
     # The walls end below the floor: of two surfaces in one plane, rounding would choose per pixel.
     cellar = floor - 2 * _THICK
     middle, height = (ceiling + cellar) / 2, (ceiling - cellar) / 2
