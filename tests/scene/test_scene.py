@@ -109,8 +109,8 @@ def test_things_are_found_in_metres_and_apart(known, run):
 def test_every_thing_of_a_colour_is_found_best_first(known, run):
     for colour, names in (
         ("orange", ["orange box"]),
-        ("purple", ["shiny purple bottle", "striped purple bottle"]),
-        ("pink", ["pink bottle"]),  # two of them
+        ("pink", ["shiny pink ball", "checkered pink ball"]),
+        ("turquoise", ["turquoise bottle", "turquoise box"]),  # two bottles
     ):
         found = known.find(colour, frame="metres")
         boxes = [true_box(thing) for name in names for thing in _things(run, name)]
@@ -150,11 +150,11 @@ LEAST_RELEVANCY = 1 / (1 + math.exp(1 / 3 / 0.1))
 
 
 def test_questions_are_combined(known):
-    both = known.find("purple or orange")
-    assert len(both) == len(known.find("purple")) + len(known.find("orange")) == 3
-    assert not known.find("purple and orange")
-    assert len(known.find("(purple or orange) and not purple")) == len(known.find("orange"))
-    assert not known.find("purple; orange")  # nothing orange on what is purple
+    both = known.find("pink or orange")
+    assert len(both) == len(known.find("pink")) + len(known.find("orange")) == 3
+    assert not known.find("pink and orange")
+    assert len(known.find("(pink or orange) and not pink")) == len(known.find("orange"))
+    assert not known.find("pink; orange")  # nothing orange on what is pink
     assert len(known.find("orange > orange")) == 1
     assert known.find("orange; orange").question == "orange > orange"
 
@@ -217,7 +217,7 @@ def test_pictures_equal_the_models_own(scene, camera):
 
 
 def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
-    query = ["purple", "orange", "yellow"]
+    query = ["pink", "orange", "yellow"]
     images = scene.render(camera, OUTPUTS, query=query)
     height, width = int(camera.height), int(camera.width)
     for name in ("similarity", "mask"):
@@ -230,7 +230,7 @@ def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
     assert not (images["labels"] == 2).any()  # nothing is yellow
     grey = images["composite"][images["labels"] < 0]
     assert float((grey - grey.mean(-1, keepdim=True)).abs().max()) < 1e-5
-    same = scene.render(camera, ["labels"], query="purple; orange; yellow")
+    same = scene.render(camera, ["labels"], query="pink; orange; yellow")
     assert torch.equal(same["labels"], images["labels"])
 
 
