@@ -1,4 +1,4 @@
-"""The extraction engine next to the bare model, and its memory at four times as many images.
+"""The extraction engine beside the bare model and a simulated GPU, and its memory.
 
 ``python benchmarks/extract.py --json`` prints one JSON object:
 
@@ -7,6 +7,10 @@
   memory, in turn, ratio of medians. The model is loaded before either.
 - ``rss_growth``: peak resident memory of a process that extracts 4N images over that of one that
   extracts N.
+- ``engine_ratio_25``, ``engine_ratio_100`` (without a GPU): images per second of the whole engine
+  over those of a simulated device alone (:mod:`simulated`), at 25 images per second (1080 x 1920,
+  seen at a short side of 1024) and at 100 (480 x 640, 336). ``--simulated-ms N`` measures this
+  alone, for a device that takes N ms a batch.
 
 Weights are random: ViT-L/14 on a GPU, a small DINO on the CPU. Images are random JPEGs.
 """
@@ -27,14 +31,17 @@ import numpy as np
 import torch
 from command import make_parser, show
 from PIL import Image
+from simulated import Setting, settings, simulate
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
-from f3rm.extract.encoder import default_batch_size, prepare
+from f3rm.extract.encoder import autocast, default_batch_size
 from f3rm.extract.extraction import extract_features
-from f3rm.store.geometry import network_size
+from f3rm.extract.prepare import prepare
+from f3rm.store.device import best_precision
+from f3rm.store.geometry import Prep
 from f3rm.store.images import read_image
 from f3rm.store.items import ImageItem, items_from_paths
 from f3rm.store.spec import FeatureSpec
@@ -58,7 +65,7 @@ def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
     sizes: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 10, "patch_size": 16}
     if device.type == "cuda":
         sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
-    sizes |= {"num_attention_heads": 4, "image_size": 224}
+    sizes |= {"num_attention_heads": sizes["hidden_size"] // 64, "image_size": 224}
     torch.manual_seed(0)
     if device.type == "cuda":
         family, network = "dinov2", Dinov2Model(Dinov2Config(**sizes))
@@ -67,12 +74,13 @@ def write_model(folder: Path, device: torch.device, side: int) -> FeatureSpec:
         family, network = "dino", ViTModel(config, add_pooling_layer=False)
     network.save_pretrained(folder)
     ref = BackboneRef(family, "random", str(folder))
-    return FeatureSpec("bench", ref, "final", side)
+    precision = best_precision(device)
+    return FeatureSpec(ref, ("final",), Prep(size=side), precision=precision, codec="fp16")
 
 
 def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> Callable[[], None]:
     """Prepares every batch in memory; the call sends them through the network."""
-    size = network_size(_SIZE, spec.short_side, backbone.patch_size)
+    size = spec.prep.place(_SIZE, backbone.patch_size).canvas
     images = [
         prepare(read_image(item.path, spec.background), size, device=backbone.device)
         for item in items
@@ -88,7 +96,8 @@ def bare_run(backbone: Backbone, spec: FeatureSpec, items: list[ImageItem]) -> C
     @torch.inference_mode()
     def run() -> None:
         for batch in batches:
-            backbone.encode_image(batch)
+            with autocast(backbone.device, spec.precision):
+                backbone.encode_image(batch)
         if backbone.device.type == "cuda":
             torch.cuda.synchronize(backbone.device)
 
@@ -161,8 +170,12 @@ def measure(
         }
         seconds = seconds_of(runs, repeats)
     peaks = [peak_bytes(count, device, side) for count in (num, 4 * num)] if memory else None
+    simulated = settings(num) if device.type == "cpu" else {}
+    engines = {name: simulate(setting, repeats) for name, setting in simulated.items()}
     return {
         "vs_bare_model": round(seconds["bare"] / seconds["engine"], 3),
+        **{f"engine_ratio_{name}": engine["ratio"] for name, engine in engines.items()},
+        **({"engines": engines} if engines else {}),
         "images_per_second": {key: round(num / value, 2) for key, value in seconds.items()},
         "rss_growth": round(peaks[1] / peaks[0], 3) if peaks else None,
         "peak_mb": [round(peak / 1e6) for peak in peaks or ()],
@@ -182,7 +195,7 @@ def main() -> None:
     """Parses the command line, measures and prints."""
     parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=16, help="images of the dataset")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each kind")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each kind")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -191,9 +204,26 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=448, help="short side of what the model sees")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--simulated-ms", type=float, help="measure the engine beside a device of this time a batch"
+    )
+    parser.add_argument("--batch", type=int, default=3, help="images per call of that device")
+    parser.add_argument("--size", type=int, nargs=2, default=(1080, 1920), help="height and width")
+    parser.add_argument("--output", type=Path, help="where that engine's caches are written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    if arguments.simulated_ms is not None:
+        setting = Setting(
+            size=(arguments.size[0], arguments.size[1]),
+            side=arguments.side,
+            batch=arguments.batch,
+            milliseconds=arguments.simulated_ms,
+            images=arguments.images,
+        )
+        result = simulate(setting, arguments.repeats, arguments.output)
+        show(result, as_json=arguments.json)
+        return
     if arguments.peak_of is not None:
         print_peak(arguments.peak_of, device, arguments.side)
         return

@@ -40,9 +40,8 @@ from f3rm.errors import BackboneRef
 from f3rm.store.chunks import write_chunk
 from f3rm.store.gather import Engine
 from f3rm.store.geometry import PixelAffine, ValidRect
-from f3rm.store.manifest import Manifest
+from f3rm.store.manifest import ChunkRecord, ImageRecord, Manifest
 from f3rm.store.reader import FeatureStore
-from f3rm.store.records import ChunkRecord, ImageRecord
 from f3rm.store.row_index import RowIndex
 from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 
@@ -77,7 +76,9 @@ def make_store(folder: Path, num_images: int) -> Manifest:
     """Writes one random block again and again, and says what is where."""
     block = np.random.default_rng(0).standard_normal((SHARD, *GRID, CHANNELS), dtype=np.float32)
     block = block.astype(np.float16)
-    spec = FeatureSpec("bench", BackboneRef("none", "none", "none"), "final", 32)
+    spec = FeatureSpec(
+        BackboneRef("none", "none", "none"), ("final",), precision="float32", codec="fp16"
+    )
     chunks: list[ChunkRecord] = []
     images: list[ImageRecord] = []
     affine, valid = PixelAffine.between(GRID, GRID), ValidRect.full(GRID)
@@ -88,8 +89,9 @@ def make_store(folder: Path, num_images: int) -> Manifest:
         for row, name in enumerate(names):
             images.append(ImageRecord(name, 1, 0, "", GRID, len(chunks), row, affine, valid))
         record = ChunkRecord(
-            file, written.bytes, shape, "float16", written.checksum, codec_error=0.0, images=names
-        )
+            file, written.bytes, shape, "float16", written.checksum,
+            codec_error=0.0, images=names, taps={"final": shape[1:]},
+        )  # fmt: skip
         chunks.append(record)
     return Manifest(
         spec=spec,

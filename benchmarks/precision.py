@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
-from f3rm.extract.dense import dense_backbone
 from f3rm.extract.encoder import Encoder
-from f3rm.extract.plan import ChunkPlan, plan_chunks
+from f3rm.extract.job import Job
+from f3rm.extract.plan import ChunkPlan
+from f3rm.extract.worker import ModelWorker
 from f3rm.store.device import resolve_device
 from f3rm.store.images import inspect_images
 from f3rm.store.items import read_items
@@ -36,7 +37,8 @@ def features_of(
     spec: FeatureSpec, backbone: Backbone, plans: Sequence[ChunkPlan], precision: Precision
 ) -> tuple[Maps, float]:
     """Extracts every image in a precision, one at a time; returns unit features and seconds."""
-    encoder = Encoder(backbone, replace(spec, precision=precision), batch_size=1)
+    images = [info for plan in plans for info in plan.images]
+    encoder = Encoder(backbone, replace(spec, precision=precision), images, batch_size=1)
     maps: Maps = []
     start = time.perf_counter()
     for plan in plans:
@@ -77,13 +79,13 @@ def compare(exact: Maps, half: Maps, texts: Float[Tensor, "prompts channels"] | 
 def measure(arguments: argparse.Namespace) -> dict:
     """Extracts in float32 and in both half types, and compares."""
     (spec,) = resolve_feature_type(arguments.feature_type, weights=arguments.weights)
-    spec = replace(spec, short_side=arguments.side or spec.short_side)
+    spec = replace(spec, prep=replace(spec.prep, size=arguments.side or spec.prep.size))
     device = resolve_device(arguments.device)
-    loaded = load_backbone(spec.backbone, device=device, towers=("image",))
-    backbone = dense_backbone(loaded, spec)
+    backbone = load_backbone(spec.backbone, device=device, towers=("image",))
     items = read_items(arguments.data)
     images = inspect_images(items[:: max(1, len(items) // arguments.images)][: arguments.images])
-    plans = plan_chunks(images, short_side=spec.short_side, patch=backbone.patch_size, shard_size=1)
+    job = Job([info.item for info in images], spec, arguments.data, shard_size=1)
+    plans = ModelWorker.of(job, images, {}, backbone).plan(())
     texts = None
     if arguments.prompts and backbone.has_text:
         tower = load_backbone(spec.backbone, device=device, towers=("text",))
@@ -96,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     return {
         "feature_type": spec.name,
         "device": str(device),
-        "short_side": spec.short_side,
+        "short_side": spec.prep.size,
         "images": len(images),
         "cells": sum(len(features) for features in exact),
         "prompts": len(arguments.prompts) if texts is not None else 0,

@@ -60,6 +60,8 @@ ROWS: dict[str, dict[str, str]] = {
     },
     "extract": {
         "vs_bare_model": "images per second of the whole engine / of the bare model in memory",
+        "engine_ratio_25": "the same / of a simulated device of 25 images per second",
+        "engine_ratio_100": "the same / of one of 100 smaller images per second",
         "rss_growth": "peak memory with four times as many images / with as many",
     },
     "render": {
@@ -76,11 +78,12 @@ ROWS: dict[str, dict[str, str]] = {
 
 def _rows(labels: Mapping[str, str], found: Result) -> str:
     lines = ["| | |", "|---|---|"]
-    lines += [f"| {label} | {_shown(found[key])} |" for key, label in labels.items()]
+    shown = {label: found[key] for key, label in labels.items() if key in found}
+    lines += [f"| {label} | {_shown(value)} |" for label, value in shown.items()]
     for key, peaks in found.items():
         if key.startswith("peak_mib_") and peaks:
-            shown = ", ".join(f"{name} {_shown(value)}" for name, value in peaks.items())
-            lines.append(f"| peak memory of a frame in MiB, {key[9:]} channels | {shown} |")
+            each = ", ".join(f"{name} {_shown(value)}" for name, value in peaks.items())
+            lines.append(f"| peak memory of a frame in MiB, {key[9:]} channels | {each} |")
     return "\n".join(lines)
 
 
@@ -130,10 +133,21 @@ def _scale(found: Result) -> str:
 
 def _extract(found: Result) -> str:
     table = _rows(ROWS["extract"], found)
-    if not found.get("is_gpu"):
-        return table  # images per second of some CPU tell nobody anything
+    if not found.get("is_gpu"):  # images per second of some CPU tell nobody anything
+        return f"{table}\n\n{_engines(found)}" if "engines" in found else table
     rates = ", ".join(f"{way} {_shown(rate)}" for way, rate in found["images_per_second"].items())
     return f"{table}\n\nImages per second at a short side of {found['side']}: {rates}."
+
+
+def _engines(found: Result) -> str:
+    """Says what bounds the engine beside a simulated device: two cores, or the disk."""
+    sentences = [
+        f"At {name} images per second an image takes {_shown(engine['processor_ms_per_image'])} ms "
+        f"of a core; {_shown(engine['wanted_mb_per_second'])} MB per second are written, "
+        f"{_shown(engine['disk_mb_per_second'])} is the disk's rate for one synced file."
+        for name, engine in found["engines"].items()
+    ]
+    return "\n".join(sentences)
 
 
 _OWN = {"step": _step, "extract": _extract, "scale": _scale}

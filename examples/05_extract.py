@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from f3rm.extract import ExtractionSpec, FeatureDataset, extract, list_items
+from f3rm.extract import FeatureDataset, FeatureSpec, extract, list_items
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
         taps: Where the backbone is read.
         size: Length of the shorter image side in pixels.
     """
-    spec = ExtractionSpec.of(backbone, taps, prep={"size": size})
+    spec = FeatureSpec.of(backbone, taps, prep={"size": size})
     store = extract(list_items(data), spec, out, device="cpu", progress=False)
     print(f"{len(store)} images in {out}")
     for tap in store.taps:

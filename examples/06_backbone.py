@@ -15,7 +15,7 @@ from torch import Tensor
 
 from f3rm import BackboneRef
 from f3rm.backbones import Backbone
-from f3rm.extract import ExtractionSpec, extract, list_items
+from f3rm.extract import FeatureSpec, extract, list_items
 
 
 class ColourStatistics(Backbone):
@@ -50,7 +50,7 @@ class ColourStatistics(Backbone):
 
 def main(data: Path = Path("datasets/tabletop"), out: Path = Path("statistics")) -> None:
     """Extracts the feature map and its mean from each image in ``data``, into ``out``."""
-    spec = ExtractionSpec.of(BackboneRef("statistics", "colours", "none"), ["final", "final|mean"])
+    spec = FeatureSpec.of(BackboneRef("statistics", "colours", "none"), ["final", "final|mean"])
     store = extract(list_items(data), spec, out, load=ColourStatistics.load, progress=False)
     maps, means = (store.load(tap).features for tap in store.taps)
     print(f"feature maps {tuple(maps.shape)}, means {tuple(means.shape)}")

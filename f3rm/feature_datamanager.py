@@ -247,7 +247,7 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                 channels=self.stores[spec.name].channels,
                 has_text=self.stores[spec.name].manifest.has_text,
                 backbone=spec.backbone,
-                identity=f"{self.stores[spec.name].manifest.weights_identity} {spec.tap}",
+                identity=f"{self.stores[spec.name].manifest.weights_identity} {spec.taps[0]}",
             )
             for spec in self.specs
         ]

@@ -21,13 +21,13 @@ IMPORT = re.compile(r"^from (f3rm[\w.]*) import \(?([\w, ]+)\)?$", re.M)
 MODULES = (  # those whose names docs/extraction.md's table of systems uses without importing them
     "f3rm.extract.standalone",
     "f3rm.extract.maintenance",
-    "f3rm.extract.taps.exports",
+    "f3rm.extract.tables.exports",
     "f3rm.recipes.nsd",
-    "f3rm.extract.taps.run",
-    "f3rm.extract.taps.spec",
-    "f3rm.extract.taps.store",
+    "f3rm.extract.tables.run",
+    "f3rm.store.spec",
+    "f3rm.extract.tables.tables",
     "f3rm.recipes.vissl",
-    "f3rm.extract.taps.probe",
+    "f3rm.extract.tables.probe",
     "f3rm.evaluation.evaluate",
     "f3rm.synthetic.scenes",
 )

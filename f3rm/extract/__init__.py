@@ -18,41 +18,40 @@ if TYPE_CHECKING:
         feature_loader as feature_loader,
         jobs_for_dataset as jobs_for_dataset,
     )
-    from f3rm.extract.taps.dataset import FeatureDataset as FeatureDataset
-    from f3rm.extract.taps.exports import (
+    from f3rm.extract.tables.exports import (
         export_array as export_array,
         export_per_item as export_per_item,
     )
-    from f3rm.extract.taps.lists import ItemList as ItemList, list_items as list_items
-    from f3rm.extract.taps.live import (
+    from f3rm.extract.tables.items import ItemList as ItemList, list_items as list_items
+    from f3rm.extract.tables.live import (
         FeatureExtractor as FeatureExtractor,
         LiveSource as LiveSource,
     )
-    from f3rm.extract.taps.prep import Prep as Prep
-    from f3rm.extract.taps.probe import Probe as Probe
-    from f3rm.extract.taps.run import extract as extract
-    from f3rm.extract.taps.spec import ExtractionSpec as ExtractionSpec
-    from f3rm.extract.taps.store import TapStore as TapStore
+    from f3rm.extract.tables.probe import Probe as Probe
+    from f3rm.extract.tables.run import extract as extract
+    from f3rm.extract.tables.tables import FeatureDataset as FeatureDataset, TapStore as TapStore
+    from f3rm.store.geometry import Prep as Prep
+    from f3rm.store.spec import FeatureSpec as FeatureSpec
 
 __getattr__ = getter(
     __name__,
     {
-        "ExtractionSpec": "f3rm.extract.taps.spec",
-        "FeatureDataset": "f3rm.extract.taps.dataset",
-        "FeatureExtractor": "f3rm.extract.taps.live",
-        "ItemList": "f3rm.extract.taps.lists",
-        "LiveSource": "f3rm.extract.taps.live",
-        "Prep": "f3rm.extract.taps.prep",
-        "Probe": "f3rm.extract.taps.probe",
-        "TapStore": "f3rm.extract.taps.store",
-        "export_array": "f3rm.extract.taps.exports",
-        "export_per_item": "f3rm.extract.taps.exports",
-        "extract": "f3rm.extract.taps.run",
+        "FeatureDataset": "f3rm.extract.tables.tables",
+        "FeatureExtractor": "f3rm.extract.tables.live",
+        "FeatureSpec": "f3rm.store.spec",
+        "ItemList": "f3rm.extract.tables.items",
+        "LiveSource": "f3rm.extract.tables.live",
+        "Prep": "f3rm.store.geometry",
+        "Probe": "f3rm.extract.tables.probe",
+        "TapStore": "f3rm.extract.tables.tables",
+        "export_array": "f3rm.extract.tables.exports",
+        "export_per_item": "f3rm.extract.tables.exports",
+        "extract": "f3rm.extract.tables.run",
         "extract_features": "f3rm.extract.extraction",
         "extract_features_for_dataset": "f3rm.extract.standalone",
         "feature_loader": "f3rm.extract.standalone",
         "jobs_for_dataset": "f3rm.extract.standalone",
-        "list_items": "f3rm.extract.taps.lists",
+        "list_items": "f3rm.extract.tables.items",
         "preview_job": "f3rm.extract.extraction",
         "repair_cache": "f3rm.extract.maintenance",
         "verify_cache": "f3rm.extract.maintenance",

@@ -14,15 +14,17 @@ from f3rm.extract.legacy import is_legacy, open_legacy
 from f3rm.extract.locks.folders import is_writable
 from f3rm.store.images import content_hash
 from f3rm.store.items import ImageItem, dataset_root
-from f3rm.store.manifest import MANIFEST, Manifest, read_manifest
+from f3rm.store.manifest import (
+    MANIFEST,
+    FailedRecord,
+    ImageRecord,
+    Manifest,
+    read_manifest,
+)
 from f3rm.store.reader import FeatureStore
-from f3rm.store.records import FailedRecord, ImageRecord
 from f3rm.store.spec import FeatureSpec
 
 log = logging.getLogger(__name__)
-
-_DEFAULT = "default"
-"""Shown for a setting that is recorded only when it differs from its default."""
 
 
 def feature_folder(
@@ -125,11 +127,10 @@ def _other_settings(manifest: Manifest, spec: FeatureSpec, identity: str) -> str
         return ""
     before = manifest.spec.settings(manifest.weights_identity, manifest.algorithm)
     after = spec.settings(identity)
-    names = [*after, *(name for name in before if name not in after)]
     changes = [
-        f"{name} {before.get(name, _DEFAULT)} -> {after.get(name, _DEFAULT)}"
-        for name in names
-        if before.get(name) != after.get(name)
+        f"{name} {before.get(name)} -> {value}"
+        for name, value in after.items()
+        if before.get(name) != value
     ]
     return printable(f"the cache was made with other settings: {', '.join(changes)}")
 

@@ -4,7 +4,6 @@ The sample is determined by the list of images. A cache that gets new images kee
 that its chunks stay valid; ``--force`` fits a new one.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -15,12 +14,13 @@ from f3rm.errors import CacheError
 from f3rm.extract.encoder import Encoder, check_finite
 from f3rm.extract.locks.chunk_reuse import older_codecs
 from f3rm.extract.locks.folders import older_folders
-from f3rm.extract.membership import POLL_SECONDS
+from f3rm.extract.locks.journal import CODEC
 from f3rm.extract.plan import ChunkPlan
 from f3rm.extract.writer import CacheWriter
-from f3rm.store.codec_files import read_codec, write_codec
-from f3rm.store.codecs import Codec, CodecRecord, fit_codec
+from f3rm.store.codec_files import read_codec
+from f3rm.store.codecs import Codec, fit_codec
 from f3rm.store.images import ImageInfo
+from f3rm.store.manifest import CodecRecord
 
 SAMPLE_IMAGES = 16
 SAMPLE_CELLS = 1024
@@ -29,7 +29,7 @@ SAMPLE_CELLS = 1024
 
 def load_or_fit_codec(
     writer: CacheWriter, plans: Sequence[ChunkPlan], encoder: Encoder
-) -> CodecRecord | None:
+) -> CodecRecord:
     """Gives the encoder its codec: the run's, an older cache's, or one fitted now.
 
     Args:
@@ -38,24 +38,20 @@ def load_or_fit_codec(
         encoder: Computes the sample; its ``codec`` is set afterwards.
 
     Returns:
-        The manifest's record of the codec; None if others have finished the run meanwhile.
+        The manifest's record of the codec.
 
     Raises:
-        CacheError: If the file system refuses, or the codec cannot be fitted.
+        CacheError: If the file system refuses, the codec cannot be fitted, or the run has ended.
         ImageError: If an image of the sample cannot be read.
         DeviceError: If not even one image fits into memory.
     """
-    if encoder.codec is not None:  # fp16 and fp32 need no fitting
+    if encoder.spec.stored.name == "none":  # fp16 and fp32 need no fitting
         return CodecRecord()
     while (record := writer.journal.codec()) is None:
-        if writer.is_over():
-            return None
-        if writer.claim_codec():
-            codec = _older_codec(writer, encoder) or _fitted(plans, encoder)
-            arrays = write_codec(writer.building, codec)
-            writer.journal.add_codec(CodecRecord(codec.spec.name, arrays))
+        if writer.locks.take(CODEC):
+            writer.publish_codec(_older_codec(writer, encoder) or _fitted(plans, encoder))
         else:
-            time.sleep(POLL_SECONDS)
+            writer.locks.wait()
     # Read back even by the worker that fitted it, so that all compute with the same bits.
     encoder.codec = read_codec(writer.building, record, encoder.channels)
     return record
@@ -67,7 +63,7 @@ def _older_codec(writer: CacheWriter, encoder: Encoder) -> Codec | None:
             codec = read_codec(folder, record, encoder.channels)
         except CacheError:
             continue
-        if codec.spec == encoder.codec_spec:
+        if codec.spec == encoder.spec.stored:
             return codec
     return None
 
@@ -78,7 +74,7 @@ def _fitted(plans: Sequence[ChunkPlan], encoder: Encoder) -> Codec:
     # Evenly spaced over the dataset, and not random: every machine would fit the same codec.
     picked = [everything[number * len(everything) // count] for number in range(count)]
     rows = torch.cat([_sample(plan, info, encoder) for plan, info in picked])
-    return fit_codec(encoder.codec_spec, rows)
+    return fit_codec(encoder.spec.stored, rows)
 
 
 def _sample(plan: ChunkPlan, info: ImageInfo, encoder: Encoder) -> Float[Tensor, "cells channels"]:

@@ -1,30 +1,32 @@
-"""Decoded images -> network inputs -> features -> rows of a chunk, batch by batch.
+"""Decoded items -> network inputs -> taps -> rows of a chunk, batch by batch.
 
-Resizing is :func:`torch.nn.functional.interpolate` with antialiasing (bicubic by default), clamped
-to [0, 1] and then normalised with the backbone's mean and standard deviation. The images of a batch
-have one size and belong to one chunk, so that a chunk's content depends on its images alone.
+The inputs of a batch are of one kind and belong to one chunk, so that a chunk's content depends on
+its items alone.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cache
+from typing import Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from f3rm.backbones.base import Backbone
 from f3rm.errors import CacheError, DeviceError
-from f3rm.extract.plan import ChunkPlan
-from f3rm.store.codecs import Codec, CodecSpec, CodedDtype, parse_codec
+from f3rm.extract.plan import ChunkPlan, InputKind
+from f3rm.extract.runner import TapRunner
+from f3rm.store.codecs import Codec, CodedDtype
 from f3rm.store.device import best_precision, is_full_memory, release_memory
-from f3rm.store.geometry import Size, border_of
+from f3rm.store.geometry import Size
 from f3rm.store.images import LEAVE_OUT, ImageFailedError, ImageInfo, read_inspected
-from f3rm.store.spec import FeatureSpec, Interpolation, Precision
+from f3rm.store.layout import Layout, common_channels
+from f3rm.store.spec import FeatureSpec, Precision
+from f3rm.store.video import ClipInfo, read_frames
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,14 @@ _ERROR_CELLS = 32
 Result = TypeVar("Result")
 
 
+@runtime_checkable
+class Arrival(Protocol):
+    """The end of copies, to be waited for: a CUDA event, or a simulated one."""
+
+    def synchronize(self) -> None:
+        """Returns when the copies are complete."""
+
+
 @dataclass(frozen=True)
 class StoredRows:
     """Encoded rows of some images, perhaps still being copied from the GPU.
@@ -48,7 +58,7 @@ class StoredRows:
         fits: () whether the type on disk could hold them.
         error: () largest relative error of a cell, from encoding.
         sample: (2, cells, channels) some features in fp32: the originals and the decoded ones.
-        copied: CUDA event after the copies; None if they are complete.
+        copied: The end of the copies; None if they are complete.
     """
 
     rows: Tensor
@@ -56,7 +66,7 @@ class StoredRows:
     fits: Bool[Tensor, ""]
     error: Float[Tensor, ""]
     sample: Float[Tensor, "2 cells channels"]
-    copied: torch.cuda.Event | None = None
+    copied: Arrival | None = None
 
     def wait(self) -> "StoredRows":
         """Returns itself when the copies are complete."""
@@ -78,41 +88,12 @@ def default_batch_size(network_size: Size, device: torch.device | None = None) -
     return max(1, min(scale * _LARGEST_BATCH, scale * _BATCH_PIXELS // (height * width)))
 
 
-def prepare(
-    pixels: UInt8[np.ndarray, "height width 3"] | UInt8[Tensor, "height width 3"],
-    size: Size,
-    *,
-    interpolation: Interpolation = "bicubic",
-    device: torch.device,
-    border: tuple[float, float, float] | None = None,
-) -> Float[Tensor, "3 net_height net_width"]:
-    """Resizes an image for the network.
-
-    Args:
-        pixels: Decoded RGB.
-        size: Height and width of the network input in pixels.
-        interpolation: How to resize; always with antialiasing.
-        device: Where the work is done.
-        border: Colour that images are made square with, the image in the middle; None leaves them.
-
-    Returns:
-        Colours in [0, 1], not yet normalised.
-    """
-    image = torch.as_tensor(pixels).to(device, non_blocking=True)  # (H, W, 3)
-    image = image.permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
-    if border is not None:
-        image = _squared(image, border)
-    resized = interpolate(image, size=size, mode=interpolation, antialias=True, align_corners=False)
-    return resized[0].clamp(0, 1)
-
-
 class Encoder:
-    """Computes the rows of chunks with one backbone.
+    """Computes the rows of chunks, which hold every tap of an item, with one backbone.
 
     Attributes:
-        backbone: The model.
-        channels: Feature channels C.
-        codec_spec: Which codec stores the features.
+        runner: Prepares inputs and computes the taps.
+        channels: Channels C of a cell.
         codec: The codec; None until :func:`~f3rm.extract.codec_fit.load_or_fit_codec` sets it.
         device: The backbone's.
         spec: The specification; a worker sets the one of the run that it joins.
@@ -122,60 +103,74 @@ class Encoder:
         self,
         backbone: Backbone,
         spec: FeatureSpec,
-        batch_size: int | None,
-        *,
-        channels: int | None = None,
+        images: Sequence[ImageInfo],
+        batch_size: int | None = None,
     ) -> None:
-        """Derives the codec and the normalisation.
+        """Looks at all inputs first, since every chunk must have the same channels per cell.
 
         Args:
             backbone: The loaded model.
             spec: The specification.
+            images: The images and videos to be encoded.
             batch_size: Images per network call; None chooses by the network size.
-            channels: Channels of a cell; None for the backbone's.
+
+        Raises:
+            F3rmError: As :class:`~f3rm.extract.runner.TapRunner` raises it.
         """
-        self.channels = channels or backbone.channels
-        plain = spec.codec == "none"
-        self.codec_spec = CodecSpec("none", spec.dtype) if plain else parse_codec(spec.codec)
-        self.codec = Codec(self.codec_spec, self.channels) if plain else None
+        self.runner = TapRunner(backbone, spec)
         self.device = backbone.device
         self.spec = spec
-        self.backbone = backbone
+        kinds = {self.kind(info) for info in images}
+        self._shapes = {kind: self.runner.shapes(kind) for kind in kinds}
+        self.channels = common_channels(list(self._shapes.values()))
+        self.codec = Codec(spec.stored, self.channels) if spec.stored.name == "none" else None
         self._batch_size = batch_size
         self._limit: int | None = None  # images per network call that fit into memory, once known
-        # LLaVA's border: the mean colour, rounded down to 8 bits.
-        red, green, blue = (int(255 * value) / 255 for value in backbone.mean)
-        self._border = (red, green, blue) if spec.fit == "square" else None
-        self._mean = torch.tensor(backbone.mean, device=backbone.device)[:, None, None]
-        self._std = torch.tensor(backbone.std, device=backbone.device)[:, None, None]
 
     @property
     def stored_channels(self) -> int:
         """Channels on disk."""
-        return self.codec_spec.components or self.channels
+        return self.spec.stored.components or self.channels
 
     @property
     def stored_dtype(self) -> CodedDtype:
         """Type on disk, unless it cannot hold the features."""
-        return self.codec_spec.dtype
+        return self.spec.stored.dtype
 
-    def batch_size(self, network_size: Size) -> int:
-        """Returns how many images go through the network at once."""
-        size = self._batch_size or default_batch_size(network_size, self.device)
+    def kind(self, info: ImageInfo) -> InputKind:
+        """Returns the kind of an image's or a video's network input."""
+        if isinstance(info, ClipInfo):
+            return self.runner.kind(info.size, info.num_frames, is_image=False)
+        return self.runner.kind(info.size)
+
+    def layout(self, kind: InputKind) -> Layout:
+        """Returns the layout of the rows of inputs of a kind."""
+        return Layout(self._shapes[kind], self.channels)
+
+    def batch_size(self, kind: InputKind) -> int:
+        """Returns how many inputs go through the network at once; a clip counts by its frames."""
+        usual = default_batch_size(kind.canvas, self.device) // kind.frames
+        size = self._batch_size or max(1, usual)
         return min(size, self._limit or size)
 
-    def read(self, plan: ChunkPlan, info: ImageInfo) -> Tensor:
-        """Decodes an image, ready for :meth:`features`; called in threads, ahead of the network.
+    def input_bytes(self, info: ImageInfo) -> int:
+        """Returns the memory that an item takes while it waits for the network."""
+        kind = self.kind(info)
+        # Prepared on the CPU: 3 channels of 4 bytes. On a GPU decoded frames wait, of 8 bits.
+        return max(12 * kind.num_pixels, 3 * kind.frames * math.prod(info.size))
 
-        For the CPU it is resized here; for a GPU it stays 8 bit, in pinned memory.
+    def read(self, plan: ChunkPlan, info: ImageInfo) -> Tensor:
+        """Decodes an item, ready for :meth:`features`; called in threads, ahead of the network.
+
+        For the CPU it is prepared here; for a GPU it stays 8 bit, in pinned memory.
 
         Raises:
-            ImageError: If the image has changed since the start.
+            ImageError: If the file has changed since the start.
         """
-        pixels = torch.from_numpy(read_inspected(info, self.spec.background))  # (H, W, 3)
+        frames = _decode(info, self.spec)
         if self.device.type == "cuda":
-            return pixels.pin_memory()
-        return self._resized(pixels, plan)
+            return frames.pin_memory()
+        return self.runner.prepare(frames, plan.kind)
 
     def features(
         self, inputs: Sequence[Tensor], plan: ChunkPlan
@@ -221,7 +216,7 @@ class Encoder:
             part = inputs[start : start + (self._limit or len(inputs))]
             result = None
             try:
-                result = finish(self._checked_run(part, plan))
+                result = finish(self._run(part, plan))
             except (RuntimeError, MemoryError) as error:
                 if not is_full_memory(error):
                     raise
@@ -234,30 +229,29 @@ class Encoder:
             yield result
 
     def _run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
-        images = torch.stack(
-            [
-                self._resized(image, plan) if image.dtype == torch.uint8 else image
-                for image in inputs
-            ]
-        )
+        ready = [
+            self.runner.prepare(item.to(self.device, non_blocking=True), plan.kind)
+            if item.dtype == torch.uint8
+            else item
+            for item in inputs
+        ]
         with autocast(self.device, self.spec.precision):
-            return self.backbone.encode_image((images - self._mean) / self._std)
-
-    def _resized(
-        self, pixels: UInt8[Tensor, "_ _ 3"], plan: ChunkPlan
-    ) -> Float[Tensor, "3 height width"]:
-        return prepare(
-            pixels,
-            plan.network_size,
-            interpolation=self.spec.interpolation,
-            device=self.device,
-            border=self._border,
-        )
+            values = self.runner.run(torch.stack(ready), plan.kind)
+        layout = self.layout(plan.kind)
+        for tap, value in values.items():
+            expected = (len(inputs), *layout.shapes[tap])
+            if tuple(value.shape) != expected:
+                raise CacheError(
+                    f"The backbone {self.runner.backbone.ref.adapter!r} must return features of "
+                    f"shape {expected}, got {tuple(value.shape)}. Its adapter has a bug: report it "
+                    "there."
+                )
+        return layout.pack(values).float()
 
     def _halve(self, tried: int, plan: ChunkPlan, error: Exception) -> None:
         if tried == 1:
             msg = (
-                f"One image of {plan.network_size} pixels does not fit into the memory of "
+                f"One image of {plan.kind.canvas} pixels does not fit into the memory of "
                 f"{self.device}: {error}. Close other programs that use it, or pass --device cpu."
             )
             raise DeviceError(msg) from error
@@ -266,21 +260,10 @@ class Encoder:
             "%d images of %d x %d pixels do not fit into the memory of %s; "
             "going on with %d at a time.",
             tried,
-            *plan.network_size,
+            *plan.kind.canvas,
             self.device,
             self._limit,
         )
-
-    def _checked_run(self, inputs: Sequence[Tensor], plan: ChunkPlan) -> Tensor:
-        features = self._run(inputs, plan)
-        expected = (len(inputs), *plan.grid, self.channels)
-        if tuple(features.shape) != expected:
-            msg = (
-                f"The backbone {self.backbone.ref.adapter!r} must return features of shape "
-                f"{expected}, got {tuple(features.shape)}. Its adapter has a bug: report it there."
-            )
-            raise CacheError(msg)
-        return features.float()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -289,18 +272,6 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if chosen == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, chosen))
-
-
-def _squared(
-    image: Float[Tensor, "1 3 height width"], border: tuple[float, float, float]
-) -> Float[Tensor, "1 3 side side"]:
-    """Puts an image into the middle of a square of one colour."""
-    height, width = image.shape[-2:]
-    side = max(height, width)
-    top, left = border_of((height, width))
-    square = image.new_tensor(border)[None, :, None, None].repeat(1, 1, side, side)
-    square[..., top : top + height, left : left + width] = image
-    return square
 
 
 def store_rows(
@@ -320,14 +291,8 @@ def store_rows(
     relative = lost / features.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     fits, error = torch.isfinite(rows).all(), relative.max()
     sample = torch.stack([_some_cells(features), _some_cells(decoded)])
-    if features.device.type != "cuda":
-        return StoredRows(rows, finite, fits, error, sample)
-    host = [_to_pinned(tensor) for tensor in (rows, finite, fits, error, sample)]
-    # The copies run on the features' device, which need not be the current one.
-    with torch.cuda.device(features.device):
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(features.device))
-    return StoredRows(host[0], host[1], host[2], host[3], host[4], copied)
+    stored = StoredRows(rows, finite, fits, error, sample)
+    return _copied_beside(stored) if features.device.type == "cuda" else stored
 
 
 def check_finite(finite: Bool[Tensor, " images"], images: Sequence[ImageInfo]) -> None:
@@ -345,6 +310,13 @@ def check_finite(finite: Bool[Tensor, " images"], images: Sequence[ImageInfo]) -
             raise ImageFailedError(msg, info.item.name, "the backbone gave NaN or infinity")
 
 
+def _decode(info: ImageInfo, spec: FeatureSpec) -> UInt8[Tensor, "frames height width 3"]:
+    """Returns the frames of an item as RGB."""
+    if not isinstance(info, ClipInfo):
+        return torch.from_numpy(read_inspected(info, spec.background))[None]
+    return read_frames(info.item.path, spec.frames, num_frames=info.num_frames, name=info.item.name)
+
+
 def _some_cells(
     features: Float[Tensor, "batch rows cols channels"],
 ) -> Float[Tensor, "cells channels"]:
@@ -353,7 +325,34 @@ def _some_cells(
     return cells[:, :: max(1, cells.shape[1] // _ERROR_CELLS)].reshape(-1, cells.shape[-1])
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
-    # Only copies into pinned memory run beside the network's next batch.
+def _copied_beside(stored: StoredRows) -> StoredRows:
+    """Starts the copies from a GPU to the host on a stream of their own.
+
+    Only the GPU waits for what computes the tensors: its copy engine works beside the network's
+    next batch, and the calling thread goes on at once.
+    """
+    device = stored.rows.device
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    tensors = (stored.rows, stored.finite, stored.fits, stored.error, stored.sample)
+    # Inside, the tensors' device is the current one, which it need not be outside.
+    with torch.cuda.stream(stream):
+        rows, finite, fits, error, sample = (_to_pinned(tensor, stream) for tensor in tensors)
+        copied = torch.cuda.Event(blocking=True)  # whoever waits leaves the processor to others
+        copied.record(stream)
+    return StoredRows(rows, finite, fits, error, sample, copied)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _to_pinned(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    # Nobody holds the tensor after this. PyTorch would give its memory to the network's next batch,
+    # on the stream that made it; told of the other stream, it waits for the copy.
+    tensor.record_stream(stream)
+    # Only copies into pinned memory run beside the network. PyTorch gives pinned memory that is
+    # freed out again, once the copies into it are over: a few buffers serve the whole extraction.
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

@@ -112,13 +112,13 @@ def seconds_of(plans: Sequence[ChunkPlan], encoder: Encoder) -> float:
     if not plans:
         return 0.0
     plan = plans[0]
-    batch = plan.images[: encoder.batch_size(plan.network_size)]
+    batch = plan.images[: encoder.batch_size(plan.kind)]
     seconds = _time(encoder, plan, len(batch))
     if seconds < _SHORT_SECONDS:  # the first batch also warms up: measure once more if it is cheap
         seconds = _time(encoder, plan, len(batch))
     # The time of an image is taken as proportional to its pixels.
-    pixels = sum(len(other.images) * math.prod(other.network_size) for other in plans)
-    return seconds * pixels / (len(batch) * math.prod(plan.network_size))
+    pixels = sum(len(other.images) * other.kind.num_pixels for other in plans)
+    return seconds * pixels / (len(batch) * plan.kind.num_pixels)
 
 
 class Countdown:

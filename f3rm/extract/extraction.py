@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import DatasetError, StrPath, as_path, printable
 from f3rm.extract.cache import find_cache
@@ -18,14 +19,15 @@ from f3rm.extract.job import Job, LoadBackbone, OnError, identity_of
 from f3rm.extract.locks.chunk_reuse import finished_chunks, older_codecs, unfinished_chunks
 from f3rm.extract.locks.folders import building_folder, check_writable, older_folders, recover
 from f3rm.extract.membership import plan_run
+from f3rm.extract.runner import TapRunner
 from f3rm.extract.worker import ModelWorker
-from f3rm.store.codecs import CodecRecord
 from f3rm.store.device import is_first_rank, release_memory, resolve_device
 from f3rm.store.images import ImageFailedError, ImageInfo
 from f3rm.store.items import ImageItem
-from f3rm.store.manifest import MANIFEST, codec_hash
+from f3rm.store.manifest import MANIFEST, CodecRecord
 from f3rm.store.reader import FeatureStore
 from f3rm.store.spec import FeatureSpec
+from f3rm.store.video import inspect_items
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def extract_features(  # noqa: PLR0913 - one call with every choice, by keyword
         force=force,
         progress=progress,
         on_error=on_error,
+        maps=True,
     )
     return run_job(prepared(job), load)
 
@@ -88,15 +91,12 @@ def prepared(job: Job) -> Job:
     return job if known else replace(job, before=identity_of(job.folder))
 
 
-def run_job(
-    job: Job, load: LoadBackbone = load_backbone, worker: type[ModelWorker] = ModelWorker
-) -> FeatureStore:
+def run_job(job: Job, load: LoadBackbone = load_backbone) -> FeatureStore:
     """Does the work of :func:`extract_features`, as one worker of perhaps many.
 
     Args:
         job: The request.
         load: Loads the backbone.
-        worker: The worker's class; :class:`~f3rm.extract.taps.worker.TapWorker` computes taps.
 
     Raises:
         F3rmError: As :func:`extract_features` raises them.
@@ -112,16 +112,14 @@ def run_job(
     check_writable(job.folder)
     recover(job.folder)
     if wanted(job)[0] is None:  # unless recover() has just completed the cache
-        _work(job, load, worker)
+        _work(job, load)
         release_memory(device)  # the model's, for the training that may follow
     store = FeatureStore.open(job.folder)
     log.info("%s features of %d images are in %s.", job.spec.name, len(store), job.folder)
     return store
 
 
-def preview_job(
-    job: Job, load: LoadBackbone = load_backbone, kind: type[ModelWorker] = ModelWorker
-) -> Preflight:
+def preview_job(job: Job, load: LoadBackbone = load_backbone) -> Preflight:
     """Estimates what a job would cost: checks the images, loads the model, times one batch.
 
     Nothing is written.
@@ -129,7 +127,6 @@ def preview_job(
     Args:
         job: The request.
         load: Loads the backbone, unless the cache is valid.
-        kind: The worker's class.
 
     Raises:
         F3rmError: As :func:`run_job` would raise it before the first chunk.
@@ -140,17 +137,15 @@ def preview_job(
         counts = len(store.manifest.images), len(store.manifest.chunks)
         free = free_bytes(job.folder)
         return Preflight(job.spec.name, job.folder, job.device, *counts, 0, 0, 0, free, 0.0)
-    device = resolve_device(job.device)
     check_writable(job.folder)
-    images, failed = _inspect(job, kind)
-    backbone = load(job.spec.backbone, device=device, towers=("image",))
-    worker = kind.of(job, images, failed, backbone)
+    backbone, images, failed = _ready(job, load)
+    worker = ModelWorker.of(job, images, failed, backbone)
     run, plans = plan_run(worker.request(lambda: False))
     worker = worker.with_key(run.key)
     unfinished = [building_folder(job.folder), *older_folders(job.folder)]
     known = {**unfinished_chunks(unfinished, run), **finished_chunks(job.folder, run)}
     _, codec = next(older_codecs(job.folder, unfinished, run), (job.folder, CodecRecord()))
-    new = [plan for plan in plans if replace(plan, codec=codec_hash(codec)).inputs not in known]
+    new = [plan for plan in plans if replace(plan, codec=codec.hash).inputs not in known]
     costs = estimate(plans, new, worker.encoder, job.folder)
     return replace(costs, seconds=seconds_of(new, worker.encoder))
 
@@ -163,12 +158,11 @@ def wanted(job: Job) -> tuple[FeatureStore | None, str]:
     return find_cache(job.items, job.spec, job.folder, failed_too=record)
 
 
-def _work(job: Job, load: LoadBackbone, kind: type[ModelWorker]) -> None:
-    images, failed = _inspect(job, kind)
-    backbone = load(job.spec.backbone, device=resolve_device(job.device), towers=("image",))
+def _work(job: Job, load: LoadBackbone) -> None:
+    backbone, images, failed = _ready(job, load)
     while True:
         try:
-            worker = kind.of(job, images, failed, backbone)
+            worker = ModelWorker.of(job, images, failed, backbone)
             worker.run(lambda: wanted(job)[0] is not None)
             break
         except ImageFailedError as error:
@@ -184,16 +178,23 @@ def _work(job: Job, load: LoadBackbone, kind: type[ModelWorker]) -> None:
         log.warning("%d of %d images failed and are recorded.", len(failed), len(job.items))
 
 
-def _inspect(job: Job, kind: type[ModelWorker]) -> tuple[list[ImageInfo], dict[str, str]]:
-    """Returns the images that can be decoded, and with ``on_error="record"`` why others cannot."""
+def _ready(job: Job, load: LoadBackbone) -> tuple[Backbone, list[ImageInfo], dict[str, str]]:
+    """Returns the model, the images that can be decoded, and why others cannot.
+
+    The taps are checked first: a wrong one must not be found after a million images.
+    """
+    backbone = load(job.spec.backbone, device=resolve_device(job.device), towers=("image",))
+    runner = TapRunner(backbone, job.spec)
+    if job.maps:
+        runner.check_maps()
     failed: dict[str, str] = {}
-    images = kind.inspect(
+    images = inspect_items(
         job.items,
         progress=job.progress and is_first_rank(),
         failed=failed if job.on_error == "record" else None,
     )
     _check_any_left(images, failed)
-    return images, failed
+    return backbone, images, failed
 
 
 def _check_any_left(images: Sequence[ImageInfo], failed: Mapping[str, str]) -> None:

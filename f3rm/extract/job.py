@@ -27,7 +27,9 @@ class Job:
         spec: The specification.
         folder: The cache folder, absolute; it need not exist.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        shard_size: Images per chunk file.
+        shard_size: Largest number of images in a chunk file.
+        shard_bytes: Largest number of bytes of a chunk's data; None for ``shard_size`` alone.
+        maps: Whether the taps must give maps, as look-ups at pixels need them.
         batch_size: Images per network call; None chooses by image size.
         force: Whether to extract anew even if the cache is valid.
         progress: Whether to show progress bars.
@@ -43,6 +45,8 @@ class Job:
     folder: Path
     device: str = "auto"
     shard_size: int = 64
+    shard_bytes: int | None = None
+    maps: bool = False
     batch_size: int | None = None
     force: bool = False
     progress: bool = True

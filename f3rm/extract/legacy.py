@@ -23,10 +23,9 @@ from f3rm.extract.locks.folders import META
 from f3rm.store.chunks import map_chunk
 from f3rm.store.geometry import PixelAffine, Size, ValidRect
 from f3rm.store.items import ImageItem
-from f3rm.store.manifest import Manifest
+from f3rm.store.manifest import ChunkRecord, ImageRecord, Manifest
 from f3rm.store.npy import read_npy_header
 from f3rm.store.reader import FeatureStore
-from f3rm.store.records import ChunkRecord, ImageRecord
 from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 
 _LARGEST_META = 1 << 26
@@ -66,10 +65,10 @@ def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> 
     """
     spec = spec.settled("float32")[0]
     names, settings = _read_meta(folder)
-    if spec.backbone.model not in settings.values() or spec.codec != "none":
+    if spec.backbone.model not in settings.values() or spec.stored.name != "none":
         raise _refused(folder, f"it was not made with {spec.backbone.model} for this codec")
     by_path = _match(folder, names, items)
-    chunks = _chunks(folder, [by_path[name].name for name in names])
+    chunks = _chunks(folder, [by_path[name].name for name in names], spec.taps[0])
     manifest = Manifest(
         spec=spec,
         weights_identity="legacy",  # unknown: meta.pt does not name the weights
@@ -127,12 +126,12 @@ def _match(folder: Path, names: Sequence[str], items: Sequence[ImageItem]) -> di
     return found
 
 
-def _chunks(folder: Path, names: Sequence[str]) -> list[ChunkRecord]:
+def _chunks(folder: Path, names: Sequence[str], tap: str) -> list[ChunkRecord]:
     """Describes the chunk files; together they hold the images in order."""
     records: list[ChunkRecord] = []
     start = 0
     for path in sorted(folder.glob("chunk_*.npy")):
-        record = _chunk(folder, path, names[start:])
+        record = _chunk(folder, path, names[start:], tap)
         records.append(record)
         start += record.shape[0]
     if start != len(names):
@@ -142,7 +141,7 @@ def _chunks(folder: Path, names: Sequence[str]) -> list[ChunkRecord]:
     return records
 
 
-def _chunk(folder: Path, path: Path, names: Sequence[str]) -> ChunkRecord:
+def _chunk(folder: Path, path: Path, names: Sequence[str], tap: str) -> ChunkRecord:
     try:
         length = path.stat().st_size
         with path.open("rb") as stream:
@@ -153,9 +152,10 @@ def _chunk(folder: Path, path: Path, names: Sequence[str]) -> ChunkRecord:
         four = (shape[0], shape[1], shape[2], shape[3])
         part = tuple(names[: shape[0]])
         stored = "float16" if dtype.name == "float16" else "float32"
-        record = ChunkRecord(path.name, length, four, stored, "", 0.0, part)
         if len(part) != shape[0] or math.prod(shape) == 0:
             raise _refused(folder, f"{path.name} holds {shape[0]} images, not {len(part)}")
+        taps = {tap: four[1:]}
+        record = ChunkRecord(path.name, length, four, stored, "", 0.0, part, taps)
         map_chunk(folder, record)
     except (OSError, ValueError, CacheError) as error:
         raise _refused(folder, f"{path.name} cannot be read ({error})") from error
@@ -179,15 +179,17 @@ def _images(
                 status = path.stat()
             except (OSError, UnidentifiedImageError) as error:
                 raise _refused(folder, f"the image {name!r} cannot be read ({error})") from error
-            affine = _affine(folder, size, grid, spec.short_side)
+            affine = _affine(folder, size, grid, spec.prep.size)
             file = status.st_size, status.st_mtime_ns, "", size  # "": no content hash is known
             valid = ValidRect.full(grid)
             records.append(ImageRecord(name, *file, number, row, affine, valid))
     return records
 
 
-def _affine(folder: Path, size: Size, grid: Size, short_side: int) -> PixelAffine:
+def _affine(folder: Path, size: Size, grid: Size, short_side: int | Size | None) -> PixelAffine:
     """Returns the pixel-to-cell map of an image whose remainder the network dropped."""
+    if not isinstance(short_side, int):
+        raise _refused(folder, "it was made of images whose shorter side was resized")
     # The patch size is not recorded: the grid tells it.
     patch = short_side // min(grid)
     resized = [short_side * side // min(size) for side in size]

@@ -14,16 +14,21 @@ from f3rm.errors import CacheError, CacheMismatchError, StrPath, as_path
 from f3rm.extract.cache import cache_roots
 from f3rm.extract.extraction import run_job
 from f3rm.extract.job import Job, LoadBackbone, identity_of
+from f3rm.extract.locks.file_locks import living
 from f3rm.extract.locks.folders import building_folder, feature_lock, older_folders, remove_run
-from f3rm.extract.locks.heartbeat import Watch
 from f3rm.extract.locks.journal import PROGRESS, Journal
 from f3rm.store.chunks import map_chunk, verify_chunk
 from f3rm.store.codec_files import read_codec
 from f3rm.store.images import content_hash
 from f3rm.store.items import ImageItem
-from f3rm.store.manifest import MANIFEST, Manifest, read_manifest
+from f3rm.store.manifest import (
+    MANIFEST,
+    ChunkRecord,
+    ImageRecord,
+    Manifest,
+    read_manifest,
+)
 from f3rm.store.reader import FeatureStore
-from f3rm.store.records import ChunkRecord, ImageRecord
 from f3rm.store.spec import ALIASES
 
 Report = Callable[[int], object]
@@ -98,7 +103,7 @@ def unfinished(folder: StrPath) -> Unfinished | None:
         return None
     journal = Journal(building)
     run = journal.run()
-    workers = Watch(building / PROGRESS).living()
+    workers = living(building / PROGRESS)
     done = sum(1 for _ in journal.notes())
     return Unfinished(done, len(run.chunks) if run else None, len(workers))
 

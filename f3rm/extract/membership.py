@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from f3rm.errors import CacheError
+from f3rm.extract.locks.file_locks import POLL_SECONDS, WorkerLocks, living
 from f3rm.extract.locks.folders import (
     building_folder,
     feature_lock,
@@ -16,16 +17,12 @@ from f3rm.extract.locks.folders import (
     remove_run,
     retire,
 )
-from f3rm.extract.locks.heartbeat import SILENT_SECONDS, Heartbeat, Watch
 from f3rm.extract.locks.journal import PROGRESS, Journal, Run
 from f3rm.extract.plan import ChunkPlan, Names
 from f3rm.extract.writer import CacheWriter
 from f3rm.store.manifest import read_manifest
 
 log = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.2
-"""How often a worker that has nothing to do looks again."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class RunMembership:
     """The run that a worker has joined.
 
     Attributes:
-        writer: Claims, writes and commits.
+        writer: Locks, writes and commits.
         plans: The chunks of the whole run.
     """
 
@@ -67,30 +64,42 @@ class RunMembership:
 def join_run(request: CacheRequest) -> Generator[RunMembership | None]:
     """Joins the run that makes a cache, or begins one; waits while another run uses the folder.
 
+    A run may end without this worker, which others took to hang, or which made a chunk that another
+    has published. Then the block ends too, without an error, and the caller joins again.
+
     Yields:
         The membership; None if the cache exists already.
 
     Raises:
         CacheError: If the file system refuses.
     """
-    watch = Watch(building_folder(request.folder) / PROGRESS, silent_seconds=SILENT_SECONDS)
     warned = False
     with ExitStack() as stack:
         while True:
             with feature_lock(request.folder):
                 finish_swap(request.folder)  # of a process that died between two renames
                 done = request.is_done()
-                membership = None if done else _join_or_begin(request, watch, stack)
+                membership = None if done else _join_or_begin(request, stack)
             if done or membership is not None:
                 break
             if not warned:
                 warned = True
+                progress = building_folder(request.folder) / PROGRESS
                 log.warning(
-                    "Other features are being extracted in %s; waiting for them to finish.",
-                    watch.folder.parent,
+                    "Other features are being extracted in %s by %s; waiting for them to finish. "
+                    "If one hangs, end it; if its machine is gone, remove its file worker-... in "
+                    "%s.",
+                    progress.parent,
+                    ", ".join(living(progress)),
+                    progress,
                 )
             time.sleep(POLL_SECONDS)  # without the lock, which the others need to commit
-        yield membership
+        try:
+            yield membership
+        except CacheError:
+            if membership is None or membership.writer.locks.is_member():
+                raise
+            log.info("The extraction in %s ended without this worker.", request.folder)
 
 
 def plan_run(request: CacheRequest) -> tuple[Run, list[ChunkPlan]]:
@@ -108,11 +117,12 @@ def plan_run(request: CacheRequest) -> tuple[Run, list[ChunkPlan]]:
     return Run.of(key, plans, fresh=request.fresh), plans
 
 
-def _join_or_begin(request: CacheRequest, watch: Watch, stack: ExitStack) -> RunMembership | None:
+def _join_or_begin(request: CacheRequest, stack: ExitStack) -> RunMembership | None:
     """Enters the run, with the lock held; None while workers of another run are alive."""
-    journal = Journal(building_folder(request.folder))
+    building = building_folder(request.folder)
+    journal = Journal(building)
     run, plans = plan_run(request)
-    if watch.living():
+    if living(journal.folder):
         current = journal.run()
         if current is None or not current.satisfies(run):
             return None
@@ -122,10 +132,8 @@ def _join_or_begin(request: CacheRequest, watch: Watch, stack: ExitStack) -> Run
         _remove_useless(request.folder, run)
         journal.begin(run)
     # Before the lock is released, or the next worker would take this run for abandoned.
-    heartbeat = stack.enter_context(Heartbeat(watch.folder))
-    writer = CacheWriter(
-        request.folder, run, channels=request.channels, heartbeat=heartbeat, watch=watch
-    )
+    locks = stack.enter_context(WorkerLocks(building))
+    writer = CacheWriter(request.folder, run, channels=request.channels, locks=locks)
     return RunMembership(writer, plans)
 
 

@@ -5,7 +5,7 @@ writes. The queues between the stages are bounded, so memory does not grow with 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -21,7 +21,8 @@ from f3rm.extract.writer import CacheWriter
 from f3rm.store.chunks import Rows
 from f3rm.store.codecs import CodedDtype, cosine_error
 from f3rm.store.images import ImageInfo, prefetched
-from f3rm.store.records import ChunkRecord
+from f3rm.store.layout import Shapes
+from f3rm.store.manifest import ChunkRecord
 
 _WAITING_BATCHES = 2
 _WAITING_CHUNKS = 2
@@ -47,7 +48,7 @@ def make_chunks(
     dtype: CodedDtype,
     ahead: int,
     report: Report,
-) -> Iterator[tuple[ChunkPlan, ChunkRecord | None]]:
+) -> Generator[tuple[ChunkPlan, ChunkRecord | None]]:
     """Computes, writes and publishes chunks.
 
     Args:
@@ -81,7 +82,8 @@ def make_chunks(
             for plan, group in groupby(inputs, key=lambda item: item[0]):
                 if len(writing) == _WAITING_CHUNKS:
                     yield writing.popleft().result()
-                writing.append(_Writing(pool, plan, writer, dtype))
+                taps = encoder.layout(plan.kind).shapes
+                writing.append(_Writing(pool, plan, writer, dtype, taps))
                 _compute(writing[-1], (image for _, image in group), encoder, report)
             while writing:
                 yield writing.popleft().result()
@@ -95,7 +97,7 @@ def _compute(
     writing: "_Writing", inputs: Iterator[Tensor], encoder: Encoder, report: Report
 ) -> None:
     """Sends a chunk's images through the network and its rows to the writing thread."""
-    size = encoder.batch_size(writing.plan.network_size)
+    size = encoder.batch_size(writing.plan.kind)
     while batch := list(islice(inputs, size)):
         for stored in encoder.stored(batch, writing.plan, writing.dtype):
             if not writing.put(stored):
@@ -113,11 +115,12 @@ class _Writing:
     """
 
     def __init__(
-        self, pool: Executor, plan: ChunkPlan, writer: CacheWriter, dtype: CodedDtype
+        self, pool: Executor, plan: ChunkPlan, writer: CacheWriter, dtype: CodedDtype, taps: Shapes
     ) -> None:
         """Queues the chunk for the writing thread."""
         self.plan = plan
         self.dtype: CodedDtype = dtype
+        self._taps = taps
         self._codec_error = 0.0
         self._samples: list[Tensor] = []
         self._queue: Queue[StoredRows | StoppedError | None] = Queue(_WAITING_BATCHES)
@@ -147,12 +150,11 @@ class _Writing:
             return self.plan, None
 
     def _write(self, writer: CacheWriter) -> ChunkRecord:
-        record = writer.write(self.plan, self._rows(), dtype=self.dtype)
+        record = writer.write(self.plan, self._rows(), dtype=self.dtype, taps=self._taps)
         original, decoded = torch.cat(self._samples, dim=1)
         error = cosine_error(original, decoded)
         record = replace(record, codec_error=self._codec_error, cosine_error=error)
-        writer.publish(self.plan, record)
-        return record
+        return writer.publish(self.plan, record)
 
     def _rows(self) -> Iterator[Rows]:
         start = 0

@@ -3,14 +3,15 @@
 It depends on neither worker nor time, so that any number of workers make the same chunks.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import xxhash
 
-from f3rm.store.geometry import Fit, Size, network_size
+from f3rm.store.geometry import Size
 from f3rm.store.images import ImageInfo
-from f3rm.store.records import ImageRecord
+from f3rm.store.manifest import ImageRecord
 
 _SCATTERED = 2
 """An older cut is given up when it has this many times as many chunks as needed."""
@@ -20,19 +21,41 @@ Names = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
+class InputKind:
+    """Properties that inputs of one network call share.
+
+    Attributes:
+        canvas: Height and width of the network input in pixels.
+        kept: Height and width of the part of it that shows the image.
+        frames: Number of frames.
+        is_clip: Whether there is a time axis, even of one frame.
+    """
+
+    canvas: Size
+    kept: Size
+    frames: int = 1
+    is_clip: bool = False
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of one network input."""
+        return self.frames * math.prod(self.canvas)
+
+
+@dataclass(frozen=True)
 class ChunkPlan:
     """One chunk to be made.
 
     Attributes:
         file: Name of the chunk file.
-        network_size: Height and width of the network input in pixels, the same for all its images.
-        grid: Rows and columns of its feature maps.
+        kind: The kind of network input of all its images.
+        grid: Rows and columns of cells of one row of the chunk.
         images: Its images, in the order of the rows.
         codec: Hash of the fitted codec that its rows are written with; empty if there is none.
     """
 
     file: str
-    network_size: Size
+    kind: InputKind
     grid: Size
     images: tuple[ImageInfo, ...]
     codec: str = ""
@@ -44,37 +67,38 @@ class ChunkPlan:
         return _inputs_hash(images, self.codec)
 
 
-def plan_chunks(
-    images: Sequence[ImageInfo],
-    *,
-    short_side: int,
-    patch: int,
-    shard_size: int,
-    fit: Fit = "stretch",
-    older: Names = (),
-) -> list[ChunkPlan]:
-    """Groups images by network size, in order of appearance, and cuts the groups into chunks.
+@dataclass(frozen=True)
+class Group:
+    """Images that may share chunks, in the order of the dataset.
+
+    Attributes:
+        kind: The kind of their network inputs.
+        grid: Rows and columns of cells of each.
+        shard_size: Largest number of images in a chunk.
+        images: The images.
+    """
+
+    kind: InputKind
+    grid: Size
+    shard_size: int
+    images: Sequence[ImageInfo]
+
+
+def plan_chunks(groups: Iterable[Group], older: Names = ()) -> list[ChunkPlan]:
+    """Cuts groups into chunks.
 
     Images that share a chunk in an older cache stay together, so that a removed or added image
-    changes only its own chunk; new images fill up the last chunk of their size.
+    changes only its own chunk; new images fill up the last chunk of their kind.
 
     Args:
-        images: All images of the dataset, in its order.
-        short_side: Shorter side of network inputs in pixels.
-        patch: Pixels per cell.
-        shard_size: Largest number of images in a chunk.
-        fit: How images become network inputs.
-        older: How an older cache was cut; ignored if a chunk is larger than ``shard_size``, or if
+        groups: Groups of all images of the dataset.
+        older: How an older cache was cut; ignored if a chunk is larger than the group's, or if
             there are more than twice as many chunks as needed.
     """
-    groups: dict[Size, list[ImageInfo]] = {}
-    for info in images:
-        groups.setdefault(network_size(info.size, short_side, patch, fit), []).append(info)
     plans: list[ChunkPlan] = []
-    for size, members in groups.items():
-        grid = (size[0] // patch, size[1] // patch)
-        for part in cut_group(members, older, shard_size):
-            plans.append(ChunkPlan(f"chunk_{len(plans):04d}.npy", size, grid, part))
+    for group in groups:
+        for part in _cut_group(group.images, older, group.shard_size):
+            plans.append(ChunkPlan(f"chunk_{len(plans):04d}.npy", group.kind, group.grid, part))
     return plans
 
 
@@ -91,10 +115,10 @@ def _inputs_hash(images: Sequence[tuple[str, str, Size]], codec: str) -> str:
     return digest.hexdigest()
 
 
-def cut_group(
+def _cut_group(
     members: Sequence[ImageInfo], older: Names, shard_size: int
 ) -> list[tuple[ImageInfo, ...]]:
-    """Cuts images of one network size into chunks; the arguments are those of plan_chunks."""
+    """Cuts the images of a group; see :func:`plan_chunks`."""
     if max((len(names) for names in older), default=0) > shard_size:
         older = ()
     left = {info.item.name: info for info in members}
@@ -108,5 +132,5 @@ def cut_group(
     parts.extend(new[start : start + shard_size] for start in range(0, len(new), shard_size))
     needed = -(-len(members) // shard_size)
     if len(parts) > _SCATTERED * needed:
-        return cut_group(members, (), shard_size)
+        return _cut_group(members, (), shard_size)
     return [tuple(part) for part in parts]

@@ -175,6 +175,7 @@ def jobs_for_dataset(
             spec=spec,
             folder=feature_folder(data, spec, cache_dir, items=items).expanduser().resolve(),
             on_error=on_error,
+            maps=True,
             **options,
         )
         for spec in specs

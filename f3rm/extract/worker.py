@@ -1,11 +1,12 @@
 """One worker of an extraction: takes chunks while there are any, and commits the cache."""
 
 import logging
+import math
 import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import PIL
 import torch
 
@@ -13,23 +14,20 @@ import f3rm
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.weights import weights_identity
 from f3rm.extract.codec_fit import load_or_fit_codec
-from f3rm.extract.dense import dense_backbone
 from f3rm.extract.encoder import Encoder
 from f3rm.extract.estimate import Countdown, estimate
 from f3rm.extract.job import Job
 from f3rm.extract.locks.folders import feature_lock
-from f3rm.extract.membership import POLL_SECONDS, CacheRequest, RunMembership, join_run
+from f3rm.extract.membership import CacheRequest, RunMembership, join_run
 from f3rm.extract.pipeline import Report, make_chunks
-from f3rm.extract.plan import ChunkPlan, Names, plan_chunks
+from f3rm.extract.plan import ChunkPlan, Group, InputKind, Names, plan_chunks
 from f3rm.extract.writer import CacheWriter
-from f3rm.store.codecs import CodecRecord, CodedDtype, combine_errors
+from f3rm.store.codecs import CodedDtype, combine_errors
 from f3rm.store.device import best_precision, is_first_rank
-from f3rm.store.geometry import Fit, placed
-from f3rm.store.images import ImageInfo, inspect_images
-from f3rm.store.items import ImageItem
-from f3rm.store.manifest import Manifest, codec_hash
+from f3rm.store.geometry import PixelAffine, ValidRect
+from f3rm.store.images import ImageInfo
+from f3rm.store.manifest import ChunkRecord, CodecRecord, FailedRecord, ImageRecord, Manifest
 from f3rm.store.progress import progress_bar
-from f3rm.store.records import ChunkRecord, FailedRecord, ImageRecord
 from f3rm.store.spec import ALGORITHM_VERSION, FeatureSpec
 
 log = logging.getLogger(__name__)
@@ -59,13 +57,6 @@ class ModelWorker:
     identity: str
 
     @classmethod
-    def inspect(
-        cls, items: Sequence[ImageItem], *, progress: bool, failed: dict[str, str] | None
-    ) -> list[ImageInfo]:
-        """Decodes every item before anything is written; see :func:`inspect_images`."""
-        return inspect_images(items, progress=progress, failed=failed)
-
-    @classmethod
     def of(
         cls, job: Job, images: Sequence[ImageInfo], failed: Mapping[str, str], backbone: Backbone
     ) -> "ModelWorker":
@@ -75,27 +66,17 @@ class ModelWorker:
             job: The request.
             images: The images that can be extracted.
             failed: Reasons of the others, by name.
-            backbone: The loaded model.
+            backbone: The loaded model, which has the taps.
 
         Raises:
-            TapError: If the model does not have the tap.
+            F3rmError: As :class:`~f3rm.extract.runner.TapRunner` raises it.
         """
         records = tuple(
             FailedRecord.of(item, failed[item.name]) for item in job.items if item.name in failed
         )
         identity = weights_identity(job.spec.backbone)
-        encoder = cls.make_encoder(job, images, backbone)
-        return cls(job, images, records, encoder.backbone, encoder, identity)
-
-    @classmethod
-    def make_encoder(cls, job: Job, images: Sequence[ImageInfo], backbone: Backbone) -> Encoder:
-        """Returns the encoder of the job.
-
-        Raises:
-            TapError: If the model does not have the tap.
-        """
-        del images
-        return Encoder(dense_backbone(backbone, job.spec), job.spec, job.batch_size)
+        encoder = Encoder(backbone, job.spec, images, job.batch_size)
+        return cls(job, images, records, backbone, encoder, identity)
 
     @property
     def specs(self) -> dict[str, FeatureSpec]:
@@ -112,15 +93,19 @@ class ModelWorker:
         return replace(self, job=replace(self.job, spec=spec))
 
     def plan(self, older: Names) -> list[ChunkPlan]:
-        """Cuts the images into chunks, given how an older cache was cut."""
-        return plan_chunks(
-            self.images,
-            short_side=self.job.spec.short_side,
-            patch=self.backbone.patch_size,
-            shard_size=self.job.shard_size,
-            fit=self.job.spec.fit,
-            older=older,
-        )
+        """Cuts the images into chunks of one kind, given how an older cache was cut."""
+        members: dict[InputKind, list[ImageInfo]] = {}
+        for info in self.images:
+            members.setdefault(self.encoder.kind(info), []).append(info)
+        return plan_chunks((self._group(*group) for group in members.items()), older)
+
+    def _group(self, kind: InputKind, images: Sequence[ImageInfo]) -> Group:
+        grid, size = self.encoder.layout(kind).grid, self.job.shard_size
+        if self.job.shard_bytes is not None:
+            item = np.dtype(self.encoder.stored_dtype).itemsize
+            image_bytes = math.prod(grid) * self.encoder.stored_channels * item
+            size = max(1, min(size, self.job.shard_bytes // image_bytes))
+        return Group(kind, grid, size, images)
 
     def request(self, is_done: Callable[[], bool]) -> CacheRequest:
         """Describes the wanted cache; ``is_done`` tells whether it exists."""
@@ -146,7 +131,7 @@ class ModelWorker:
                 self.with_key(membership.writer.run.key).make(membership)
 
     def make(self, membership: RunMembership) -> None:
-        """Makes chunks and commits the cache; returns early if others have finished meanwhile.
+        """Makes chunks and commits the cache, unless another worker has.
 
         Args:
             membership: Of a run of this worker's specification.
@@ -156,22 +141,18 @@ class ModelWorker:
         """
         writer = membership.writer
         codec = load_or_fit_codec(writer, membership.plans, self.encoder)
-        if codec is None:
-            return
-        plans = [replace(plan, codec=codec_hash(codec)) for plan in membership.plans]
+        plans = [replace(plan, codec=codec.hash) for plan in membership.plans]
         records = self._make_chunks(writer, plans)
-        if records is None:
-            return
         # Every worker gets here; the lock lets one commit.
         with feature_lock(self.job.folder):
-            if not writer.is_over():  # unless another worker has committed
+            if writer.locks.is_member():  # unless another worker has committed
                 chunks = [records[plan.file] for plan in plans]
                 writer.commit(self._manifest(plans, chunks, codec))
 
     def _make_chunks(
         self, writer: CacheWriter, plans: Sequence[ChunkPlan]
-    ) -> dict[str, ChunkRecord] | None:
-        """Makes every chunk or waits for it; returns None if others have finished the run."""
+    ) -> dict[str, ChunkRecord]:
+        """Makes every chunk or waits for it; returns their records by file."""
         queue = ChunkQueue(writer, plans, self.encoder, ahead=self._ahead())
         costs = estimate(plans, queue.missing(), self.encoder, self.job.folder)
         costs.check_room()  # before the first chunk, not when the disk is full
@@ -189,29 +170,14 @@ class ModelWorker:
                 queue.make(report)
                 bar.update(task, completed=queue.num_images)
                 if len(queue.records) == before:  # other workers are making the remaining chunks
-                    if writer.is_over():
-                        return None
-                    time.sleep(POLL_SECONDS)
+                    writer.locks.wait()
         return queue.records
-
-    def input_bytes(self, info: ImageInfo) -> int:
-        """Returns how much memory an item takes while it waits for the network."""
-        return 3 * info.size[0] * info.size[1]
-
-    def image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
-        """Returns the manifest's records of the images, in the order of the dataset."""
-        return image_records(self.images, plans, self.job.spec.fit)
-
-    def provenance(self, plans: Sequence[ChunkPlan]) -> dict[str, str]:
-        """Returns the manifest's entries about the model and how it was read."""
-        del plans
-        return dict(self.backbone.provenance())
 
     def _ahead(self) -> int:
         """Returns how many decoded images may wait: two batches, but no more than 1 GB."""
-        largest = max(self.input_bytes(info) for info in self.images)
-        # The cut does not matter here, only the network sizes.
-        wanted = 2 * max(self.encoder.batch_size(plan.network_size) for plan in self.plan(()))
+        largest = max(self.encoder.input_bytes(info) for info in self.images)
+        kinds = {self.encoder.kind(info) for info in self.images}
+        wanted = 2 * max(self.encoder.batch_size(kind) for kind in kinds)
         return max(2, min(max(8, wanted), _AHEAD_BYTES // largest))
 
     def _manifest(
@@ -224,18 +190,44 @@ class ModelWorker:
             algorithm=ALGORITHM_VERSION,
             key=self.job.spec.key(self.identity),
             channels=self.encoder.channels,
-            has_text=self.backbone.has_text,
-            provenance=self.provenance(plans),
+            has_text=self.encoder.runner.has_text,
+            # As plain texts: adapters may give torch's version, which is of a class of its own.
+            provenance={name: str(text) for name, text in self.backbone.provenance().items()},
             versions=versions(),
             chunks=tuple(chunks),
-            images=self.image_records(plans),
+            images=self._image_records(plans),
             failed=tuple(self.failed),
             codec=replace(codec, cosine_error=combine_errors(errors) if errors else None),
         )
 
+    def _image_records(self, plans: Sequence[ChunkPlan]) -> tuple[ImageRecord, ...]:
+        """Returns the manifest's records in the order of the dataset."""
+        places = {
+            info.item.name: (chunk, row)
+            for chunk, plan in enumerate(plans)
+            for row, info in enumerate(plan.images)
+        }
+        records: list[ImageRecord] = []
+        for info in self.images:
+            chunk, row = places[info.item.name]
+            affine, valid = self._geometry(info, plans[chunk])
+            file = info.bytes, info.mtime_ns, info.content, info.size
+            records.append(ImageRecord(info.item.name, *file, chunk, row, affine, valid))
+        return tuple(records)
+
+    def _geometry(self, info: ImageInfo, plan: ChunkPlan) -> tuple[PixelAffine, ValidRect]:
+        """Returns the preparation's geometry for a map, else that of a stretched image."""
+        runner = self.encoder.runner
+        if runner.gives_maps and self.encoder.layout(plan.kind).map_shape is not None:
+            place = runner.place(info.size)
+            valid = place.valid(info.size, runner.cell)
+            if all(valid.cells()):
+                return place.affine(runner.cell), valid
+        return PixelAffine.between(info.size, plan.grid), ValidRect.full(plan.grid)
+
 
 class ChunkQueue:
-    """The chunks of a run from one worker's view: finished, claimed by others, or to be made.
+    """The chunks of a run from one worker's view: finished, locked by others, or to be made.
 
     Attributes:
         records: Records of the finished ones, by file.
@@ -259,7 +251,7 @@ class ChunkQueue:
         return [plan for plan in self._plans if not self._writer.is_available(plan)]
 
     def make(self, report: Report) -> None:
-        """Goes through all chunks once: records finished ones, computes unclaimed ones.
+        """Goes through all chunks once: records finished ones, computes those that are free.
 
         Args:
             report: Called after every batch with its number of images.
@@ -269,7 +261,7 @@ class ChunkQueue:
             DeviceError: If not even one image fits into memory.
             CacheError: If the file system refuses.
         """
-        overflowed = self._make(self._unclaimed(), self._encoder.stored_dtype, report)
+        overflowed = self._make(self._unlocked(), self._encoder.stored_dtype, report)
         if overflowed and not self._warned:
             self._warned = True
             name = self._encoder.spec.name
@@ -291,14 +283,14 @@ class ChunkQueue:
                 self._add(plan, record)
         return overflowed
 
-    def _unclaimed(self) -> Iterator[ChunkPlan]:
-        """Yields the chunks that this worker must compute, each claimed when it is asked for."""
+    def _unlocked(self) -> Iterator[ChunkPlan]:
+        """Yields the chunks that this worker must compute, each locked when it is asked for."""
         for plan in self._plans:
             if plan.file in self.records:
                 continue
             record = self._writer.find(plan)
-            if record is None and self._writer.claim(plan):
-                # Again: the worker that had claimed it may have finished it a moment ago.
+            if record is None and self._writer.locks.take(plan.file):
+                # Again: the worker that had locked it may have finished it a moment ago.
                 record = self._writer.find(plan) or self._writer.reuse(plan)
                 if record is None:
                     yield plan
@@ -308,24 +300,7 @@ class ChunkQueue:
     def _add(self, plan: ChunkPlan, record: ChunkRecord) -> None:
         self.records[plan.file] = record
         self.num_images += len(plan.images)
-
-
-def image_records(
-    images: Sequence[ImageInfo], plans: Sequence[ChunkPlan], fit: Fit = "stretch"
-) -> tuple[ImageRecord, ...]:
-    """Returns the manifest's records in the order of the dataset."""
-    places = {
-        info.item.name: (chunk, row, plan)
-        for chunk, plan in enumerate(plans)
-        for row, info in enumerate(plan.images)
-    }
-    records: list[ImageRecord] = []
-    for info in images:
-        chunk, row, plan = places[info.item.name]
-        affine, valid = placed(info.size, plan.grid, fit)
-        file = info.bytes, info.mtime_ns, info.content, info.size
-        records.append(ImageRecord(info.item.name, *file, chunk, row, affine, valid))
-    return tuple(records)
+        self._writer.locks.release(plan.file)
 
 
 def versions() -> dict[str, str]:
@@ -333,6 +308,6 @@ def versions() -> dict[str, str]:
     return {
         "f3rm": f3rm.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "pillow": PIL.__version__,
     }

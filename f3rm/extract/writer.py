@@ -1,4 +1,4 @@
-"""One worker's view of a cache being made: finding, claiming and writing chunks, then the manifest.
+"""One worker's view of a cache being made: finding, locking and writing chunks, then the manifest.
 
 Any number of workers may have a :class:`CacheWriter` on the same folder.
 """
@@ -13,29 +13,30 @@ import torch
 
 from f3rm.errors import CacheError
 from f3rm.extract.locks.chunk_reuse import finished_chunks, is_sound, link, unfinished_chunks
+from f3rm.extract.locks.file_locks import WorkerLocks
 from f3rm.extract.locks.folders import (
     META,
     building_folder,
     end_run,
+    feature_lock,
     older_folders,
     remove_leftovers,
     remove_run,
     swap_in,
 )
-from f3rm.extract.locks.heartbeat import Claims, Heartbeat, Watch
-from f3rm.extract.locks.journal import CODEC, Journal, Run
+from f3rm.extract.locks.journal import Journal, Run
 from f3rm.extract.plan import ChunkPlan
 from f3rm.store.chunks import (
     Rows,
     check_chunk,
     publish,
-    verify_chunk,
     write_atomically,
     write_chunk,
 )
-from f3rm.store.codecs import CodedDtype
-from f3rm.store.manifest import MANIFEST, Manifest
-from f3rm.store.records import ChunkRecord
+from f3rm.store.codec_files import write_codec
+from f3rm.store.codecs import Codec, CodedDtype
+from f3rm.store.layout import Shapes
+from f3rm.store.manifest import MANIFEST, ChunkRecord, CodecRecord, Manifest
 
 
 class CacheWriter:
@@ -46,35 +47,27 @@ class CacheWriter:
         folder: The cache folder.
         run: The run that this worker has joined.
         journal: The run's journal.
+        locks: This worker's locks.
         channels: Stored channels.
     """
 
-    def __init__(
-        self, folder: Path, run: Run, *, channels: int, heartbeat: Heartbeat, watch: Watch
-    ) -> None:
+    def __init__(self, folder: Path, run: Run, *, channels: int, locks: WorkerLocks) -> None:
         """Lists the chunks of older caches that can be reused.
 
         Args:
             folder: The cache folder. The journal beside it has begun.
             run: The run that this worker has joined.
             channels: Stored channels.
-            heartbeat: This worker's.
-            watch: Tells which other workers are alive.
+            locks: This worker's.
         """
         self.building = building_folder(folder)
         self.folder = folder
         self.run = run
         self.journal = Journal(self.building)
         self.channels = channels
-        self._heartbeat = heartbeat
-        self._claims = Claims(self.journal.folder, heartbeat.name, watch)
+        self.locks = locks
         self._older = unfinished_chunks(older_folders(folder), run)
         self._previous = finished_chunks(folder, run)
-
-    def is_over(self) -> bool:
-        """Returns whether the run has ended: its cache is complete, or it was given up."""
-        current = self.journal.run()
-        return current is None or current.token != self.run.token
 
     def is_available(self, plan: ChunkPlan) -> bool:
         """Returns whether a chunk is finished in this run or an older one: nothing to compute."""
@@ -92,24 +85,8 @@ class CacheWriter:
             return None
         return record
 
-    def claim(self, plan: ChunkPlan) -> bool:
-        """Claims a chunk, unless a living worker has; returns whether it is this worker's now.
-
-        Raises:
-            CacheError: If the file system refuses.
-        """
-        return self._claims.take(Path(plan.file).stem)
-
-    def claim_codec(self) -> bool:
-        """Claims the choice of the codec; returns whether it is this worker's.
-
-        Raises:
-            CacheError: If the file system refuses.
-        """
-        return self._claims.take(CODEC)
-
     def reuse(self, plan: ChunkPlan) -> ChunkRecord | None:
-        """Brings a claimed chunk over from an interrupted run or an older cache, and records it.
+        """Brings a chunk over from an interrupted run or an older cache, and records it.
 
         Its checksum is verified first, so that a damaged file is computed anew.
 
@@ -119,24 +96,23 @@ class CacheWriter:
         Raises:
             CacheError: If the file system refuses.
         """
-        # An interrupted run is removed in the end, so its files are moved; the older cache stays
-        # valid until this one is complete, so its files are linked.
-        for sources, bring in ((self._older, publish), (self._previous, link)):
+        for sources in (self._older, self._previous):
             source, record = sources.get(plan.inputs, (self.folder, None))
             if record and record.shape == self._shape(plan) and is_sound(source, record):
-                bring(source / record.file, self.building / plan.file)
-                record = replace(record, file=plan.file)
-                self.journal.add(plan.inputs, record)
-                return record
+                link(source / record.file, self._part(plan))
+                return self.publish(plan, replace(record, file=plan.file))
         return None
 
-    def write(self, plan: ChunkPlan, parts: Iterable[Rows], *, dtype: CodedDtype) -> ChunkRecord:
-        """Writes a claimed chunk under a temporary name; :meth:`publish` makes it count.
+    def write(
+        self, plan: ChunkPlan, parts: Iterable[Rows], *, dtype: CodedDtype, taps: Shapes
+    ) -> ChunkRecord:
+        """Writes a chunk under a temporary name; :meth:`publish` makes it count.
 
         Args:
             plan: The chunk.
             parts: Its rows; an iterator may compute them while they are written.
             dtype: Type on disk.
+            taps: Shapes of the taps' values.
 
         Raises:
             CacheError: If the file system refuses.
@@ -144,27 +120,45 @@ class CacheWriter:
         shape = self._shape(plan)
         written = write_chunk(self._part(plan), shape, dtype, parts)
         names = tuple(info.item.name for info in plan.images)
-        return ChunkRecord(plan.file, written.bytes, shape, dtype, written.checksum, 0.0, names)
+        return ChunkRecord(
+            plan.file, written.bytes, shape, dtype, written.checksum, 0.0, names, dict(taps)
+        )
 
-    def publish(self, plan: ChunkPlan, record: ChunkRecord) -> None:
+    def publish(self, plan: ChunkPlan, record: ChunkRecord) -> ChunkRecord:
         """Renames a written chunk and records it, unless another worker finished it first.
 
+        Returns:
+            The record that counts, of this worker or of the other.
+
         Raises:
-            CacheError: If the file system refuses, or others took this worker for dead meanwhile.
+            CacheError: If the file system refuses, or the run has ended.
         """
         part = self._part(plan)
         try:
-            if not self._heartbeat.is_known():
-                msg = (
-                    f"Other workers in {str(self.building)!r} took this one for dead, or finished "
-                    "without it. Run the same command again to go on."
-                )
-                raise CacheError(msg)
-            if self.find(plan) is None:
-                publish(part, self.building / plan.file)
-                self.journal.add(plan.inputs, record)
+            draft = self.journal.draft(plan.inputs, record, self.locks.name)
+            # Keeps file and record together. For a moment only: all workers wait for it, and if one
+            # hangs with it, the others do.
+            with feature_lock(self.folder):
+                self.locks.check_membership()
+                if found := self.find(plan):
+                    return found
+                publish(part, self.building / plan.file, sync=False)
+                self.journal.add(draft)
+                return record
         finally:
             part.unlink(missing_ok=True)
+
+    def publish_codec(self, codec: Codec) -> None:
+        """Writes the codec of the run, unless another worker has.
+
+        Raises:
+            CacheError: If the file system refuses, or the run has ended.
+        """
+        with feature_lock(self.folder):
+            self.locks.check_membership()
+            if self.journal.codec() is None:
+                arrays = write_codec(self.building, codec)
+                self.journal.add_codec(CodecRecord(codec.spec.name, arrays))
 
     def commit(self, manifest: Manifest) -> None:
         """Writes the manifest, removes files that it does not name, and replaces the older cache.
@@ -176,23 +170,21 @@ class CacheWriter:
             CacheError: If the file system refuses.
         """
         for chunk in manifest.chunks:
-            # Two workers may have written a chunk that was claimed twice: read all of it.
-            contested = self._claims.is_contested(Path(chunk.file).stem)
-            (verify_chunk if contested else check_chunk)(self.building, chunk)
+            check_chunk(self.building, chunk)
         # In this order: a process that dies after end_run has left a complete cache, which the next
-        # one swaps in (finish_swap).
+        # one swaps in (finish_swap), and nothing else.
         write_manifest(self.building, manifest)
-        end_run(self.building)
-        swap_in(self.building, self.folder)
         for folder in older_folders(self.folder):
             remove_run(folder)
+        end_run(self.building)
+        swap_in(self.building, self.folder)
 
     def _shape(self, plan: ChunkPlan) -> tuple[int, int, int, int]:
         return (len(plan.images), *plan.grid, self.channels)
 
     def _part(self, plan: ChunkPlan) -> Path:
-        # With the worker's name: two workers may write one chunk if the first is taken for dead.
-        return self.building / f"{plan.file}.{self._heartbeat.name}.tmp"
+        # With the worker's name: two workers may write one chunk if the first seems to hang.
+        return self.building / f"{plan.file}.{self.locks.name}.tmp"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -216,8 +208,8 @@ def _meta(manifest: Manifest) -> bytes:
         "adapter": spec.backbone.adapter,
         "model": spec.backbone.model,
         "weights": spec.backbone.weights,
-        "tap": spec.tap,
-        "short_side": spec.short_side,
+        "tap": spec.taps[0],
+        "size": spec.prep.size,
         "channels": manifest.channels,
         "key": manifest.key,
     }

@@ -9,8 +9,8 @@ from torch import Tensor
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import F3rmError, HeadSpec
-from f3rm.extract.encoder import prepare
-from f3rm.store.geometry import network_size
+from f3rm.extract.prepare import prepare
+from f3rm.store.geometry import Prep
 from f3rm.store.images import read_image
 from f3rm.store.spec import FeatureSpec
 
@@ -61,8 +61,8 @@ class ImageEncoder:
             self._backbone = load_backbone(self._spec.backbone, device="cpu", towers=("image",))
         backbone = self._backbone
         height, width = pixels.shape[:2]
-        size = network_size((height, width), _SHORT_SIDE, backbone.patch_size)
-        image = prepare(pixels, size, device=backbone.device)
+        place = Prep(size=_SHORT_SIDE).place((height, width), backbone.patch_size)
+        image = prepare(pixels, place.canvas, device=backbone.device)
         mean, std = (
             torch.tensor(values)[:, None, None] for values in (backbone.mean, backbone.std)
         )

@@ -22,12 +22,11 @@ from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
 from f3rm.extract.job import LoadBackbone
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
-from f3rm.extract.taps.video import FramePolicy, Pool
+from f3rm.extract.tables.live import FeatureExtractor
 from f3rm.store.device import resolve_device
-from f3rm.store.geometry import Size
+from f3rm.store.geometry import Prep, Size
+from f3rm.store.spec import FeatureSpec, SpecError, parse_backbone
+from f3rm.store.video import FramePolicy, Pool
 
 PoolMethod = Literal["mean", "max", "flatten"]
 
@@ -204,5 +203,5 @@ class Image2Representation:
         prep = Prep(resize="cover", size=(height, width), fit="round")
         tap = self.tap + _OPERATIONS[pool]
         frames = replace(frames, pool=pool)
-        spec = ExtractionSpec(self.backbone.ref, (tap,), prep, frames, precision="float32")
+        spec = FeatureSpec(self.backbone.ref, (tap,), prep, frames, precision="float32")
         return FeatureExtractor(spec, backbone=self.backbone)

@@ -21,14 +21,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from f3rm.errors import BackboneRef, DatasetError, StrPath, as_path
-from f3rm.extract.taps.dataset import FeatureSource, samples_of
-from f3rm.extract.taps.exports import export_array
-from f3rm.extract.taps.lists import ItemList
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.store import TapStore
+from f3rm.extract.tables.exports import export_array
+from f3rm.extract.tables.items import ItemList
+from f3rm.extract.tables.run import extract
+from f3rm.extract.tables.tables import FeatureSource, TapStore, samples_of
+from f3rm.store.geometry import Prep
 from f3rm.store.items import items_from_paths
+from f3rm.store.spec import FeatureSpec
 
 NsdBackbone = Literal["dinov2_q", "dinov2", "clip"]
 Geometry = Literal["pad", "stretch"]
@@ -64,7 +63,7 @@ def nsd_spec(
     class_token: bool = True,
     weights: str = "",
     model: str = "",
-) -> ExtractionSpec:
+) -> FeatureSpec:
     """Returns the specification of one of the three arrays: tokens with the class token first.
 
     Args:
@@ -93,7 +92,7 @@ def nsd_spec(
     ref, tap, usual = _TAPS[backbone]
     ref = replace(ref, model=model or ref.model, weights=weights or ref.weights)
     taps = (tap.format(layer=enc_layer, select=select),)
-    return ExtractionSpec(ref, taps, GEOMETRIES[geometry or usual], precision="float32")
+    return FeatureSpec(ref, taps, GEOMETRIES[geometry or usual], precision="float32")
 
 
 def result_name(backbone: NsdBackbone, enc_layer: int = -1) -> str:
@@ -126,7 +125,7 @@ def nsd_items(data: StrPath, subject: str, split: str) -> ItemList | None:
 def extract_nsd(
     data: StrPath,
     out: StrPath,
-    spec: ExtractionSpec,
+    spec: FeatureSpec,
     name: str,
     *,
     subjects: Sequence[str] = ("01",),
@@ -141,7 +140,7 @@ def extract_nsd(
         spec: The specification, e.g. of :func:`nsd_spec`.
         name: Name of the array, e.g. of :func:`result_name`.
         subjects: Such as ``("01", "02")``.
-        options: Further options of :func:`f3rm.extract.taps.run.extract`.
+        options: Further options of :func:`f3rm.extract.tables.run.extract`.
 
     Returns:
         Stores by subject and split.

@@ -21,8 +21,8 @@ from jaxtyping import Int, Shaped
 
 from f3rm.backbones.taps import Tap
 from f3rm.errors import CacheError, StrPath, as_path
-from f3rm.extract.taps.exports import first_channels, flat_channels_first, slug_of
-from f3rm.extract.taps.store import TapStore
+from f3rm.extract.tables.exports import first_channels, flat_channels_first, slug_of
+from f3rm.extract.tables.tables import TapStore
 from f3rm.store.chunks import write_atomically
 from f3rm.store.names import UnsafeNameError, safe_part
 from f3rm.store.npy import map_npy

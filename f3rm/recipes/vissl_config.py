@@ -15,9 +15,10 @@ from f3rm.backbones.module.vissl_heads import HeadError, with_heads
 from f3rm.backbones.taps import Op, Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import BackboneRef
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import Shard
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError, read_settings
+from f3rm.extract.tables.run import Shard
+from f3rm.store.geometry import Prep
+from f3rm.store.settings import read_settings
+from f3rm.store.spec import FeatureSpec, SpecError
 
 _OPS: Mapping[str, str | None] = {
     "AvgPool2d": "avg",
@@ -53,7 +54,7 @@ class VisslSettings:
     batchnorm_eps: float = 1e-5
     depth: int | None = None
 
-    def spec(self, backbone: BackboneRef, prep: Prep, **settings: Any) -> ExtractionSpec:
+    def spec(self, backbone: BackboneRef, prep: Prep, **settings: Any) -> FeatureSpec:
         """Returns the specification for a model and a preparation; by default in float32.
 
         Raises:
@@ -72,7 +73,7 @@ class VisslSettings:
             except HeadError as error:
                 msg = f"{error}. Read the trunk (EXTRACT_TRUNK_FEATURES_ONLY)."
                 raise SpecError(msg) from error
-        return ExtractionSpec(backbone, self.taps, prep, **{"precision": "float32", **settings})
+        return FeatureSpec(backbone, self.taps, prep, **{"precision": "float32", **settings})
 
 
 def read_vissl_config(source: Path | str | Mapping[str, Any]) -> VisslSettings:
@@ -85,7 +86,7 @@ def read_vissl_config(source: Path | str | Mapping[str, Any]) -> VisslSettings:
         SpecError: If it cannot be read, or names an unknown operation.
         TapError: If an operation has impossible arguments.
     """
-    plain = source if isinstance(source, Mapping) else read_settings(source)
+    plain = source if isinstance(source, Mapping) else read_settings(source, SpecError)
     config = plain.get("config", plain)
     model, extraction = _section(config, "MODEL"), _section(config, "EXTRACT_FEATURES")
     settings = _section(model, "FEATURE_EVAL_SETTINGS")

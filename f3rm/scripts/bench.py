@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from f3rm.extract.taps.bench import BenchError, as_table, benchmark
-from f3rm.extract.taps.live import FeatureExtractor
+from f3rm.extract.tables.bench import BenchError, as_table, benchmark
+from f3rm.extract.tables.live import FeatureExtractor
 from f3rm.scripts.command import Command
 from f3rm.scripts.taps import choose_spec
 

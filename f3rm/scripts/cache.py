@@ -198,8 +198,7 @@ def _status(folder: Path, items: Sequence[ImageItem]) -> tuple[str, ...]:
 
 def _codec(manifest: Manifest) -> str:
     """Returns the codec's name, and its mean error as 1 - cosine."""
-    name = manifest.spec.codec if manifest.spec.codec != "none" else manifest.spec.dtype
-    error = manifest.codec.cosine_error
+    name, error = manifest.spec.codec, manifest.codec.cosine_error
     return name if error is None else f"{name} (1 - cosine {error.mean:.1e})"
 
 

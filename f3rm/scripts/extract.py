@@ -4,18 +4,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from f3rm.errors import CacheError, F3rmError
 from f3rm.extract.engines import Engine, run_with
 from f3rm.extract.extraction import preview_job
-from f3rm.extract.job import OnError
+from f3rm.extract.job import Job, OnError
 from f3rm.extract.standalone import jobs_for_dataset
-from f3rm.extract.taps.exports import export_array, export_per_item, slug_of
-from f3rm.extract.taps.lists import list_items, split_folder
-from f3rm.extract.taps.run import Shard, extract, make_job
-from f3rm.extract.taps.store import TapStore
-from f3rm.extract.taps.worker import TapWorker
+from f3rm.extract.tables.exports import export_array, export_per_item, slug_of
+from f3rm.extract.tables.items import ItemList, list_items, split_folder, write_split
+from f3rm.extract.tables.run import Shard, make_job
+from f3rm.extract.tables.tables import TapStore
 from f3rm.recipes.vissl import export_vissl
 from f3rm.scripts.command import Command, say
 from f3rm.scripts.taps import choose_spec
@@ -62,8 +61,9 @@ class Extract(Command):
     """Behind images with alpha; match --pipeline.model.background-color (its default is black)."""
     batch_size: int | None = None
     """Images per network call; by default chosen by image size, and halved if memory runs out."""
-    codec: str = "fp16"
-    """Storage of the features: fp16, fp32, int8, or pca and a number of components: pca128."""
+    codec: str | None = None
+    """Storage of the features: fp16, fp32, int8, or pca and a number of components: pca128.
+    By default fp16, and with --tap fp32 (with --spec what it says)."""
     precision: Precision = "auto"
     """Number format of the network; half precision changes values slightly.
     auto: as extracted already, else bfloat16 or (older) float16 on a GPU, float32 on the CPU."""
@@ -100,73 +100,61 @@ class Extract(Command):
         """
         if not is_first_rank():
             logging.getLogger("f3rm").setLevel(logging.WARNING)
-        if self.tap or self.spec or self.backbone:
-            self._extract_taps()
-        else:
-            self._extract_dataset()
+        wanted = self._by_taps() if self.tap or self.spec or self.backbone else self._by_type()
+        for job in wanted.jobs:
+            if self.dry_run:
+                say(str(preview_job(job)))
+                continue
+            store = run_with(job, engine=self.engine, workers=self.workers)
+            if is_first_rank():  # every rank extracts, one reports and exports
+                self._report(job, store, wanted)
 
-    def _extract_dataset(self) -> None:
+    def _by_type(self) -> "_Wanted":
         jobs = jobs_for_dataset(
             self.data,
             self.feature_type,
             cache_dir=self.cache_dir,
             weights=self.weights,
             background=self.background,
-            codec=self.codec,
+            codec=self.codec or "fp16",
             precision=self.precision,
-            on_error=self.on_error,
             shard_size=self.shard_size,
-            device=self.device,
-            force=self.force,
-            batch_size=self.batch_size,
+            **self._options(),
         )
-        for job in jobs:
-            if self.dry_run:
-                print(preview_job(job))
-                continue
-            store = run_with(job, engine=self.engine, workers=self.workers)
-            if is_first_rank():
-                say(_summary(job.spec.name, store))
+        return _Wanted(jobs)
 
-    def _extract_taps(self) -> None:
-        chosen = choose_spec(self.spec, self.backbone, self.tap, self.precision)
+    def _by_taps(self) -> "_Wanted":
+        chosen = choose_spec(self.spec, self.backbone, self.tap, self.precision, self.codec)
         if self.out is None:
             raise CacheError("--out must be given with --tap, --spec or --backbone. Name a folder.")
         if self.save_spec is not None:
             chosen.spec.save(self.save_spec)
         items = list_items(self.data, labelled=self.labelled)
         shard = chosen.shard or "auto" if self.shard is None else _shard(self.shard)
-        if self.dry_run:
-            job = make_job(
-                items,
-                chosen.spec,
-                split_folder(self.out, self.split),
-                shard=shard,
-                batch_size=self.batch_size,
-                device=self.device,
-                on_error=self.on_error,
-            )
-            say(str(preview_job(job, kind=TapWorker)))
+        folder = split_folder(self.out, self.split)
+        job = make_job(items, chosen.spec, folder, shard=shard, **self._options())
+        return _Wanted([job], self.out, items, chosen.layers)
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the options that every job takes as they are."""
+        return {
+            "device": self.device,
+            "force": self.force,
+            "batch_size": self.batch_size,
+            "on_error": self.on_error,
+        }
+
+    def _report(self, job: Job, store: FeatureStore, wanted: "_Wanted") -> None:
+        if wanted.out is None or wanted.items is None:
+            say(_summary(job.spec.name, store))
             return
-        store = extract(
-            items,
-            chosen.spec,
-            self.out,
-            split=self.split,
-            shard=shard,
-            batch_size=self.batch_size,
-            device=self.device,
-            overwrite=self.force,
-            on_error=self.on_error,
-            engine=self.engine,
-            workers=self.workers,
-        )
-        if is_first_rank():  # every rank extracts, one reports and exports
-            for tap in store.taps:
-                say(_tap_summary(store, tap))
-            for name, reason in store.failed.items():
-                say(f"{name} has no features: {reason}")
-            self._export(store, self.out, chosen.layers)
+        write_split(wanted.out, self.split, wanted.items)
+        table = TapStore(store, wanted.items)
+        for tap in table.taps:
+            say(_tap_summary(table, tap))
+        for name, reason in table.failed.items():
+            say(f"{name} has no features: {reason}")
+        self._export(table, wanted.out, wanted.layers)
 
     def _export(self, store: TapStore, out: Path, layers: Mapping[str, str] | None) -> None:
         if self.export == "vissl":
@@ -180,6 +168,16 @@ class Extract(Command):
                 say(f"{tap}: {export_array(store, path, tap)} in {path}")
             else:
                 say(f"{tap}: {export_per_item(store, path, tap)} files in {path}")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Jobs; of taps also the folder of the results, the items, and VISSL's names of the taps."""
+
+    jobs: list[Job]
+    out: Path | None = None
+    items: ItemList | None = None
+    layers: Mapping[str, str] | None = None
 
 
 def _summary(name: str, store: FeatureStore) -> str:

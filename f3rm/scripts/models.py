@@ -1,17 +1,15 @@
 """``f3rm models``, ``f3rm layers``, ``f3rm shape``: the models, their layers, and shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
-from f3rm.extract.dense import dense_backbone
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.spec import parse_backbone
+from f3rm.extract.tables.live import FeatureExtractor
 from f3rm.scripts.command import Command
 from f3rm.scripts.taps import choose_spec
-from f3rm.store.geometry import network_size
-from f3rm.store.spec import ALIASES, PRESETS, resolve_feature_type
+from f3rm.store.geometry import Prep
+from f3rm.store.spec import ALIASES, PRESETS, parse_backbone, resolve_feature_type
 
 
 @dataclass
@@ -25,10 +23,9 @@ class Models(Command):
 
     def run(self) -> None:
         """Prints a table; loads no model and needs no network."""
-        fits = {"square": "(square)", "stretch": "(shorter)"}
         rows = [("type", "model", "tap", "image side")]
         rows += [
-            (name, spec.backbone.model, spec.tap, f"{spec.short_side} {fits[spec.fit]}")
+            (name, spec.backbone.model, *spec.taps, _side(spec.prep))
             for name, spec in PRESETS.items()
         ]
         rows += [(name, f"both of {parts}", "", "") for name, parts in ALIASES.items()]
@@ -98,22 +95,20 @@ class Shape(Command):
             F3rmError: If a name is unknown or the weights cannot be loaded.
         """
         if self.backbone is not None or self.spec is not None:
-            chosen = choose_spec(self.spec, self.backbone, self.taps).spec
-            shapes = FeatureExtractor(chosen).shape(self.height, self.width)
-            for tap, shape in shapes.items():
-                print(f"{chosen.backbone.model}: {tap} gives {_sides(shape)}")
-            return
-        for spec in resolve_feature_type(self.feature_type, weights=self.weights):
-            backbone = load_backbone(spec.backbone)
-            dense = dense_backbone(backbone, spec)
-            size = network_size(
-                (self.height, self.width), spec.short_side, dense.patch_size, spec.fit
-            )
-            shapes = {tap: backbone.shape(tap, *size) for tap in self.taps}
-            # The type's own tap may be a dense rule with windows, which changes the grid.
-            shapes = shapes or {spec.tap: (*dense.grid_of(size), dense.channels)}
-            for tap, shape in shapes.items():
+            specs = (choose_spec(self.spec, self.backbone, self.taps).spec,)
+        else:
+            specs = resolve_feature_type(self.feature_type, weights=self.weights)
+            if self.taps:
+                specs = tuple(replace(spec, taps=self.taps) for spec in specs)
+        for spec in specs:
+            extractor = FeatureExtractor(spec)
+            size = extractor.runner.place((self.height, self.width)).canvas
+            for tap, shape in extractor.shape(self.height, self.width).items():
                 print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
+
+
+def _side(prep: Prep) -> str:
+    return f"{prep.size} ({'square' if prep.fit == 'square' else 'shorter'})"
 
 
 def _sides(shape: tuple[int, ...]) -> str:

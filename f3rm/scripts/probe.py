@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from f3rm.extract.taps.probe import Probe, ProbeError, ProbeKind
-from f3rm.extract.taps.store import Table, TapStore
+from f3rm.extract.tables.probe import Probe, ProbeError, ProbeKind
+from f3rm.extract.tables.tables import Table, TapStore
 from f3rm.scripts.command import Command
 from f3rm.store.npy import load_npy
 

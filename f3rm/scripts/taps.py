@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import Shard
-from f3rm.extract.taps.settings import read_yaml
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError, parse_backbone
+from f3rm.extract.tables.run import Shard
 from f3rm.recipes.vissl_config import read_vissl_config
-from f3rm.store.spec import Precision
+from f3rm.store.geometry import Prep
+from f3rm.store.settings import read_settings
+from f3rm.store.spec import FeatureSpec, Precision, SpecError, parse_backbone
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Chosen:
         shard: Items per file; None if no configuration says it.
     """
 
-    spec: ExtractionSpec
+    spec: FeatureSpec
     layers: Mapping[str, str] | None = None
     shard: Shard | None = None
 
@@ -32,6 +32,7 @@ def choose_spec(
     backbone: str | None,
     taps: Sequence[str],
     precision: Precision = "auto",
+    codec: str | None = None,
 ) -> Chosen:
     """Combines a file with the options that replace parts of it.
 
@@ -40,6 +41,7 @@ def choose_spec(
         backbone: ``adapter:model@weights``; replaces the file's.
         taps: Replace the file's.
         precision: Replaces the file's unless it is ``auto``.
+        codec: Replaces the file's.
 
     Raises:
         SpecError: If the backbone or the taps are missing.
@@ -53,30 +55,28 @@ def choose_spec(
                 f"{found}. Write e.g. --backbone dinov2:facebook/dinov2-base --tap final@cls"
             )
             raise SpecError(msg)
-        return Chosen(ExtractionSpec.of(backbone, list(taps), precision=precision))
-    if _is_vissl(file):
+        return _with_numbers(Chosen(FeatureSpec.of(backbone, list(taps))), precision, codec)
+    plain = read_settings(file, SpecError)
+    if "config" in plain or "MODEL" in plain:  # as VISSL's are
         if backbone is None:
             msg = (
                 f"--backbone must be given with VISSL's {file.name}. Write e.g. "
                 "--backbone module:torchvision:resnet50@weights.pth"
             )
             raise SpecError(msg)
-        settings = read_vissl_config(file)
+        settings = read_vissl_config(plain)
         spec = settings.spec(parse_backbone(backbone), Prep(resize="cover", size=224))
         chosen = Chosen(spec, settings.layers, settings.shard)
     else:
-        spec = ExtractionSpec.load(file)
+        spec = FeatureSpec.from_dict(plain)
         if backbone is not None:
             spec = replace(spec, backbone=parse_backbone(backbone))
         chosen = Chosen(replace(spec, taps=tuple(taps)) if taps else spec)
-    if precision == "auto":
-        return chosen
-    return replace(chosen, spec=replace(chosen.spec, precision=precision))
+    return _with_numbers(chosen, precision, codec)
 
 
-def _is_vissl(file: Path) -> bool:
-    try:
-        plain = read_yaml(file)
-    except (OSError, ValueError):
-        return False  # ExtractionSpec.load then says what is wrong with the file
-    return isinstance(plain, Mapping) and ("config" in plain or "MODEL" in plain)
+def _with_numbers(chosen: Chosen, precision: Precision, codec: str | None) -> Chosen:
+    changes: dict[str, Any] = {"codec": codec} if codec else {}
+    if precision != "auto":
+        changes["precision"] = precision
+    return replace(chosen, spec=replace(chosen.spec, **changes))

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,12 +22,14 @@ from jaxtyping import Shaped
 
 from f3rm.errors import CacheError, CacheMismatchError
 from f3rm.store.codecs import CodedDtype
+from f3rm.store.manifest import ChunkRecord
 from f3rm.store.mapped_files import expect_random, map_file
 from f3rm.store.npy import read_npy_header
-from f3rm.store.records import ChunkRecord
 
 HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 22
+_SYNCED_BYTES = 1 << 25
+"""Bytes after which a growing chunk is synced; all of it at the end would hold up the network."""
 # NumPy's own writer pads to 64 bytes only, hence a header of our own.
 _MAGIC = b"\x93NUMPY\x01\x00"
 
@@ -61,10 +64,18 @@ def write_chunk(
         header = _header(shape, dtype)
         stream.write(header)
         digest.update(header)
-        for part in parts:
-            block = np.ascontiguousarray(part).data.cast("B")
-            stream.write(block)
-            digest.update(block)
+        with ThreadPoolExecutor(1, "f3rm-sync") as pool:  # the disk works while more is written
+            unsynced, syncing = 0, pool.submit(stream.flush)
+            for part in parts:
+                block = np.ascontiguousarray(part).data.cast("B")
+                stream.write(block)
+                digest.update(block)
+                unsynced += len(block)
+                if unsynced >= _SYNCED_BYTES:
+                    stream.flush()
+                    syncing.result()
+                    unsynced, syncing = 0, pool.submit(os.fsync, stream.fileno())
+            syncing.result()
 
     write_atomically(path, write)
     expected = HEADER_BYTES + math.prod(shape) * np.dtype(dtype).itemsize
@@ -93,15 +104,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def publish(part: Path, path: Path) -> None:
-    """Renames a finished file to its final name, durably.
+def publish(part: Path, path: Path, *, sync: bool = True) -> None:
+    """Renames a finished file to its final name, durably if ``sync``.
 
     Raises:
         CacheError: If the file system refuses.
     """
     try:
         part.replace(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         raise CacheError(_unwritten(path, error)) from error
 

@@ -8,7 +8,8 @@ import xxhash
 
 from f3rm.errors import CacheMismatchError
 from f3rm.store.chunks import write_atomically
-from f3rm.store.codecs import CODEC_FILE, Codec, CodecArray, CodecRecord, load_codec
+from f3rm.store.codecs import Codec, load_codec
+from f3rm.store.manifest import CodecArray, CodecRecord
 from f3rm.store.npy import load_npy
 
 _LARGEST_BYTES = 1 << 30
@@ -36,9 +37,7 @@ def write_codec(folder: Path, codec: Codec) -> tuple[CodecArray, ...]:
         content = buffer.getvalue()
         file = f"codec_{name}.npy"
         write_atomically(folder / file, lambda stream, content=content: stream.write(content))
-        records.append(
-            CodecArray(name, file, len(content), array.shape, "float32", _checksum(content))
-        )
+        records.append(CodecArray(name, file, len(content), array.shape, _checksum(content)))
     return tuple(records)
 
 
@@ -60,8 +59,6 @@ def read_codec(folder: Path, record: CodecRecord, channels: int) -> Codec:
 
 def _read_array(folder: Path, record: CodecArray) -> np.ndarray:
     path = folder / record.file
-    if not CODEC_FILE.fullmatch(record.file):
-        raise _mismatch(path, "it does not have the name of a codec's array")
     if record.bytes > _LARGEST_BYTES:
         raise _mismatch(path, f"{record.bytes} bytes are too many for a codec")
     try:

@@ -21,9 +21,6 @@ from f3rm.errors import CacheError, FeatureTypeError
 CodecName = Literal["none", "int8", "pca"]
 CodedDtype = Literal["float16", "float32", "int8"]
 
-CODEC_FILE = re.compile(r"codec_(scale|offset|mean|basis)\.npy")
-"""File names that a codec's arrays may have in a cache folder."""
-
 _INT8_LEVELS = 127
 
 
@@ -64,42 +61,6 @@ class CosineError:
     mean: float
     p99: float
     worst: float
-
-
-@dataclass(frozen=True)
-class CodecArray:
-    """The record of one fitted array, a ``.npy`` file beside the chunks.
-
-    Attributes:
-        name: ``scale``, ``offset``, ``mean`` or ``basis``.
-        file: Name of the file in the cache folder.
-        bytes: Length of the file.
-        shape: Shape of the array.
-        dtype: Its type, always ``float32``.
-        checksum: ``xxh3_128:`` and the hash of the whole file.
-    """
-
-    name: str
-    file: str
-    bytes: int
-    shape: tuple[int, ...]
-    dtype: str
-    checksum: str
-
-
-@dataclass(frozen=True)
-class CodecRecord:
-    """The manifest's record of the codec.
-
-    Attributes:
-        name: ``none``, ``int8`` or ``pca``.
-        arrays: Its fitted arrays.
-        cosine_error: Its error over all stored vectors; None if it was not measured.
-    """
-
-    name: CodecName = "none"
-    arrays: tuple[CodecArray, ...] = ()
-    cosine_error: CosineError | None = None
 
 
 def parse_codec(text: str) -> CodecSpec:

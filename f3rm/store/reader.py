@@ -1,4 +1,4 @@
-"""Reads a finished cache: whole feature maps, features at pixels, random cells.
+"""Reads a finished cache: values of any tap by image, and of maps features at pixels and cells.
 
 A pixel's row id comes from :class:`~f3rm.store.row_index.RowIndex`, the row from mapped chunks or
 from the memory where :meth:`FeatureStore.resident` put it, and the codec decodes it.
@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
-from f3rm.errors import CacheMismatchError, StrPath, as_path
+from f3rm.errors import CacheError, CacheMismatchError, StrPath, as_path
 from f3rm.store.chunks import map_chunk
 from f3rm.store.codec_files import read_codec
 from f3rm.store.codecs import Codec
 from f3rm.store.gather import Engine, MappedRows, RowSource
 from f3rm.store.geometry import Size
+from f3rm.store.layout import Layout, Shape
 from f3rm.store.manifest import Manifest, read_manifest
 from f3rm.store.placement import (
     WORDS,
@@ -171,6 +172,59 @@ class FeatureStore:
         for corner, weight in zip(codes, weights, strict=True):
             blended.addcmul_(corner.float(), weight[:, None])
         return self._decoded(blended)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the taps."""
+        return self.manifest.spec.taps
+
+    def value_shape(self, index: int, tap: str) -> Shape:
+        """Returns the shape of an image's value of a tap, channels last."""
+        return self.manifest.chunks[self.manifest.images[index].chunk].taps[tap]
+
+    def values(
+        self, images: Int[np.ndarray, " images"], tap: str
+    ) -> Shaped[np.ndarray, "images ..."]:
+        """Reads one tap of some images; of other taps, no byte is read.
+
+        Args:
+            images: Indices of the images, in any order.
+            tap: One of :attr:`taps`.
+
+        Returns:
+            Values in the type on disk, the widest if chunks differ; decoded in fp32.
+
+        Raises:
+            CacheError: If the images' values differ in shape.
+        """
+        records = [self.manifest.images[index] for index in images.tolist()]
+        numbers = np.array([record.chunk for record in records], dtype=np.int64)
+        rows = np.array([record.row for record in records], dtype=np.int64)
+        chunks = {number: self.manifest.chunks[number] for number in {*numbers.tolist()} or {0}}
+        shapes = {chunk.taps[tap] for chunk in chunks.values()}
+        if len(shapes) > 1:
+            raise CacheError(
+                f"Items have values of different shapes for {tap!r}: {sorted(shapes)}. Extract "
+                "with resize='exact' or a pooling operation, or take one item at a time."
+            )
+        values = np.empty((len(records), *shapes.pop()), self.value_dtype)
+        for number, chunk in chunks.items():
+            mine = np.flatnonzero(numbers == number)
+            stored = self._chunks[number].reshape(chunk.shape)
+            if self.manifest.codec.name == "none":
+                layout = Layout(chunk.taps, self.channels)
+                values[mine] = layout.unpack(stored, tap, rows[mine])
+            else:  # of a single tap, whose cells are those of the chunk
+                decoded = self._codec.decode(torch.from_numpy(stored[rows[mine]]))
+                values[mine] = decoded.numpy().reshape(len(mine), *values.shape[1:])
+        return values
+
+    @property
+    def value_dtype(self) -> np.dtype:
+        """Type of :meth:`values`."""
+        if self.manifest.codec.name != "none":
+            return np.dtype(np.float32)
+        return np.result_type(*(chunk.dtype for chunk in self._chunks))
 
     def cells(
         self,

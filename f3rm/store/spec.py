@@ -1,39 +1,46 @@
-"""Specifications of features: one :class:`FeatureSpec` per feature type, and the presets.
+"""The specification of an extraction: one model, where it is read, and how images are prepared.
 
-A feature type is a preset's name, an alias, the name of a third-party adapter (entry-point group
-``f3rm.backbones``), or several of these joined by ``+``. No other code depends on a type's name.
+The cache of a feature field is the case of one dense tap, and has a name: a feature type is a
+preset's name, an alias, the name of a third-party adapter (entry-point group ``f3rm.backbones``),
+or several of these joined by ``+``. No other code depends on a type's name.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import Any, Literal
 
 import xxhash
+import yaml
 
-from f3rm.errors import BackboneRef, FeatureTypeError
-from f3rm.store.codecs import parse_codec
-from f3rm.store.feature_types import (
+from f3rm.backbones.taps import Tap, parse_taps
+from f3rm.errors import BackboneRef, F3rmError, FeatureTypeError, StrPath, as_path
+from f3rm.store.codecs import CodecSpec, parse_codec
+from f3rm.store.geometry import Prep
+from f3rm.store.settings import (
     absolute_if_local,
     by_type,
     parse_weights,
+    read_settings,
+    settings_of,
     split_type,
     suggestion,
 )
-from f3rm.store.geometry import Fit
+from f3rm.store.video import FramePolicy
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Increased when decoding, resizing or normalising changes: caches of an older one do not match."""
 
 ENTRY_POINT_GROUP = "f3rm.backbones"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
-Interpolation = Literal["bicubic", "bilinear"]
+_UNNAMED = re.compile(r"^[^a-z0-9]+|[^a-z0-9._-]")
+"""Letters of an adapter's name that the name of a specification cannot have."""
+
 Background = Literal["black", "white"]
-StoredDtype = Literal["float16", "float32"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """A network's precision; ``auto`` becomes that of an existing cache, else the device's best."""
 
@@ -41,67 +48,128 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 """The precisions a cache can have, which ``auto`` becomes."""
 
 
+class SpecError(F3rmError):
+    """A specification is incomplete, or one of its settings is impossible."""
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """Everything besides the images that determines the features of a cache.
 
     Attributes:
-        name: Short lower-case name; also the name of the cache folder.
         backbone: The model.
-        tap: Where in the model the features are read, in the adapter's words.
-        short_side: Length in pixels that the shorter image side is resized to.
-        interpolation: How images are resized, always with antialiasing.
+        taps: Where the model is read, as :mod:`f3rm.backbones.taps` writes it; the texts are also
+            the names of the results.
+        prep: Preparation of the network inputs.
+        frames: Selection of the frames of videos.
         background: RGB colour in [0, 1] behind images with an alpha channel.
-        dtype: Type on disk; a chunk that float16 cannot hold is stored as float32 nevertheless.
         precision: float32, or mixed with one of the half types; or ``auto``, which is satisfied by
-            a cache of any precision.
-        codec: ``int8`` or ``pca<d>``, which :mod:`~f3rm.store.codecs` explains; ``none`` stores
-            the channels themselves.
-        fit: Whether images are stretched to whole patches, or put into the middle of a square of
-            ``short_side``, whose border does not count as image.
-        window: Side and step in pixels of windows that are read one by one and blended; None reads
-            the image as a whole.
-        scales: Factors of the network input whose features are averaged.
+            a cache of any precision, and otherwise becomes the device's best.
+        codec: Numbers on disk: ``fp32``, ``fp16``, ``int8`` or ``pca<d>``, which
+            :mod:`~f3rm.store.codecs` explains; a chunk that fp16 cannot hold is stored as fp32.
+            ``int8`` and ``pca`` take one tap.
+        name: Short lower-case name, which is also the name of a cache folder; by default that of
+            the adapter.
     """
 
-    name: str
     backbone: BackboneRef
-    tap: str
-    short_side: int
-    interpolation: Interpolation = "bicubic"
+    taps: tuple[str, ...]
+    prep: Prep = field(default_factory=Prep)
+    frames: FramePolicy = field(default_factory=FramePolicy)
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    dtype: StoredDtype = "float16"
-    precision: Precision = "float32"
-    codec: str = "none"
-    fit: Fit = "stretch"
-    window: tuple[int, int] | None = None
-    scales: tuple[float, ...] = (1.0,)
+    precision: Precision = "auto"
+    codec: str = "fp32"
+    name: str = ""
 
     def __post_init__(self) -> None:
-        if not _SLUG.fullmatch(self.name):
+        name = self.name or _UNNAMED.sub("-", self.backbone.adapter.lower()) or "taps"
+        if not _SLUG.fullmatch(name):
             raise FeatureTypeError(
                 "A feature type's name must be lower-case letters, digits, '.', '_' or '-', got "
-                f"{self.name!r}."
+                f"{name!r}."
             )
-        if self.short_side < 1:
-            raise FeatureTypeError(
-                f"{self.name}: short_side must be at least 1 pixel, got {self.short_side}."
+        taps = tuple(str(tap) for tap in parse_taps(self.taps))
+        repeated = sorted({tap for tap in taps if taps.count(tap) > 1})
+        if not taps or repeated:
+            found = f"{repeated[0]!r} twice" if repeated else "none"
+            raise SpecError(f"taps must be one or more, each once, got {found}.")
+        if not all(0 <= channel <= 1 for channel in self.background):
+            raise SpecError(f"background must be three numbers in [0, 1], got {self.background}.")
+        codec = parse_codec(self.codec)
+        if codec.name != "none" and len(taps) > 1:
+            raise SpecError(
+                f"--codec {codec.text} stores one tap, got {len(taps)}. Take fp16 or fp32."
             )
-        if self.window is not None and not 1 <= self.window[1] <= self.window[0]:
-            raise FeatureTypeError(
-                f"{self.name}: window must be a side and a step from 1 to the side, "
-                f"got {self.window}. Take e.g. (336, 224)."
-            )
-        if not self.scales or min(self.scales) <= 0:
-            raise FeatureTypeError(
-                f"{self.name}: scales must be one or more positive factors, got {self.scales}. "
-                "Take e.g. (0.75, 1, 1.25)."
-            )
+        for attribute, value in (("name", name), ("taps", taps), ("codec", codec.text)):
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def stored(self) -> CodecSpec:
+        """The parsed :attr:`codec`."""
+        return parse_codec(self.codec)
+
+    @classmethod
+    def of(
+        cls, backbone: str | BackboneRef, taps: str | Sequence[str], **settings: Any
+    ) -> "FeatureSpec":
+        """Makes a specification from short forms.
+
+        Args:
+            backbone: ``adapter:model`` or ``adapter:model@weights``, a feature type, or a
+                reference.
+            taps: One or several.
+            settings: Further fields; ``prep`` and ``frames`` may be mappings.
+
+        Raises:
+            SpecError: If a setting is unknown or has an impossible value.
+            TapError: If a tap is malformed.
+        """
+        return cls.from_dict({"backbone": backbone, "taps": taps, **settings})
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "FeatureSpec":
+        """Rebuilds the value written by :meth:`to_dict`; missing settings have their defaults.
+
+        Raises:
+            SpecError: If a field is unknown, missing or of the wrong kind.
+            TapError: If a tap is malformed.
+        """
+        missing = [name for name in ("backbone", "taps") if name not in plain]
+        if missing:
+            raise SpecError(f"A specification needs backbone and taps, but has no {missing[0]!r}.")
+        backbone, taps = plain["backbone"], plain["taps"]
+        if isinstance(backbone, str):
+            backbone = parse_backbone(backbone)
+        elif isinstance(backbone, Mapping):
+            backbone = {"weights": "", **backbone}
+        listed = [taps] if isinstance(taps, str | Tap) else taps
+        if isinstance(listed, list | tuple):
+            listed = [str(tap) if isinstance(tap, Tap) else tap for tap in listed]
+        return settings_of(cls, {**plain, "backbone": backbone, "taps": listed}, SpecError)
+
+    @classmethod
+    def load(cls, path: StrPath) -> "FeatureSpec":
+        """Reads a YAML or JSON file.
+
+        Raises:
+            SpecError: If it cannot be read, or is not a specification.
+            TapError: If a tap is malformed.
+        """
+        return cls.from_dict(read_settings(path, SpecError))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns lists, dicts, texts and numbers, for YAML and JSON."""
+        return json.loads(json.dumps(asdict(self)))  # makes lists of tuples
+
+    def save(self, path: StrPath) -> None:
+        """Writes a YAML file that :meth:`load` reads."""
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        as_path(path).write_text(text, encoding="utf-8")
 
     def settings(
         self, weights_identity: str, algorithm: int = ALGORITHM_VERSION
     ) -> dict[str, object]:
-        """Returns all that the features depend on, for hashing.
+        """Returns all that the features depend on by name, for hashing and for messages.
 
         Args:
             weights_identity: Identity of :attr:`backbone`'s weights, wherever they are stored, from
@@ -116,30 +184,18 @@ class FeatureSpec:
                 f"{self.name}: precision must be one of {', '.join(PRECISIONS)} before "
                 "features are recorded, got 'auto'. Choose one with FeatureSpec.settled."
             )
-        # Later settings enter only where they differ from their default, so that adding one changes
-        # no key of an existing cache.
-        settings: dict[str, object] = {
+        plain = self.to_dict()
+        del plain["name"], plain["backbone"]
+        prep, frames = plain.pop("prep"), plain.pop("frames")
+        return {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,
             "model": self.backbone.model,
             "weights": weights_identity,
-            "tap": self.tap,
-            "short_side": self.short_side,
-            "interpolation": self.interpolation,
-            "background": [float(value) for value in self.background],
-            "dtype": self.dtype,
+            **plain,
+            **prep,
+            **{f"frames.{name}": value for name, value in frames.items()},
         }
-        if self.precision != "float32":
-            settings["precision"] = self.precision
-        if self.codec != "none":
-            settings["codec"] = self.codec
-        if self.fit != "stretch":
-            settings["fit"] = self.fit
-        if self.window is not None:
-            settings["window"] = list(self.window)
-        if self.scales != (1.0,):
-            settings["scales"] = list(self.scales)
-        return settings
 
     def key(self, weights_identity: str, algorithm: int = ALGORITHM_VERSION) -> str:
         """Returns a hash of :meth:`settings`: equal keys and images make equal features."""
@@ -159,49 +215,62 @@ class FeatureSpec:
         precisions = dict.fromkeys((preferred, *PRECISIONS))
         return tuple(replace(self, precision=precision) for precision in precisions)
 
-    def to_dict(self) -> dict[str, object]:
-        """Returns plain strings, numbers, tuples and dicts for JSON."""
-        return asdict(self)
 
+def parse_backbone(text: str) -> BackboneRef:
+    """Reads ``adapter:model``, or a feature type for its model; both with ``@weights`` or without.
+
+    Raises:
+        SpecError: If there is no adapter or no model.
+    """
+    name, _, own_weights = text.partition("@")
+    if name.upper() in PRESETS:
+        known = PRESETS[name.upper()].backbone
+        return replace(known, weights=own_weights or known.weights)
+    adapter, _, rest = text.partition(":")
+    model, _, weights = rest.partition("@")
+    if not adapter or not model:
+        raise SpecError(
+            f"A backbone is adapter:model@weights or a feature type, got {text!r}. Write e.g. "
+            "dinov2:facebook/dinov2-base; f3rm models lists adapters and types."
+        )
+    return BackboneRef(adapter, model, weights)
+
+
+def _preset(name: str, backbone: BackboneRef, tap: str, side: int, **prep: Any) -> FeatureSpec:
+    return FeatureSpec(backbone, (tap,), Prep(size=side, **prep), codec="fp16", name=name)
+
+
+_MASKCLIP = "-1|dense(maskclip)"
 
 _ROBOPOINT = BackboneRef(
     "llava", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b"
 )
 
 PRESETS: Mapping[str, FeatureSpec] = {
-    "CLIP": FeatureSpec(
-        name="clip",
-        backbone=BackboneRef("clip", "ViT-L-14-336-quickgelu", "openai"),
-        tap="-1|dense(maskclip)",
-        short_side=1024,
+    "CLIP": _preset(
+        "clip", BackboneRef("clip", "ViT-L-14-336-quickgelu", "openai"), _MASKCLIP, 1024
     ),
-    "DINO": FeatureSpec(
-        name="dino",
-        backbone=BackboneRef("dino", "facebook/dino-vits8", "facebook/dino-vits8"),
-        tap="final",
-        short_side=448,
+    "DINO": _preset(
+        "dino", BackboneRef("dino", "facebook/dino-vits8", "facebook/dino-vits8"), "final", 448
     ),
-    "DINOV2": FeatureSpec(
-        name="dinov2",
-        backbone=BackboneRef("dinov2", "facebook/dinov2-large", "facebook/dinov2-large"),
-        tap="final",
-        short_side=518,
+    "DINOV2": _preset(
+        "dinov2",
+        BackboneRef("dinov2", "facebook/dinov2-large", "facebook/dinov2-large"),
+        "final",
+        518,
     ),
-    "PROXYCLIP": FeatureSpec(
-        name="proxyclip",
-        backbone=BackboneRef(
+    "PROXYCLIP": _preset(
+        "proxyclip",
+        BackboneRef(
             "proxyclip", "ViT-B-16-quickgelu,facebook/dino-vitb8", "openai,facebook/dino-vitb8"
         ),
-        tap="-1|dense(proxy)",
-        short_side=448,
+        "-1|dense(proxy)",
+        448,
     ),
-    "ROBOPOINTPROJ": FeatureSpec("robopointproj", _ROBOPOINT, "-2|proj", 336, fit="square"),
-    "ROBOPOINTNOPROJ": FeatureSpec("robopointnoproj", _ROBOPOINT, "-2", 336, fit="square"),
-    "TINYCLIP": FeatureSpec(
-        name="tinyclip",
-        backbone=BackboneRef("clip", "tinyclip", "builtin:tinyclip"),
-        tap="-1|dense(maskclip)",
-        short_side=360,
+    "ROBOPOINTPROJ": _preset("robopointproj", _ROBOPOINT, "-2|proj", 336, fit="square"),
+    "ROBOPOINTNOPROJ": _preset("robopointnoproj", _ROBOPOINT, "-2", 336, fit="square"),
+    "TINYCLIP": _preset(
+        "tinyclip", BackboneRef("clip", "tinyclip", "builtin:tinyclip"), _MASKCLIP, 360
     ),
 }
 """The built-in feature types by upper-case name."""
@@ -229,7 +298,7 @@ def resolve_feature_type(
 
     Args:
         text: A type, an alias, or several joined by ``+``, e.g. ``"DINO+CLIP"``; with settings in
-            brackets, which :mod:`~f3rm.store.feature_types` explains.
+            brackets, which :mod:`~f3rm.store.settings` explains.
         weights: Weights other than the default, by type: a mapping, or entries like
             ``"CLIP=PATH"``.
         short_side: Resizing other than the default, by type, in pixels.
@@ -245,9 +314,9 @@ def resolve_feature_type(
     Raises:
         FeatureTypeError: If a name is unknown or used twice, or an override names a type that is
             not used, or the codec or a setting is unknown.
+        PrepError: If a size, a window or scales are impossible.
         TapError: If a tap in brackets is malformed.
     """
-    stored = parse_codec(codec)
     named = [
         (part, changes)
         for name, changes in split_type(text)
@@ -260,15 +329,31 @@ def resolve_feature_type(
             f"--feature-type must name each type once, got {text!r} with {repeated[0]} twice. Drop "
             "one."
         )
-    common: dict[str, object] = {"background": BACKGROUNDS[background], "precision": precision}
-    common |= {"dtype": stored.dtype} if stored.name == "none" else {"codec": stored.text}
-    specs = {part: replace(_lookup(part), **changes, **common) for part, changes in named}
+    specs = {
+        part: _changed(
+            _lookup(part),
+            {
+                **changes,
+                "background": BACKGROUNDS[background],
+                "precision": precision,
+                "codec": codec,
+            },
+        )
+        for part, changes in named
+    }
     for part, path in by_type("--weights", parse_weights(weights), parts).items():
         backbone = replace(specs[part].backbone, weights=absolute_if_local(path))
         specs[part] = replace(specs[part], backbone=backbone)
     for part, side in by_type("short_side", short_side or {}, parts).items():
-        specs[part] = replace(specs[part], short_side=side)
+        specs[part] = _changed(specs[part], {"size": side})
     return tuple(specs.values())
+
+
+def _changed(spec: FeatureSpec, changes: Mapping[str, Any]) -> FeatureSpec:
+    """Replaces fields of a specification, or of its preparation."""
+    prep = {name: value for name, value in changes.items() if hasattr(spec.prep, name)}
+    own = {name: value for name, value in changes.items() if name not in prep}
+    return replace(spec, prep=replace(spec.prep, **prep), **own)
 
 
 def _lookup(name: str) -> FeatureSpec:
@@ -288,7 +373,7 @@ def _third_party(point: EntryPoint) -> FeatureSpec:
     try:
         adapter = point.load()
         ref = BackboneRef(point.name, adapter.default_model, adapter.default_weights)
-        return FeatureSpec(point.name.lower(), ref, adapter.default_tap, adapter.default_short_side)
+        return _preset(point.name.lower(), ref, adapter.default_tap, adapter.default_short_side)
     except (ImportError, AttributeError) as error:
         raise FeatureTypeError(
             f"--feature-type: the adapter {point.name!r} ({point.value}) must be importable and "

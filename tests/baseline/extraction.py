@@ -57,7 +57,7 @@ def exact_chunks(root: Path) -> dict[str, Any]:
 
 
 def _codecs() -> dict[str, dict[str, str]]:
-    return {"fp16": {}, "fp32": {"dtype": "float32"}, "int8": {"codec": "int8"}}
+    return {"fp16": {}, "fp32": {"codec": "fp32"}, "int8": {"codec": "int8"}}
 
 
 def _hash(file: Path) -> str:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import f3rm
 from f3rm.backbones import registry
-from f3rm.extract.taps.probe import Probe
+from f3rm.extract.tables.probe import Probe
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.language.active_query import DisplaySettings, Example
 from f3rm.language.text_encoder import QueryText

@@ -137,7 +137,7 @@ def _prepare(configs: str) -> None:
     registry = importlib.import_module("f3rm.backbones.registry")
     colours = importlib.import_module("tests.viewer.colour_backbone")
     for name, preset in spec.PRESETS.items():
-        spec.PRESETS[name] = replace(preset, short_side=SIDE)
+        spec.PRESETS[name] = replace(preset, prep=replace(preset.prep, size=SIDE))
     spec.PRESETS.update(colours.SPECS)
     registry._SHIPPED.update(colours.ADAPTERS)
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,17 +55,25 @@ def toy_plugin(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def python(toy_plugin: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts a Python process that finds f3rm and the toy adapter."""
+def python(toy_plugin: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a Python process, e.g. with ``unshare``, that finds f3rm and the toy adapter."""
+    started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    def start(
+        *arguments: str, within: Sequence[str] = (), **variables: str
+    ) -> subprocess.Popen[str]:
         paths = os.pathsep.join([str(REPOSITORY), str(toy_plugin)])
-        return subprocess.Popen(
-            [sys.executable, *arguments],
+        process = subprocess.Popen(
+            [*within, sys.executable, *arguments],
             env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "200", **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=60)

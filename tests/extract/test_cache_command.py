@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from f3rm.errors import CacheError, CacheMismatchError
-from f3rm.extract.locks.heartbeat import Heartbeat
+from f3rm.extract.locks.file_locks import WorkerLocks
 from f3rm.extract.maintenance import (
     cache_folders,
     remove_features,
@@ -191,7 +191,7 @@ def test_status_tells_valid_changed_and_unfinished_caches(dataset, command):
     assert code == 0
     row = next(line for line in out.splitlines() if line.startswith(" toy")).split()
     assert row[:3] == ["toy", "5", "3"]
-    assert (row[4], row[-1]) == ("float16", "valid")
+    assert (row[4], row[-1]) == ("fp16", "valid")
     (dataset / "images/0.png").unlink()
     building_of(dataset).mkdir()
     _, out, _ = command("status")
@@ -227,7 +227,7 @@ def test_remove_asks_and_keeps_what_is_not_ours(dataset, command, monkeypatch):
 def test_what_is_being_made_is_not_removed(dataset):
     extract(dataset)
     (building_of(dataset) / "progress").mkdir(parents=True)
-    with Heartbeat(building_of(dataset) / "progress"):
+    with WorkerLocks(building_of(dataset)):
         making = unfinished(folder_of(dataset))
         assert making is not None
         assert making.workers == 1

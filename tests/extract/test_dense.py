@@ -1,6 +1,5 @@
 """Dense features of a specification: other taps, windows, scales and squares."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,19 +11,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from f3rm.backbones import load_backbone
+from f3rm.backbones.base import Backbone
 from f3rm.errors import BackboneRef, FeatureTypeError, TapError
-from f3rm.extract.dense import dense_backbone
-from f3rm.store.geometry import network_size, placed
-from f3rm.store.records import spec_of
-from f3rm.store.spec import PRESETS, resolve_feature_type
+from f3rm.extract.plan import InputKind
+from f3rm.extract.runner import TapRunner
+from f3rm.store.geometry import Prep, PrepError
+from f3rm.store.spec import PRESETS, FeatureSpec, resolve_feature_type
 from tests.backbones.random_clip import write_random_checkpoint
 from tests.extract.toy import PATCH, ToyBackbone, extract, toy_spec, write_frames
-
-KEYS = {  # of version 0.1.0: caches made then stay valid
-    "CLIP": "2759816d1adf076fc4019b7fe10c5665",
-    "DINO": "f8cce3824e3515b0600dccf4fb284d36",
-    "DINOV2": "89129373e5e1b5b0830c54346b192a54",
-}
 
 
 class NeighbourBackbone(ToyBackbone):
@@ -39,25 +33,17 @@ def make(kind: type[ToyBackbone] = ToyBackbone, model: str = "mean") -> ToyBackb
     return kind(BackboneRef("toy", model, "toy"), torch.device("cpu"))
 
 
+def maps(backbone: Backbone, spec: FeatureSpec, images: Tensor) -> Tensor:
+    """The maps of one tap, from images that are network inputs already."""
+    runner = TapRunner(backbone, spec)
+    kind = InputKind((images.shape[2], images.shape[3]), (images.shape[2], images.shape[3]))
+    (values,) = runner.run(images[:, None], kind).values()
+    return values
+
+
 def noise(rows: int, cols: int, batch: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(rows * 100 + cols)
     return torch.randn(batch, 3, rows * PATCH, cols * PATCH, generator=generator)
-
-
-def test_older_caches_keep_their_keys_and_every_new_setting_changes_it():
-    assert {name: PRESETS[name].key("hub:x") for name in KEYS} == KEYS
-    spec = toy_spec()
-    changes = [
-        {"fit": "square"},
-        {"window": (32, 16)},
-        {"window": (32, 32)},
-        {"scales": (1.0, 0.5)},
-        {"tap": "final|l2"},
-    ]
-    changed = [replace(spec, **change) for change in changes]
-    assert len({each.key("hub:x") for each in [spec, *changed]}) == len(changes) + 1
-    for each in changed:
-        assert spec_of(json.loads(json.dumps(each.to_dict()))) == each
 
 
 def test_settings_in_brackets():
@@ -68,10 +54,8 @@ def test_settings_in_brackets():
     assert clip == replace(
         PRESETS["CLIP"],
         precision="auto",
-        tap="-1|dense(nacclip)",
-        window=(336, 224),
-        scales=(0.75, 1.0),
-        short_side=448,
+        taps=("-1|dense(nacclip)",),
+        prep=Prep(size=448, window=(336, 224), scales=(0.75, 1.0)),
     )
 
 
@@ -80,8 +64,8 @@ def test_settings_in_brackets():
     [
         ("CLIP[window=3]", FeatureTypeError, "window must be a side and a step in pixels, got '3'"),
         ("CLIP[windows=3,2]", FeatureTypeError, "no setting 'windows'; did you mean window"),
-        ("CLIP[window=2,3]", FeatureTypeError, "from 1 to the side, got \\(2, 3\\)"),
-        ("CLIP[scales=0]", FeatureTypeError, "positive factors, got \\(0.0,\\)"),
+        ("CLIP[window=2,3]", PrepError, "from 1 to the side, got \\(2, 3\\)"),
+        ("CLIP[scales=0]", PrepError, "positive factors, got \\(0.0,\\)"),
         ("CLIP[tap=-1|dens(x)]", TapError, "did you mean dense"),
         ("CLIP[tap=", FeatureTypeError, "a type must look like CLIP"),
     ],
@@ -98,14 +82,14 @@ def test_malformed_settings(text, error, message):
 def test_windows_of_a_local_model_change_nothing(rows, cols, side, step):
     spec = toy_spec(window=(PATCH * side, PATCH * min(step, side)))
     images = noise(rows, cols)
-    found = dense_backbone(make(), spec).encode_image(images)
+    found = maps(make(), spec, images)
     torch.testing.assert_close(found, make().encode_image(images), rtol=1e-5, atol=1e-6)
 
 
 def test_overlapping_windows_are_blended_linearly():
     images = noise(5, 7)
     backbone = make(NeighbourBackbone)
-    found = dense_backbone(backbone, toy_spec(window=(16, 8))).encode_image(images)
+    found = maps(backbone, toy_spec(window=(16, 8)), images)
     total, weight = torch.zeros(2, 5, 7, 3), torch.zeros(5, 7)
     for top in (0, 1):
         for left in (0, 2, 3):
@@ -123,28 +107,26 @@ def test_overlapping_windows_are_blended_linearly():
 def test_scales_are_averaged_on_the_grid_of_the_first():
     images = noise(4, 6)
     backbone = make(NeighbourBackbone)
-    found = dense_backbone(backbone, toy_spec(scales=(1.0, 1.5))).encode_image(images)
+    found = maps(backbone, toy_spec(scales=(1.0, 1.5)), images)
     larger = backbone.encode_image(interpolate(images, (24, 36), mode="bicubic", antialias=True))
     smaller = interpolate(larger.permute(0, 3, 1, 2), (4, 6), mode="bilinear", antialias=True)
     expected = (backbone.encode_image(images) + smaller.permute(0, 2, 3, 1)) / 2
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_as_it_is_stays_itself():
-    backbone = make()
-    assert dense_backbone(backbone, toy_spec()) is backbone
-
-
 def test_other_taps_of_a_clip_have_their_own_channels_and_texts_only_by_rules(tmp_path):
     folder = write_random_checkpoint(tmp_path / "clip")
     backbone = load_backbone(BackboneRef("clip", "", str(folder)))
     images = torch.randn(1, 3, 28, 42, generator=torch.Generator().manual_seed(0))
-    spec = replace(PRESETS["CLIP"], tap="-2:key")
-    keys = dense_backbone(backbone, spec)
-    assert (keys.channels, keys.patch_size, keys.has_text) == (64, 14, False)
-    assert torch.equal(keys.encode_image(images), backbone.run(images, ["-2:key"]).popitem()[1])
-    ruled = dense_backbone(backbone, replace(spec, tap="-1|dense(sclip)"))
-    assert (ruled.channels, ruled.has_text) == (32, True)
+    spec = replace(PRESETS["CLIP"], taps=("-2:key",))
+    runner = TapRunner(backbone, spec)
+    assert (runner.cell, runner.has_text, runner.gives_maps) == (14, False, True)
+    keys = maps(backbone, spec, images)
+    assert keys.shape[-1] == 64
+    assert torch.equal(keys, backbone.run(images, ["-2:key"]).popitem()[1])
+    ruled = replace(spec, taps=("-1|dense(sclip)",))
+    assert maps(backbone, ruled, images).shape[-1] == 32
+    assert TapRunner(backbone, ruled).has_text
     for tap, message in [
         ("-1@cls", "one feature per cell of the image"),
         ("-1|avg(2)", r"'-1\|avg\(2\)' gives \(2, 2, 64\) for 4 x 4 cells"),
@@ -152,18 +134,30 @@ def test_other_taps_of_a_clip_have_their_own_channels_and_texts_only_by_rules(tm
         ("ember", "did you mean embed"),
     ]:
         with pytest.raises(TapError, match=message):
-            dense_backbone(backbone, replace(spec, tap=tap))
-    with pytest.raises(
-        FeatureTypeError, match=r"whole cells of 14 pixels.*Take e\.g\. \(336, 224\)"
-    ):
-        dense_backbone(backbone, replace(spec, window=(340, 224)))
+            TapRunner(backbone, replace(spec, taps=(tap,))).check_maps()
+    with pytest.raises(PrepError, match=r"whole cells of 14 pixels.*Take e\.g\. \(336, 224\)"):
+        TapRunner(backbone, replace(spec, prep=replace(spec.prep, window=(340, 224))))
+    with pytest.raises(TapError, match="one feature per cell of the image"):
+        TapRunner(backbone, replace(spec, taps=("-1@cls",), prep=Prep(scales=(1.0, 2.0))))
+
+
+def test_windows_read_several_maps_at_once(tmp_path):
+    folder = write_random_checkpoint(tmp_path / "clip")
+    backbone = load_backbone(BackboneRef("clip", "", str(folder)))
+    images = torch.randn(2, 3, 56, 42, generator=torch.Generator().manual_seed(1))
+    prep = Prep(window=(28, 14), scales=(1.0, 0.5))
+    spec = FeatureSpec(backbone.ref, ("-2:key", "-1|dense(maskclip)"), prep)
+    kind = InputKind((56, 42), (56, 42))
+    both = TapRunner(backbone, spec).run(images[:, None], kind)
+    for tap, values in both.items():
+        assert torch.equal(values, maps(backbone, replace(spec, taps=(tap,)), images))
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_pixels_find_their_place_in_a_square(height, width, data):
-    grid = (24, 24)
-    affine, valid = placed((height, width), grid, "square")
+    place = Prep(size=336, fit="square").place((height, width), 14)
+    affine, valid = place.affine(14), place.valid((height, width), 14)
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     side = max(height, width)
     u, v = affine.cells_from_pixels(float(x), float(y))
@@ -175,7 +169,7 @@ def test_pixels_find_their_place_in_a_square(height, width, data):
     assert cols
     assert 0 <= rows.start < rows.stop <= 24
     assert 0 <= cols.start < cols.stop <= 24
-    assert network_size((height, width), 336, 14, "square") == (336, 336)
+    assert place.canvas == (336, 336)
 
 
 def test_the_border_of_a_square_never_reaches_a_look_up(tmp_path):

@@ -67,7 +67,7 @@ def test_what_is_there_is_not_counted_as_new(dataset, monkeypatch):
 def test_a_dry_run_fails_as_the_run_would(dataset):
     (dataset / "images/2.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"images/2\.png"):
-        preview_job(job(dataset), never)
+        preview_job(job(dataset), ToyBackbone.load)
     costs = preview_job(job(dataset, on_error="record"), ToyBackbone.load)
     assert costs.num_images == 4
 

@@ -1,4 +1,3 @@
-import json
 import logging
 import os
 import pickle
@@ -178,8 +177,11 @@ def test_a_scattered_cache_is_cut_anew(dataset, events):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"short_side": 24}, "other settings: short_side 32 -> 24"),
-        ({"tap": "final|l2", "dtype": "float32"}, "tap final -> final|l2, dtype float16 ->"),
+        ({"short_side": 24}, "other settings: size 32 -> 24"),
+        (
+            {"tap": "final|l2", "codec": "fp32"},
+            "taps ['final'] -> ['final|l2'], codec fp16 -> fp32",
+        ),
         ({"background": (1.0, 1.0, 1.0)}, r"background [0.0, 0.0, 0.0] -> [1.0, 1.0, 1.0]"),
     ],
 )
@@ -275,7 +277,7 @@ def test_what_float16_cannot_hold_becomes_float32_and_is_said_once(dataset, capl
     assert store.feature_map(0).max() == pytest.approx(250 / 255 * 1e6)
     said = [r.getMessage() for r in caplog.records if "float32" in r.getMessage()]
     assert said == ["Some toy features exceed float16; stored as float32."]
-    assert json.loads(store.manifest.to_json())["dtype"] == "float32"
+    assert store.value_dtype == np.float32
     extract(dataset, toy_spec("large"), load=never)
 
 
@@ -315,6 +317,20 @@ def test_a_pickle_with_code_is_never_executed_and_foreign_caches_are_kept(datase
     assert len(extract(dataset, load=never)) == 5
 
 
+@pytest.mark.gpu
+def test_a_gpu_stores_the_features_of_the_cpu(tmp_path):
+    dataset = write_dataset(tmp_path / "scene", [(240, 330), (200, 300)] * 40)
+    spec = toy_spec(short_side=400)
+    stores = [
+        extract(dataset, spec, folder=tmp_path / device, device=device, shard_size=16)
+        for device in ("cpu", "cuda")
+    ]
+    assert stores[0].names == stores[1].names
+    for index in range(len(stores[0])):
+        on_cpu, on_gpu = (store.feature_map(index) for store in stores)
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=2e-3)
+
+
 def damage(root: Path) -> None:
     path = root / "images/3.png"
     path.write_bytes(path.read_bytes()[:-300])
@@ -340,8 +356,10 @@ def test_nothing_is_written_when_the_preflight_fails(dataset, spoil, options, er
     if spoil:
         spoil(dataset)
     before = files_of(dataset)
+    # The taps are checked before the images, which needs the model, and all else before it.
+    load = ToyBackbone.load if spoil else never
     with pytest.raises(error, match=message):
-        extract(dataset, load=never, **options)
+        extract(dataset, load=load, **options)
     assert files_of(dataset) == before
     assert not (dataset / "features").exists()
 

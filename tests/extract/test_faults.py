@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from f3rm.errors import CacheError, DatasetError, DeviceError, ImageError
-from f3rm.extract import encoder
+from f3rm.extract import encoder, extraction
 from f3rm.extract.cache import feature_folder
 from f3rm.extract.extraction import extract_features
 from f3rm.extract.standalone import jobs_for_dataset
@@ -18,6 +18,7 @@ from f3rm.store.codecs import Codec
 from f3rm.store.items import read_items
 from f3rm.store.manifest import read_manifest
 from f3rm.store.reader import FeatureStore
+from f3rm.store.video import inspect_items
 from tests.extract.test_extraction import brighten
 from tests.extract.toy import (
     ToyBackbone,
@@ -119,9 +120,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 from f3rm.errors import BackboneRef, CacheError
 from f3rm.extract.extraction import extract_features
+from f3rm.store.geometry import Prep
 from f3rm.store.items import read_items
 from f3rm.store.spec import FeatureSpec
-spec = FeatureSpec("toy", BackboneRef("toy", "mean", "toy"), "final", 400)
+spec = FeatureSpec(BackboneRef("toy", "mean", "toy"), ("final",), Prep(size=400))
 root = Path(sys.argv[1])
 try:
     extract_features(read_items(root), spec, folder=root / "features" / "toy", progress=False)
@@ -200,7 +202,7 @@ def test_a_bad_image_is_recorded_or_raised_as_asked(dataset, caplog, events, spo
     items = read_items(dataset, present=False)
     options = {"folder": folder_of(dataset), "shard_size": 2, "progress": False}
     with pytest.raises(ImageError, match=r"'images/1\.png' must be a complete image"):
-        extract_features(items, toy_spec(), load=never, **options)
+        extract_features(items, toy_spec(), load=ToyBackbone.load, **options)
     events()
     options |= {"on_error": "record"}
     store = extract_features(items, toy_spec(), load=ToyBackbone.load, **options)
@@ -211,7 +213,7 @@ def test_a_bad_image_is_recorded_or_raised_as_asked(dataset, caplog, events, spo
     extract_features(items, toy_spec(), load=never, **options)
     options |= {"on_error": "raise"}
     with pytest.raises(ImageError, match=r"images/1\.png"):
-        extract_features(items, toy_spec(), load=never, **options)
+        extract_features(items, toy_spec(), load=ToyBackbone.load, **options)
     Image.fromarray(random_pixels((24, 33), 1)).save(dataset / "images/1.png")
     events()
     assert len(extract(dataset)) == 5
@@ -238,7 +240,7 @@ def test_no_good_image_at_all_is_an_error(dataset):
         DatasetError,
         match=r"No image can be extracted: all 5 failed, e\.g\. 'images/0\.png': it is",
     ):
-        extract(dataset, on_error="record", load=never)
+        extract(dataset, on_error="record", load=ToyBackbone.load)
 
 
 def test_missing_images_are_jobs_only_when_they_may_be_recorded(dataset, toy_plugin, monkeypatch):
@@ -250,15 +252,16 @@ def test_missing_images_are_jobs_only_when_they_may_be_recorded(dataset, toy_plu
     assert len(job.items) == 5
 
 
-def test_an_image_that_changes_during_extraction_is_not_mixed_in(dataset):
-    class Replacing(ToyBackbone):
-        @classmethod
-        def load(cls, *arguments, **options):
-            Image.fromarray(random_pixels((24, 33), 77)).save(dataset / "images/4.png")
-            return super().load(*arguments, **options)
+def test_an_image_that_changes_during_extraction_is_not_mixed_in(dataset, monkeypatch):
+    def inspect_and_replace(*arguments, **options):
+        found = inspect_items(*arguments, **options)
+        Image.fromarray(random_pixels((24, 33), 77)).save(dataset / "images/4.png")
+        return found
 
+    monkeypatch.setattr(extraction, "inspect_items", inspect_and_replace)
     with pytest.raises(ImageError, match=r"'images/4\.png' must not change during extraction"):
-        extract(dataset, load=Replacing.load)
+        extract(dataset)
+    monkeypatch.undo()
     store = extract(dataset)
     fresh = extract(dataset, folder=dataset / "fresh")
     assert files_of(store.folder) == files_of(fresh.folder)

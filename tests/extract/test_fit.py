@@ -27,7 +27,7 @@ FITTED = ["int8", "pca2"]
 
 @pytest.fixture
 def exact(dataset):
-    return extract(dataset, toy_spec(dtype="float32"), folder=dataset / "exact")
+    return extract(dataset, toy_spec(codec="fp32"), folder=dataset / "exact")
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_an_interrupted_run_keeps_its_codec(dataset, events, monkeypatch, codec)
 @pytest.mark.parametrize("codec", FITTED)
 def test_new_images_keep_the_codec_and_force_fits_anew(dataset, events, codec):
     spec = toy_spec(codec=codec)
-    before = extract(dataset, spec).manifest.codec_hash
+    before = extract(dataset, spec).manifest.codec.hash
     add_frame(dataset)
     events()
-    assert extract(dataset, spec).manifest.codec_hash == before
+    assert extract(dataset, spec).manifest.codec.hash == before
     assert events() == ["load", "run 2"], "the chunk that the image joins"
-    assert extract(dataset, spec, force=True).manifest.codec_hash != before
+    assert extract(dataset, spec, force=True).manifest.codec.hash != before
 
 
 def test_repair_keeps_the_codec_and_a_damaged_codec_costs_the_cache(dataset, events):
@@ -105,9 +105,9 @@ def test_repair_keeps_the_codec_and_a_damaged_codec_costs_the_cache(dataset, eve
 
 def test_codecs_by_name(dataset):
     (plain,) = resolve_feature_type("clip", precision="float32")
-    assert (plain.codec, plain.dtype) == ("none", "float16")
+    assert plain.codec == "fp16"
     (full,) = resolve_feature_type("clip", codec="fp32", precision="bfloat16")
-    assert (full.codec, full.dtype, full.precision) == ("none", "float32", "bfloat16")
+    assert (full.codec, full.precision) == ("fp32", "bfloat16")
     (small,) = resolve_feature_type("clip", codec="PCA128", precision="float32")
     assert small.codec == "pca128"
     assert len({spec.key("") for spec in (plain, full, small)}) == 3

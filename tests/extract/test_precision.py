@@ -203,5 +203,5 @@ def test_a_specification_in_a_manifest_is_never_auto(dataset):
     assert find_cache(items_of(dataset), AUTO, folder_of(dataset))[0] is None
 
 
-def test_a_plain_specification_is_in_float32():
-    assert FeatureSpec("toy", AUTO.backbone, "final", 32).precision == "float32"
+def test_a_plain_specification_takes_any_precision():
+    assert FeatureSpec(AUTO.backbone, ("final",)).precision == "auto"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from f3rm.extract.extraction import extract_features
+from f3rm.extract.locks.journal import Journal
 from f3rm.store.chunks import publish, write_chunk
 from f3rm.store.manifest import MANIFEST
 from tests.extract.interrupted import (
@@ -155,7 +156,7 @@ def plain(root: Path, name: str, shard_size: int, patch: pytest.MonkeyPatch | No
     return {}
 
 
-@given(st.sampled_from([1, 3]), st.lists(st.integers(0, 12), max_size=4))
+@given(st.sampled_from([1, 3]), st.lists(st.integers(0, 18), max_size=4))
 @settings(
     max_examples=20,
     deadline=None,
@@ -180,15 +181,16 @@ def stop_at_write(patch, stop: int, root: Path, shard_size: int) -> bool:
     left = [stop]
 
     def counted(function):
-        def call(*arguments):
+        def call(*arguments, **options):
             left[0] -= 1
             if left[0] < 0:
                 raise StopError
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return call
 
-    for target, function in (("write_chunk", write_chunk), ("publish", publish)):
+    functions = {"write_chunk": write_chunk, "publish": publish, "Journal.add": Journal.add}
+    for target, function in functions.items():
         patch.setattr(f"f3rm.extract.writer.{target}", counted(function))
     try:
         plain(root, "cut", shard_size, None)

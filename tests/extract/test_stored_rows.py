@@ -9,11 +9,12 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from f3rm.extract import encoder
 from f3rm.extract.encoder import store_rows
 from f3rm.store.codecs import Codec, CodecSpec
 
 HALF = CodecSpec("none", "float16")
-EVENT = torch.cuda.Event
+STREAM, EVENT = torch.cuda.Stream, torch.cuda.Event
 
 
 class Gpu(TorchDispatchMode):
@@ -21,54 +22,94 @@ class Gpu(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = torch.device("cuda", 0)
+        self.stream = self.stream_of(torch.device("cuda", 0), "network")
         self.calls: list[tuple[object, ...]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.copy_.default and args[0].device.type == "cpu":
-            self.calls.append(("copy", args[1].device, args[2:]))
+            self.calls.append(("copy", args[1].device, str(self.stream), args[2:]))
         return func(*args, **(kwargs or {}))
 
+    def stream_of(self, device: torch.device, name: str = "copies") -> MagicMock:
+        stream = MagicMock(spec=STREAM, device=device)
+        stream.__str__.return_value = f"{name} of {device}"  # pyright: ignore[reportAttributeAccessIssue]
+        stream.wait_stream.side_effect = lambda other: self.calls.append(
+            ("wait for", str(stream), str(other))
+        )
+        return stream
+
     @contextmanager
-    def device(self, device: torch.device) -> Iterator[None]:
-        before, self.current = self.current, torch.device(device)
+    def within(self, stream: MagicMock) -> Iterator[None]:
+        before, self.stream = self.stream, stream
         yield
-        self.current = before
+        self.stream = before
 
-    def current_stream(self, device: torch.device | None = None) -> object:
-        return "stream", device or self.current
+    def current_stream(self, device: torch.device) -> MagicMock:
+        return self.stream if self.stream.device == device else self.stream_of(device, "network")
 
-    def event(self) -> torch.cuda.Event:
-        event, made_on = MagicMock(spec=EVENT), self.current
-
-        def record(stream: object = None) -> None:
-            self.calls.append(("record", made_on, stream or self.current_stream()))
-
-        event.record.side_effect = record
-        event.synchronize.side_effect = lambda: self.calls.append(("wait", made_on))
+    def event(self, *, blocking: bool) -> MagicMock:
+        event = MagicMock(spec=EVENT)
+        event.record.side_effect = lambda stream: self.calls.append(
+            ("record", str(self.stream), str(stream))
+        )
+        event.synchronize.side_effect = lambda: self.calls.append(("wait", blocking))
         return event
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     recorder = Gpu()
-    monkeypatch.setattr(torch.cuda, "device", recorder.device)
+
+    def keep(tensor: torch.Tensor, stream: MagicMock) -> None:
+        recorder.calls.append(("keep", tensor.device, str(stream)))
+
+    monkeypatch.setattr(torch.cuda, "Stream", recorder.stream_of)
+    monkeypatch.setattr(torch.cuda, "stream", recorder.within)
     monkeypatch.setattr(torch.cuda, "current_stream", recorder.current_stream)
     monkeypatch.setattr(torch.cuda, "Event", recorder.event)
-    return recorder
+    monkeypatch.setattr(torch.Tensor, "record_stream", keep)
+    encoder._copy_stream.cache_clear()
+    yield recorder
+    encoder._copy_stream.cache_clear()
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_the_event_is_of_the_device_that_the_copies_come_from(gpu, index):
-    device = torch.device("cuda", index)
+def test_copies_run_beside_the_network_on_the_device_that_computes(gpu, index):
+    device, copies = torch.device("cuda", index), f"copies of cuda:{index}"
     with FakeTensorMode(), gpu:
         stored = store_rows(torch.ones(2, 3, 4, 5, device=device), Codec(HALF, 5), "float16")
     assert stored.rows.device.type == "cpu"
     assert stored.rows.shape == (2, 3, 4, 5)
     assert stored.wait() is stored
-    copies = [("copy", device, (True,))] * 5  # without waiting: rows, finite, fits, error, sample
-    assert gpu.calls == [*copies, ("record", device, ("stream", device)), ("wait", device)]
-    assert gpu.current == torch.device("cuda", 0), "the current device is as it was"
+    # Without waiting: rows, finite, fits, error, sample; each kept until it has been copied.
+    each = [("keep", device, copies), ("copy", device, copies, (True,))]
+    assert gpu.calls == [
+        ("wait for", copies, f"network of cuda:{index}"),
+        *(each * 5),
+        ("record", copies, copies),
+        ("wait", True),
+    ]
+    assert str(gpu.stream) == "network of cuda:0", "the current stream is as it was"
+
+
+@pytest.mark.gpu
+def test_rows_from_a_gpu_are_those_of_the_cpu_while_its_memory_is_used_again():
+    random = torch.Generator().manual_seed(0)
+    features = [torch.randn(4, 64, 64, 256, generator=random) for _ in range(6)]
+    expected = [store_rows(each, Codec(HALF, 256), "float16") for each in features]
+    stored = []
+    for each in features:
+        stored.append(store_rows(each.cuda(), Codec(HALF, 256), "float16"))
+        for _ in range(4):  # takes the memory that the rows had, and writes into it
+            torch.full((4, 64, 64, 256), torch.nan, dtype=torch.half, device="cuda")
+    for found, wanted in zip(stored, expected, strict=True):
+        found.wait()
+        assert found.rows.is_pinned()
+        assert torch.equal(found.rows, wanted.rows)
+        assert torch.equal(found.finite, wanted.finite)
+        assert torch.equal(found.fits, wanted.fits)
+        assert torch.equal(found.sample, wanted.sample)
+        torch.testing.assert_close(found.error, wanted.error)
 
 
 def test_rows_on_the_cpu_have_arrived(gpu):

@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d
 from f3rm.backbones.base import Backbone, Tower
 from f3rm.errors import BackboneRef
 from f3rm.extract.extraction import extract_features
+from f3rm.store.geometry import Prep
 from f3rm.store.items import ImageItem, read_items
 from f3rm.store.reader import FeatureStore
 from f3rm.store.spec import FeatureSpec
@@ -65,9 +66,8 @@ class ToyBackbone(Backbone):
             time.sleep(0.04)
         if self.ref.model == "coords":
             return self._coordinates(images)
-        colours = (
-            images * torch.tensor(self.std)[:, None, None] + torch.tensor(self.mean)[:, None, None]
-        )
+        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        colours = images * std + mean
         features = avg_pool2d(colours, PATCH).permute(0, 2, 3, 1)
         bright = colours.mean(dim=(1, 2, 3)) > 0.9
         if self.ref.model == "nan":
@@ -91,8 +91,12 @@ class ToyBackbone(Backbone):
 
 
 def toy_spec(model: str = "mean", **changes: Any) -> FeatureSpec:
-    settings = {"tap": "final", "short_side": 32, **changes}
-    return FeatureSpec("toy", BackboneRef("toy", model, "toy"), **settings)
+    """The specification of the toy; ``tap``, ``short_side`` and fields of Prep are short forms."""
+    prep = {"size": changes.pop("short_side", 32)}
+    prep |= {name: changes.pop(name) for name in list(changes) if hasattr(Prep(), name)}
+    settings = {"codec": "fp16", "precision": "float32", "name": "toy", **changes}
+    taps = (settings.pop("tap", "final"),)
+    return FeatureSpec(BackboneRef("toy", model, "toy"), taps, Prep(**prep), **settings)
 
 
 def random_pixels(size: tuple[int, int], seed: int, *, low: int = 0, high: int = 200) -> np.ndarray:

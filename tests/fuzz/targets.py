@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -20,25 +21,23 @@ from f3rm.extract.cache import find_cache
 from f3rm.extract.legacy import open_legacy
 from f3rm.extract.locks.journal import Journal
 from f3rm.extract.maintenance import unfinished, verify_cache
-from f3rm.extract.taps.lists import list_items
-from f3rm.extract.taps.run import extract as extract_taps
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.store import TapStore
+from f3rm.extract.tables.items import list_items
+from f3rm.extract.tables.run import extract as extract_taps
+from f3rm.extract.tables.tables import TapStore
 from f3rm.recipes.vissl import load_features
 from f3rm.scene.frames import scene_from_dataset
 from f3rm.scene.metres import read_metres
-from f3rm.store import json_fields as fields
 from f3rm.store.chunks import map_chunk
 from f3rm.store.codec_files import read_codec, write_codec
-from f3rm.store.codecs import CodecArray, CodecRecord, fit_codec, parse_codec
+from f3rm.store.codecs import fit_codec, parse_codec
 from f3rm.store.images import inspect_images
 from f3rm.store.items import read_items
-from f3rm.store.manifest import MANIFEST
+from f3rm.store.manifest import MANIFEST, ChunkRecord, CodecArray, CodecRecord
 from f3rm.store.names import place_below, safe_paths
 from f3rm.store.reader import FeatureStore, gather_reference
-from f3rm.store.records import ChunkRecord, spec_of
+from f3rm.store.spec import FeatureSpec
 from f3rm.synthetic.truth import SceneTruth
-from tests.extract.taps.backbone import GridBackbone
+from tests.extract.tables.backbone import GridBackbone
 from tests.extract.toy import extract, toy_spec, write_dataset
 from tests.fuzz.mutations import TEXTS, changed_json, edited, mutated, spoiled, written
 from tests.fuzz.typed import Queries, Specs
@@ -58,7 +57,7 @@ class Manifests:
             spec = toy_spec(short_side=16, codec=codec)
             store = extract(self._root, spec, folder=folder / codec / "toy")
             self._caches.append((store.folder, json.loads((store.folder / MANIFEST).read_text())))
-        taps = ExtractionSpec.of("grid:grid@none", ["final", "final|mean"])
+        taps = FeatureSpec.of("grid:grid@none", ["final", "final|mean"])
         out = folder / "taps"
         extract_taps(
             list_items(self._root), taps, out, load=GridBackbone.load, progress=False, device="cpu"
@@ -99,7 +98,7 @@ class Manifests:
 
     def _tap_store(self, rng: random.Random) -> None:
         out, plain = self._taps
-        changed = mutated(plain, rng) if rng.random() < 0.5 else _with_provenance(plain, rng)
+        changed = mutated(plain, rng) if rng.random() < 0.5 else _with_shapes(plain, rng)
         if rng.random() < 0.7:
             _recompute_key(changed)
         (out / "all" / MANIFEST).write_bytes(written(changed))
@@ -119,7 +118,6 @@ class Manifests:
             "plan": "0",
             "fresh": False,
             "chunks": [chunk["images"] for chunk in plain["chunks"]],
-            "token": "t",
         }
         note = {"inputs": "i", "chunk": plain["chunks"][0]}
         (self._journal / "progress/run.json").write_bytes(changed_json(run, rng))
@@ -134,17 +132,18 @@ class Manifests:
 def _recompute_key(plain: Any) -> None:
     """Makes a changed specification fit its key, so that what comes after it is read too."""
     try:
-        spec = spec_of(plain["spec"])
+        spec = msgspec.convert(plain["spec"], FeatureSpec)
         plain["key"] = spec.key(plain["weights_identity"], plain["algorithm"])
-    except (fields.InvalidFieldError, F3rmError, *UNFIT):
+    except (msgspec.MsgspecError, F3rmError, *UNFIT):
         pass
 
 
-def _with_provenance(plain: Any, rng: random.Random) -> Any:
-    """Changes the shapes of values, which a manifest of taps has as a text of JSON."""
-    shapes = json.loads(plain["provenance"]["shapes"])
-    text = json.dumps(mutated(shapes, rng)) if rng.random() < 0.8 else rng.choice(TEXTS)
-    return {**plain, "provenance": {**plain["provenance"], "shapes": text}}
+def _with_shapes(plain: Any, rng: random.Random) -> Any:
+    """Changes the shapes of the taps' values in a chunk."""
+    chunks = [dict(chunk) for chunk in plain["chunks"]]
+    chunk = rng.choice(chunks)
+    chunk["taps"] = mutated(chunk["taps"], rng)
+    return {**plain, "chunks": chunks}
 
 
 class Datasets:
@@ -272,8 +271,9 @@ class Arrays:
         meta = spoiled(self._meta, rng) if rng.random() < 0.3 else self._meta
         (self._legacy / "meta.pt").write_bytes(meta)
         record = ChunkRecord(
-            "chunk_0000.npy", len(content), (2, 4, 4, 3), "float16", "", 0.0, ("a", "b")
-        )
+            "chunk_0000.npy", len(content), (2, 4, 4, 3), "float16", "", 0.0, ("a", "b"),
+            {"final": (4, 4, 3)},
+        )  # fmt: skip
         refused = None
         try:
             rows = map_chunk(self._legacy, record)

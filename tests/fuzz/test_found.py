@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from f3rm.errors import CacheError, CacheMismatchError, DatasetError
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
 from f3rm.language.expressions import ExpressionError, parse
 from f3rm.recipes.vissl import load_features
 from f3rm.recipes.vissl_config import read_vissl_config
 from f3rm.scene.frames import scene_from_dataset
 from f3rm.store.codec_files import read_codec
-from f3rm.store.codecs import CodecArray, CodecRecord
+from f3rm.store.manifest import CodecArray, CodecRecord
 from f3rm.store.npy import load_npy
 from f3rm.store.reader import FeatureStore
+from f3rm.store.spec import FeatureSpec, SpecError
 from tests.extract.toy import extract, folder_of, write_dataset
 from tests.fuzz import watch
 from tests.fuzz.targets import Datasets
@@ -52,7 +52,7 @@ def test_questions_nested_as_people_do_are_read():
 def test_yaml_that_is_no_specification_is_refused(tmp_path, text):
     (tmp_path / "spec.yaml").write_text(text)
     with pytest.raises(SpecError):
-        ExtractionSpec.load(tmp_path / "spec.yaml")
+        FeatureSpec.load(tmp_path / "spec.yaml")
 
 
 def test_vissl_configurations_of_another_form_are_refused(tmp_path):
@@ -107,9 +107,7 @@ def test_a_codec_file_of_some_bytes_asks_for_no_terabytes(tmp_path):
     arrays = []
     for name in ("scale", "offset"):
         (tmp_path / f"codec_{name}.npy").write_bytes(content)
-        arrays.append(
-            CodecArray(name, f"codec_{name}.npy", len(content), (6,), "float32", _checksum(content))
-        )
+        arrays.append(CodecArray(name, f"codec_{name}.npy", len(content), (6,), _checksum(content)))
     with pytest.raises(CacheMismatchError, match="do not fit the shape"):
         read_codec(tmp_path, CodecRecord("int8", tuple(arrays)), 6)
 

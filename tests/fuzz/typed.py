@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from f3rm.extract.taps.spec import ExtractionSpec
 from f3rm.language.expressions import combined, parse, phrases_of, split_questions, wholes_of
 from f3rm.scripts.taps import choose_spec
+from f3rm.store.spec import FeatureSpec
 from f3rm.viewer.saved_queries import QueryFile
 from tests.fuzz.mutations import changed_json, mutated, odd_value, spoiled
 
@@ -26,7 +26,7 @@ class Specs:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "spec.yaml"
-        self._spec = ExtractionSpec.of(
+        self._spec = FeatureSpec.of(
             "dinov2:facebook/dinov2-base",
             ["final@cls", "-1:query@all", "res4|avg(8,3,0)|flatten"],
             prep={"resize": "exact", "size": [224, 196], "fit": "pad"},
@@ -54,13 +54,13 @@ class Specs:
         if rng.random() < 0.5:
             self._check(choose_spec(self._file, "dinov2:facebook/dinov2-base", ()).spec, rng)
         else:
-            self._check(ExtractionSpec.load(self._file), rng)
+            self._check(FeatureSpec.load(self._file), rng)
 
-    def _check(self, spec: ExtractionSpec, rng: random.Random) -> None:
+    def _check(self, spec: FeatureSpec, rng: random.Random) -> None:
         saved = self._file.with_name("saved.yaml")
         spec.save(saved)
-        assert ExtractionSpec.load(saved) == spec
-        assert ExtractionSpec.of_recorded(spec.recorded()) == spec
+        assert FeatureSpec.load(saved) == spec
+        assert FeatureSpec.from_dict(spec.to_dict()) == spec
         available = rng.choice((1, 7, 1000))
         assert all(0 <= index < available for index in spec.frames.choose(available))
         placement = spec.prep.place((48, 64), 14)

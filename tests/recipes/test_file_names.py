@@ -8,17 +8,17 @@ import pytest
 
 from f3rm.errors import BackboneRef
 from f3rm.evaluation.pictures import panel_name
-from f3rm.extract.taps.exports import export_per_item
-from f3rm.extract.taps.lists import ItemList, list_items
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.store import Table
+from f3rm.extract.tables.exports import export_per_item
+from f3rm.extract.tables.items import ItemList, list_items
+from f3rm.extract.tables.run import extract
+from f3rm.extract.tables.tables import Table
 from f3rm.recipes.vissl import export_vissl
 from f3rm.scene.paths import file_names
+from f3rm.store.geometry import Prep
 from f3rm.store.items import ImageItem
 from f3rm.store.names import UnsafeNameError
-from tests.extract.taps.backbone import GridBackbone
+from f3rm.store.spec import FeatureSpec
+from tests.extract.tables.backbone import GridBackbone
 
 
 class NamedSource:
@@ -45,7 +45,7 @@ def test_a_dataset_with_photographs_elsewhere_is_exported_inside_the_folder(tmp_
     write_images(["images/0.png", "scene/images/1.png"], (28, 28), tmp_path)
     frames = [{"file_path": name} for name in ("../images/0.png", "images/1.png")]
     (tmp_path / "scene/transforms.json").write_text(json.dumps({"frames": frames}))
-    spec = ExtractionSpec(BackboneRef("grid", "grid", "none"), ("final",), Prep("exact", 32))
+    spec = FeatureSpec(BackboneRef("grid", "grid", "none"), ("final",), Prep("exact", 32))
     store = extract(
         list_items(tmp_path / "scene"),
         spec,
@@ -86,7 +86,7 @@ def test_links_and_collisions_are_refused_before_they_do_harm(tmp_path):
 
 def test_layers_of_vissl_stay_in_the_folder(tmp_path, write_images):
     write_images(["0.png"], (28, 28), tmp_path / "images")
-    spec = ExtractionSpec(BackboneRef("grid", "grid", "none"), ("final", "final|mean"))
+    spec = FeatureSpec(BackboneRef("grid", "grid", "none"), ("final", "final|mean"))
     options = {"load": GridBackbone.load, "progress": False, "device": "cpu"}
     store = extract(list_items(tmp_path / "images"), spec, tmp_path / "out", **options)
     names = {"final": "x/../../../up", "final|mean": "res4"}

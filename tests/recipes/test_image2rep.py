@@ -12,13 +12,13 @@ from PIL import Image
 
 from f3rm.backbones.dino.backbone import DinoBackbone
 from f3rm.errors import BackboneRef
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from f3rm.extract.taps.video import FramePolicy, FramesError, fit_length, read_frames
+from f3rm.extract.tables.live import FeatureExtractor
+from f3rm.extract.tables.run import extract
 from f3rm.recipes.image2rep import COSMOS_FRAMES, Image2Representation
+from f3rm.store.geometry import Prep
 from f3rm.store.images import ImageFailedError
+from f3rm.store.spec import FeatureSpec, SpecError
+from f3rm.store.video import FramePolicy, FramesError, fit_length, read_frames
 from tests.backbones import random_vae as video_vae
 
 RESOLUTION = (32, 48)
@@ -153,7 +153,7 @@ def test_image2rep_image_backbones_work_frame_by_frame(write_video, write_images
     assert found.shape == (1, 32, 9, 2, 3)
     assert framewise.get_latent_shape() == (32, 9, 2, 3)
     frames = read_frames(path, FRAMES).numpy()
-    spec = ExtractionSpec(framewise.backbone.ref, ("final",), Prep("cover", (28, 42)))
+    spec = FeatureSpec(framewise.backbone.ref, ("final",), Prep("cover", (28, 42)))
     alone = FeatureExtractor(spec, backbone=framewise.backbone)(list(frames))["final"]
     torch.testing.assert_close(found[0].permute(1, 2, 3, 0), alone, atol=1e-5, rtol=1e-4)
 
@@ -169,7 +169,7 @@ def test_image2rep_extraction_to_disk_mixes_images_and_videos(
     write_images(["set/a.png"], RESOLUTION, tmp_path)
     write_video("set/b.mkv", 9)
     write_video("set/c.mkv", 5)
-    spec = ExtractionSpec.of(
+    spec = FeatureSpec.of(
         BackboneRef("vae", "vae", str(vae_folder)),
         ["latent", "latent|mean"],
         prep={"resize": "cover", "size": list(RESOLUTION)},

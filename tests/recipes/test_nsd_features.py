@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import Dinov2Model
 
 from f3rm.errors import DatasetError
-from f3rm.extract.taps.exports import export_array
-from f3rm.extract.taps.lists import list_items
-from f3rm.extract.taps.live import FeatureExtractor, LiveSource
-from f3rm.extract.taps.run import extract
+from f3rm.extract.tables.exports import export_array
+from f3rm.extract.tables.items import list_items
+from f3rm.extract.tables.live import FeatureExtractor, LiveSource
+from f3rm.extract.tables.run import extract
 from f3rm.recipes.nsd import NsdBackbone, NsdDataset, extract_nsd, nsd_spec, result_name
-from tests.extract.taps.conftest import pixels_of
+from tests.extract.tables.conftest import pixels_of
 
 IMAGENET = (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
 OPENAI = (

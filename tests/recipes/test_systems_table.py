@@ -9,26 +9,26 @@ import pytest
 import yaml
 
 from f3rm.errors import BackboneRef
-from f3rm.extract.taps.bench import benchmark
-from f3rm.extract.taps.exports import export_per_item
-from f3rm.extract.taps.lists import list_items
-from f3rm.extract.taps.live import FeatureExtractor, LiveSource
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.probe import Probe
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.store import TapStore
-from f3rm.extract.taps.video import FramePolicy
+from f3rm.extract.tables.bench import benchmark
+from f3rm.extract.tables.exports import export_per_item
+from f3rm.extract.tables.items import list_items
+from f3rm.extract.tables.live import FeatureExtractor, LiveSource
+from f3rm.extract.tables.probe import Probe
+from f3rm.extract.tables.run import extract
+from f3rm.extract.tables.tables import TapStore
 from f3rm.recipes.image2rep import Image2Representation
 from f3rm.recipes.nsd import NsdDataset, extract_nsd, nsd_items, nsd_spec
 from f3rm.recipes.vissl import export_vissl, load_features, sample_features
 from f3rm.recipes.vissl_config import read_vissl_config
+from f3rm.store.geometry import Prep
+from f3rm.store.spec import FeatureSpec
+from f3rm.store.video import FramePolicy
 from tests.backbones import random_vae as video_vae
 
 PAGE = Path(__file__).parents[2] / "docs" / "extraction.md"
 ROW = re.compile(r"^\| (?:NSD|VISSL|Image2Representation): .* \| `(.+)` \|$", re.MULTILINE)
 NAMES = (
-    benchmark, export_per_item, export_vissl, extract, extract_nsd, ExtractionSpec,
+    benchmark, export_per_item, export_vissl, extract, extract_nsd, FeatureSpec,
     FeatureExtractor, FramePolicy, Image2Representation, list_items, LiveSource, load_features,
     nsd_items, nsd_spec, NsdDataset, Prep, Probe, read_vissl_config, sample_features, TapStore,
 )  # fmt: skip

@@ -19,14 +19,14 @@ from torchvision.datasets import ImageFolder
 from f3rm.backbones.module.backbone import ModuleBackbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef, BackboneUnavailableError, CacheError, TapError
-from f3rm.extract.taps.lists import list_items
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from f3rm.extract.taps.store import TapStore
+from f3rm.extract.tables.items import list_items
+from f3rm.extract.tables.live import FeatureExtractor
+from f3rm.extract.tables.run import extract
+from f3rm.extract.tables.tables import TapStore
 from f3rm.recipes.vissl import export_vissl, load_features, sample_features
 from f3rm.recipes.vissl_config import read_vissl_config, tap_of
+from f3rm.store.geometry import Prep
+from f3rm.store.spec import FeatureSpec, SpecError
 
 PREP = Prep(resize="exact", size=64)
 CONFIG: dict[str, Any] = {
@@ -326,7 +326,7 @@ def test_vissl_another_trunk_or_checkpoint_than_the_configurations_is_refused(tm
 
 def test_vissl_one_layer_with_two_pools_keeps_both_under_the_right_names(backbone, classes):
     taps = ["res5|mean", "res3|max(2,2)", "res3|avg(2,2)"]  # not in network order
-    spec = ExtractionSpec(backbone.ref, tuple(taps), PREP)
+    spec = FeatureSpec(backbone.ref, tuple(taps), PREP)
     found = FeatureExtractor(spec, backbone=backbone)([classes / "ant" / "c.png"])
     assert list(found) == [str(tap) for tap in spec.taps]
     assert found["res5|mean"].shape == (1, 512)
@@ -343,7 +343,7 @@ def test_vissl_trunk_and_head_of_any_module(classes):
         head = nn.Sequential(nn.Flatten(), nn.Linear(8, 5))
     ref = BackboneRef("module", "mine", "random")
     backbone = ModuleBackbone(ref, trunk, head=head, probe_size=64)
-    extractor = FeatureExtractor(ExtractionSpec(ref, ("head", "1|mean"), PREP), backbone=backbone)
+    extractor = FeatureExtractor(FeatureSpec(ref, ("head", "1|mean"), PREP), backbone=backbone)
     found = extractor([classes / "ant" / "c.png"])
     pixels = torch.from_numpy(np.asarray(Image.open(classes / "ant" / "c.png")).copy())
     image = ((pixels.permute(2, 0, 1).float() / 255 - MEAN) / STD)[None]
@@ -354,7 +354,7 @@ def test_vissl_trunk_and_head_of_any_module(classes):
 
 
 def test_vissl_timm_model_by_name(classes):
-    spec = ExtractionSpec.of("module:timm:resnet18@random", ["res4|flatten"], prep=PREP)
+    spec = FeatureSpec.of("module:timm:resnet18@random", ["res4|flatten"], prep=PREP)
     extractor = FeatureExtractor(spec, device="cpu")
     found = extractor([classes / "ant" / "c.png"])["res4|flatten"]
     with torch.random.fork_rng(devices=[]):
@@ -371,7 +371,7 @@ def test_vissl_timm_model_by_name(classes):
 def test_vissl_unknown_layer_and_impossible_facet_fail_at_once(backbone):
     for tap, message in (("res6", "did you mean"), ("res4:query", "facet")):
         with pytest.raises(TapError, match=message):
-            FeatureExtractor(ExtractionSpec(backbone.ref, (tap,), PREP), backbone=backbone)
+            FeatureExtractor(FeatureSpec(backbone.ref, (tap,), PREP), backbone=backbone)
 
 
 def test_vissl_yaml_without_a_map_is_the_trunks_output_under_the_name_heads(tmp_path):
@@ -440,7 +440,7 @@ def test_vissl_missing_layer_names_what_there_is(tmp_path):
 
 def test_vissl_several_processes_compute_every_item_once(tmp_path, classes):
     """Seven items and two workers: a padded sampler would give eight."""
-    spec = ExtractionSpec.of("module:timm:resnet18@random", ["conv1|mean"], prep=PREP)
+    spec = FeatureSpec.of("module:timm:resnet18@random", ["conv1|mean"], prep=PREP)
     items = list_items(classes, labelled=True)
     options: dict[str, Any] = {"shard": 2, "progress": False, "device": "cpu"}
     alone = extract(items, spec, tmp_path / "alone", **options)

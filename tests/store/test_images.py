@@ -115,6 +115,47 @@ def test_damaged_images_are_named(tmp_path, damage):
         read_image(path, WHITE)
 
 
+JPEGS = {
+    "photograph": {},
+    "whole colours": {"subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+}
+
+
+def spoiled(content: bytes, random: np.random.Generator) -> bytes:
+    """Cuts a file off, or puts zeros or random bytes into it, or takes some out."""
+    start, length = random.integers(2, len(content)), random.integers(1, 300)
+    middle = [b"", bytes(length), random.bytes(length)][random.integers(3)]
+    end = content[start + length :] if random.integers(3) else b""
+    return content[:start] + middle + end
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_the_check_finds_every_fault_of_a_jpeg_that_decoding_finds(tmp_path, kind):
+    """It decodes an eighth of the size, hence needs all of the file."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(random_pixels((45, 61), 0)).save(path, **JPEGS[kind])
+    item = ImageItem(str(path), path)
+    assert inspect_images([item])[0].size == (45, 61)
+    content, random = path.read_bytes(), np.random.default_rng(0)
+    faults = 0
+    for _ in range(100):
+        path.write_bytes(spoiled(content, random))
+        found = failure_of(lambda: inspect_images([item]))
+        assert found == failure_of(lambda: read_image(path, WHITE))
+        faults += found is not None
+    assert 20 < faults < 95
+
+
+def failure_of(call):
+    try:
+        call()
+    except ImageError as error:
+        return str(error)
+    return None
+
+
 def test_prefetching_keeps_the_order_and_stops_early():
     started = []
 

@@ -42,12 +42,13 @@ def test_reading_gives_what_was_written(cache):
 
 def test_manifest_records_images_chunks_and_provenance(cache):
     folder, plain = cache
-    assert plain["schema_version"] == 1
+    assert plain["schema_version"] == 2
     assert plain["weights_identity"] == "hub:mean@toy"
     assert plain["provenance"] == {"library": "toy", "weights": "none"}
     assert set(plain["versions"]) >= {"f3rm", "torch"}
     assert [chunk["file"] for chunk in plain["chunks"]] == [f"chunk_000{i}.npy" for i in range(3)]
-    assert 0 < plain["codec"]["error"] < 2**-10
+    assert 0 < max(chunk["codec_error"] for chunk in plain["chunks"]) < 2**-10
+    assert {str(chunk["taps"]) for chunk in plain["chunks"]} == {"{'final': [8, 11, 3]}"}
     for chunk in plain["chunks"]:
         stored = np.load(folder / chunk["file"])
         assert list(stored.shape) == chunk["shape"]
@@ -74,44 +75,53 @@ def change(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema_version"], 2, "schema version 1 or older, got 2. .* update f3rm"),
-        (["schema_version"], 0, "schema_version is 0"),
-        (["schema_version"], "1", "schema_version is 1, not a whole number"),
+        (["schema_version"], 3, r"schema version 2 or older, got 3\. .* update f3rm"),
+        (["schema_version"], 1, r"an earlier f3rm wrote it \(schema version 1\). Extract again"),
+        (["schema_version"], "1", r"Expected `int`, got `str` - at `\$\.schema_version`"),
         (
             ["chunks", 0, "file"],
             "../../secret.npy",
-            "file '../../secret.npy' is not a chunk of this",
+            r"matching regex .*chunks\[0\]\.file`",
         ),
-        (["chunks", 0, "file"], "/etc/passwd", "file '/etc/passwd' is not a chunk of this"),
-        (["chunks", 0, "file"], "chunk_0000.npy/../x", "is not a chunk of this folder"),
+        (["chunks", 0, "file"], "/etc/passwd", "matching regex"),
+        (["chunks", 0, "file"], "chunk_0000.npy/../x", "matching regex"),
+        (["chunks", 0, "file"], "chunk_0000.npy\n", "matching regex"),
         (["chunks", 1, "file"], "chunk_0000.npy", "listed twice"),
         (["chunks", 0, "shape"], [2, 10**9, 10**9, 3], "cannot have .* bytes and the shape"),
-        (["chunks", 0, "shape"], [2, -8, -11, 3], "shape is -8"),
-        (["chunks", 0, "shape"], [2, 8, 11], "does not fit its 2 images"),
-        (["chunks", 0, "shape", 0], True, "shape is True"),
-        (["chunks", 0, "bytes"], -1, "bytes is -1"),
-        (["chunks", 0, "bytes"], 10**300, "bytes is 1000"),
-        (["chunks", 0, "dtype"], "object", "dtype is 'object', not one of"),
+        (["chunks", 0, "shape"], [2, -8, -11, 3], r"Expected `int` >= 1 - at .*shape\[1\]"),
+        (["chunks", 0, "shape"], [2, 8, 11], "Expected `array` of length 4"),
+        (["chunks", 0, "shape"], [3, 8, 11, 3], "does not fit its 2 images"),
+        (["chunks", 0, "shape"], [2, 4, 22, 3], "valid rectangle of 'images/0.png' is not inside"),
+        (["chunks", 0, "shape", 0], True, r"got `bool` - at .*shape\[0\]"),
+        (["chunks", 0, "taps"], {"final": [8, 11, 4]}, "taps of chunk_0000.npy do not fit"),
+        (["chunks", 0, "taps"], {"other": [8, 11, 3]}, "taps of chunk_0000.npy do not fit"),
+        (["chunks", 0, "taps"], {"final": [8, -11, 3]}, "Expected `int` >= 1"),
+        (["chunks", 0, "bytes"], -1, "Expected `int` >= 0"),
+        (["chunks", 0, "bytes"], 10**300, "Expected `int` <="),
+        (["chunks", 0, "dtype"], "object", r"Invalid enum value 'object' - at .*\.dtype"),
         (["chunks", 0, "images", 0], "images/4.png", "is not row 0 of chunk_0000.npy"),
         (["images", 0, "chunk"], 99, "is in chunk 99, which does not exist"),
         (["images", 0, "row"], 1, "is not row 1 of chunk_0000.npy"),
-        (["images", 0, "size"], [24], "size must be height and width"),
-        (["images", 0, "affine", "scale_x"], "1", "scale_x is 1, not a number"),
-        (["images", 0, "affine", "scale_x"], 1e300, "not a number"),
+        (["images", 0, "size"], [24], "Expected `array` of length 2"),
+        (["images", 0, "affine", "scale_x"], "1", "Expected `float`, got `str` .*scale_x"),
+        (["images", 0, "affine", "scale_x"], 1e300, "geometry of 'images/0.png' is out of bounds"),
         (["images", 0, "valid", "x_max"], 99.0, "valid rectangle of 'images/0.png' is not inside"),
         (["images", 0, "valid", "x_max"], -0.5, "valid rectangle of 'images/0.png' is"),
-        (["images", 0, "error"], None, "'images/0.png' has a record of an earlier f3rm. Extract"),
-        (["images", 0, "error"], "failed", "'images/0.png' has a record of an earlier f3rm"),
-        (["spec", "scales"], None, "scales is missing or no list. Extract again"),
-        (["failed"], None, "failed is missing or no list. Extract again"),
-        (["codec", "arrays"], None, "arrays is missing or no list. Extract again"),
+        (
+            ["spec", "prep", "scales"],
+            None,
+            r"got `null` - at .*prep\.scales`. Extract",
+        ),
+        (["failed"], None, r"Expected `array`, got `null` - at `\$\.failed`. Extract again"),
+        (["codec", "arrays"], None, r"got `null` - at `\$\.codec\.arrays`. Extract again"),
         (["images"], [], "do not list the same images"),
         (["channels"], 4, "chunk_0000.npy has 3 channels, not 4"),
         (["key"], "0" * 32, "key is not the hash of its settings"),
-        (["spec", "short_side"], 33, "key is not the hash of its settings"),
+        (["spec", "prep", "size"], 33, "key is not the hash of its settings"),
+        (["spec", "prep", "size"], 0, "size must be a number of pixels"),
         (["spec", "name"], "../up", "name must be lower-case"),
-        (["spec"], None, "spec is missing or no object"),
-        (["provenance"], {"library": 1}, "library is missing or no text"),
+        (["spec"], None, r"Expected `object`, got `null` - at `\$\.spec`"),
+        (["provenance"], {"library": 1}, r"Expected `str`, got `int` - at `\$\.provenance"),
     ],
 )
 def test_a_wrong_manifest_is_refused_with_the_reason(cache, path, value, message):
@@ -154,9 +164,9 @@ def test_a_missing_manifest_is_no_cache(tmp_path):
 def test_scales_are_numbers(cache, scale):
     folder, plain = cache
     changed = json.loads(json.dumps(plain))
-    changed["spec"]["scales"] = [scale]
+    changed["spec"]["prep"]["scales"] = [scale]
     (folder / MANIFEST).write_text(json.dumps(changed))
-    with pytest.raises(CacheError, match=r"scales is .*, not a number"):
+    with pytest.raises(CacheError, match=r"Expected `float`, got .*scales"):
         read_manifest(folder)
 
 

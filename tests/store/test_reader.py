@@ -24,11 +24,10 @@ from f3rm.extract.extraction import extract_features
 from f3rm.store import reader as store_module
 from f3rm.store.chunks import map_chunk, write_chunk
 from f3rm.store.codec_files import write_codec
-from f3rm.store.codecs import Codec, CodecRecord, fit_codec, parse_codec
+from f3rm.store.codecs import Codec, fit_codec, parse_codec
 from f3rm.store.geometry import PixelAffine, ValidRect
-from f3rm.store.manifest import Manifest
+from f3rm.store.manifest import ChunkRecord, CodecRecord, ImageRecord, Manifest
 from f3rm.store.reader import FeatureStore, gather_reference
-from f3rm.store.records import ChunkRecord, ImageRecord
 from tests.extract.toy import ToyBackbone, items_of, toy_spec, write_dataset
 
 SIZES = [(24, 33), (33, 24), (24, 33), (10, 90), (33, 24), (24, 33), (8, 8)]
@@ -107,6 +106,7 @@ def write_store(
                 checksum=written.checksum,
                 codec_error=0.0,
                 images=tuple(part),
+                taps={"final": tuple(rows.shape[1:])},
             )
             chunks.append(record)
     images: list[ImageRecord] = []
@@ -242,7 +242,8 @@ def test_chunks_of_both_types_are_read_as_the_wider(tmp_path):
 def test_gather_equals_the_reference(sizes, shard_size, count, dtype):
     with tempfile.TemporaryDirectory() as folder:
         root = write_dataset(Path(folder) / "scene", sizes)
-        store = extract(root, shard_size, dtype=dtype, short_side=12)
+        codec = {"float16": "fp16", "float32": "fp32"}[dtype]
+        store = extract(root, shard_size, codec=codec, short_side=12)
         images, xy = rays(count, len(sizes), seed=count)
         nearest = store.gather(images, xy)
         assert torch.equal(nearest, gather_reference(store, images, xy))

@@ -1,10 +1,13 @@
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from f3rm.errors import BackboneRef, FeatureTypeError
-from f3rm.store.spec import PRESETS, resolve_feature_type
+from f3rm.store.geometry import Prep, PrepError
+from f3rm.store.spec import PRESETS, FeatureSpec, resolve_feature_type
+from f3rm.store.video import FramePolicy
 from tests.extract.toy import toy_spec
 
 IDENTITY = "hub:x"
@@ -23,8 +26,8 @@ def test_names_aliases_and_combinations_in_any_case():
 def test_presets_are_the_documented_ones():
     (clip,) = resolve_feature_type("CLIP")
     assert clip.backbone == BackboneRef("clip", "ViT-L-14-336-quickgelu", "openai")
-    assert (clip.tap, clip.short_side, clip.dtype) == ("-1|dense(maskclip)", 1024, "float16")
-    assert [spec.short_side for spec in resolve_feature_type("DINO+DINOV2")] == [448, 518]
+    assert (clip.taps, clip.prep, clip.codec) == (("-1|dense(maskclip)",), Prep(size=1024), "fp16")
+    assert [spec.prep.size for spec in resolve_feature_type("DINO+DINOV2")] == [448, 518]
     assert all(key.lower() == spec.name for key, spec in PRESETS.items())
 
 
@@ -76,23 +79,37 @@ def test_wrong_weights(weights, message):
 
 def test_short_side_override():
     (clip,) = resolve_feature_type("CLIP", short_side={"CLIP": 224})
-    assert clip.short_side == 224
-    with pytest.raises(FeatureTypeError, match="short_side must be at least 1 pixel, got 0"):
+    assert clip.prep == Prep(size=224)
+    with pytest.raises(PrepError, match=r"size must be a number of pixels, .* got 0 with"):
         resolve_feature_type("CLIP", short_side={"CLIP": 0})
 
 
 def test_key_depends_on_every_setting_but_not_on_name_or_place():
     spec = toy_spec()
-    changes = [
-        {"tap": "other"},
-        {"short_side": 33},
+    preps: list[dict[str, Any]] = [
+        {"size": 33},
+        {"resize": "long"},
+        {"fit": "square"},
+        {"pad_value": "edge"},
         {"interpolation": "bilinear"},
+        {"window": (32, 16)},
+        {"window": (32, 32)},
+        {"scales": (1.0, 0.5)},
+    ]
+    changes = [
+        {"taps": ("other",)},
+        {"taps": ("final", "other")},
+        *({"prep": replace(spec.prep, **change)} for change in preps),
+        {"frames": FramePolicy(num=3)},
         {"background": (1.0, 1.0, 1.0)},
-        {"dtype": "float32"},
+        {"codec": "fp32"},
+        {"precision": "bfloat16"},
         {"backbone": BackboneRef("toy", "other", "toy")},
         {"backbone": BackboneRef("other", "mean", "toy")},
     ]
-    keys = {replace(spec, **change).key(IDENTITY) for change in changes}
+    changed = [replace(spec, **change) for change in changes]
+    keys = {each.key(IDENTITY) for each in changed}
+    assert [FeatureSpec.from_dict(each.to_dict()) for each in changed] == changed
     keys |= {spec.key(IDENTITY), spec.key("hub:y"), spec.key(IDENTITY, algorithm=99)}
     assert len(keys) == len(changes) + 3
     moved = replace(spec, name="renamed", backbone=replace(spec.backbone, weights="/elsewhere"))
@@ -100,7 +117,7 @@ def test_key_depends_on_every_setting_but_not_on_name_or_place():
 
 
 def test_names_must_be_safe_folder_names():
-    for name in ("", "../x", "CLIP", "a/b", ".hidden"):
+    for name in ("../x", "CLIP", "a/b", ".hidden"):
         with pytest.raises(FeatureTypeError, match="name must be lower-case"):
             replace(toy_spec(), name=name)
 

@@ -29,6 +29,21 @@ def test_images_per_second_are_shown_of_a_gpu_alone(benchmark_module):
     assert "per second at" not in table_of("extract", {"result": found | {"is_gpu": False}})
 
 
+def test_an_engine_is_never_faster_than_its_simulated_device(benchmark_module):
+    simulated = benchmark_module("simulated")
+    setting = simulated.Setting((24, 33), side=28, batch=4, milliseconds=8, images=10)
+    assert setting.rate == 500
+    found = simulated.simulate(setting, repeats=1)
+    assert 0 < found["ratio"] <= 1
+    assert found["wanted_mb_per_second"] > 0
+    result = {"vs_bare_model": 0.9, "rss_growth": 1.0, "engine_ratio_25": found["ratio"]}
+    table = benchmark_module("tables").table_of(
+        "extract", {"result": result | {"engines": {"25": found}}}
+    )
+    assert f"simulated device of 25 images per second | {found['ratio']:.3g} |" in table
+    assert "At 25 images per second an image takes " in table
+
+
 def test_on_a_gpu_tiny_cuda_nn_is_measured_where_it_is_installed(suite, monkeypatch):
     assert suite.chosen("default", "cpu") == suite.SIZES["default"]
     for found, left_out in ((None, {"step tcnn"}), (True, set())):

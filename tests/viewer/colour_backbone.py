@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from f3rm.backbones.base import Backbone
 from f3rm.errors import BackboneRef, BackboneUnavailableError
+from f3rm.store.geometry import Prep
 from f3rm.store.spec import FeatureSpec
 
 COLOURS = {
@@ -19,8 +20,12 @@ COLOURS = {
     "grey": (0.5, 0.5, 0.5),
 }
 SPECS = {
-    "COLOURS": FeatureSpec("colours", BackboneRef("colours", "colours", "none"), "final", 120),
-    "MUTE": FeatureSpec("mute", BackboneRef("mute", "mute", "none"), "final", 120),
+    "COLOURS": FeatureSpec(
+        BackboneRef("colours", "colours", "none"), ("final",), Prep(size=120), name="colours"
+    ),
+    "MUTE": FeatureSpec(
+        BackboneRef("mute", "mute", "none"), ("final",), Prep(size=120), name="mute"
+    ),
 }
 ADAPTERS = {
     "colours": "tests.viewer.colour_backbone:ColourBackbone",

@@ -10,9 +10,7 @@ from f3rm.errors import CacheError
 from f3rm.extract.locks.journal import Journal, Run
 from f3rm.extract.plan import recorded_inputs
 from f3rm.store.chunks import verify_chunk, write_atomically
-from f3rm.store.codecs import CodecRecord
-from f3rm.store.manifest import Manifest, read_manifest
-from f3rm.store.records import ChunkRecord
+from f3rm.store.manifest import ChunkRecord, CodecRecord, Manifest, read_manifest
 
 Sources = dict[str, tuple[Path, ChunkRecord]]
 """Inputs of a chunk -> the folder it is in and its record."""
@@ -27,7 +25,7 @@ def finished_chunks(folder: Path, run: Run) -> Sources:
     found: Sources = {}
     for chunk in manifest.chunks:
         recorded = [images[name] for name in chunk.images]
-        found[recorded_inputs(recorded, manifest.codec_hash)] = folder, chunk
+        found[recorded_inputs(recorded, manifest.codec.hash)] = folder, chunk
     return found
 
 
@@ -66,15 +64,16 @@ def is_sound(folder: Path, record: ChunkRecord) -> bool:
     """Returns whether a chunk's content has the recorded checksum."""
     try:
         verify_chunk(folder, record)
-    except CacheError:
+    except (CacheError, OSError):  # the latter: it has just been removed with a finished run
         return False
     return True
 
 
 def link(source: Path, target: Path) -> None:
-    """Links a chunk of the older cache into a run, or copies it where links do not work.
+    """Links a chunk of an older cache into a run, or copies it where links do not work.
 
-    It is not moved, as the older cache stays valid until the new one is complete.
+    It is not moved: a finished cache stays valid until the new one is complete, and a process that
+    dies before the chunk is recorded loses nothing.
 
     Raises:
         CacheError: If the file system refuses.

@@ -2,20 +2,27 @@
 
 A cache is built in the sibling ``<name>.building`` and renamed to ``<name>`` when it is complete:
 an older cache stays valid until then. An interrupted run is put aside as ``<name>.older-N`` until
-its chunks have been reused. A lock per feature type is held only while folders are renamed; the
-work itself is shared by claims.
+its chunks have been reused. A lock per feature type is held only while something is renamed, not
+while it is computed.
 """
 
 import logging
+import math
 import os
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from f3rm.errors import CacheError
+from f3rm.extract.locks.file_locks import (
+    PATIENCE_SECONDS,
+    living,
+    try_lock,
+    unlock,
+    unlockable,
+)
 from f3rm.extract.locks.journal import PROGRESS, Journal
 from f3rm.store.chunks import sync_folder
 from f3rm.store.manifest import MANIFEST
@@ -26,6 +33,8 @@ META = "meta.pt"
 """For programs that read caches of f3rm's earlier extractor."""
 
 _OVER = f"{PROGRESS}.over"
+
+_POLL_SECONDS = 0.02
 
 _LEFTOVERS = ("chunk_*.npy", "chunk_*.tmp", "codec_*.npy", "codec_*.tmp")
 """Patterns of f3rm's own files; all others are the user's and are never removed."""
@@ -55,26 +64,27 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def feature_lock(folder: Path) -> Generator[None]:
-    """Holds the lock of a feature type, while folders are renamed.
+    """Holds the lock of a feature type, while files or folders are renamed.
 
     Raises:
         CacheError: If the lock file cannot be written, or its file system does not support locks.
     """
     path = folder.parent / f".{folder.name}.lock"
-    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        msg = (
-            f"Cannot lock {str(path)!r}: {error}. Pass --cache-dir with a writable folder on a "
-            "file system that supports locks."
-        )
-        raise CacheError(msg) from error
+    except OSError as error:
+        raise unlockable(path, error) from error
+    warn_at = time.monotonic() + PATIENCE_SECONDS
+    while (lock := try_lock(path)) is None:
+        if time.monotonic() > warn_at:
+            warn_at = math.inf
+            workers = ", ".join(living(building_folder(folder) / PROGRESS)) or "another process"
+            log.warning("%s is locked by one of: %s. If it hangs, end it.", path, workers)
+        time.sleep(_POLL_SECONDS)
     try:
         yield
     finally:
-        lock.release()
+        unlock(lock)
 
 
 def building_folder(folder: Path) -> Path:

@@ -1,32 +1,30 @@
 """The journal of an unfinished cache: ``run.json``, and one note per finished chunk.
 
 ``progress/run.json`` describes the run; ``progress/chunk_0000.json`` appears, at once and whole,
-when that chunk is finished. Each file has one writer, so that any number of workers on any number
-of machines can keep the journal together.
+when that chunk is finished. Workers write with the lock of the feature type held, so that any
+number of them, on any number of machines, can keep the journal together.
 """
 
-import json
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
+import msgspec
 import xxhash
 
 from f3rm.errors import CacheError
 from f3rm.extract.plan import ChunkPlan
-from f3rm.store import json_fields as fields
-from f3rm.store.chunks import write_atomically
-from f3rm.store.codecs import CodecRecord
-from f3rm.store.manifest import SCHEMA_VERSION
-from f3rm.store.records import ChunkRecord, chunk_of, codec_of
+from f3rm.store.chunks import publish, write_atomically
+from f3rm.store.manifest import SCHEMA_VERSION, ChunkRecord, CodecRecord
+
+Record = TypeVar("Record")
 
 PROGRESS = "progress"
 """The journal's folder, inside the folder in which a cache is built."""
 
 CODEC = "codec"
-"""Name of the note, and of the claim, of a run's codec."""
+"""Name of the note, and of the lock, of a run's codec."""
 
 _RUN = "run"
 
@@ -40,14 +38,14 @@ class Run:
         plan: Hash of which images are in which chunk.
         fresh: Whether chunks of an older cache must not be used (``--force``).
         chunks: Names of the images of every chunk.
-        token: Random; distinguishes this run from an earlier one with the same key and plan.
+        schema_version: Version of the files.
     """
 
     key: str
     plan: str
     fresh: bool
     chunks: tuple[tuple[str, ...], ...]
-    token: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
+    schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def of(cls, key: str, plans: Sequence[ChunkPlan], *, fresh: bool) -> "Run":
@@ -65,11 +63,17 @@ class Run:
         return self.key == wanted.key and (self.fresh or not wanted.fresh)
 
 
+@dataclass(frozen=True)
+class _Note:
+    inputs: str
+    chunk: ChunkRecord
+
+
 class Journal:
     """Reads and extends the journal in one folder.
 
     Attributes:
-        folder: The journal's own folder, which also holds workers' files and claims.
+        folder: The journal's own folder, which also holds the files that workers lock.
     """
 
     def __init__(self, building: Path) -> None:
@@ -86,53 +90,46 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error) from error
-        self._write(_RUN, {"schema_version": SCHEMA_VERSION, **asdict(run)})
+        self._write(f"{_RUN}.json", run)
 
     def run(self) -> Run | None:
         """Returns the run; None if there is none, or another version of f3rm began it."""
-        plain = self._read(_RUN)
-        try:
-            if fields.integer(plain, "schema_version") != SCHEMA_VERSION:
-                return None
-            chunks = fields.items_of(plain, "chunks")
-            if not all(_is_texts(names) for names in chunks):
-                return None
-            return Run(
-                key=fields.text(plain, "key"),
-                plan=fields.text(plain, "plan"),
-                fresh=fields.boolean(plain, "fresh"),
-                chunks=tuple(tuple(names) for names in chunks),
-                token=fields.text(plain, "token"),
-            )
-        except fields.InvalidFieldError:
-            return None
+        run = self._read(_RUN, Run)
+        return run if run and run.schema_version == SCHEMA_VERSION else None
 
-    def add(self, inputs: str, chunk: ChunkRecord) -> None:
-        """Records a finished chunk, durably.
+    def draft(self, inputs: str, chunk: ChunkRecord, worker: str) -> Path:
+        """Writes the note of a chunk under a name of the worker's; :meth:`add` makes it count.
 
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(Path(chunk.file).stem, {"inputs": inputs, "chunk": asdict(chunk)})
+        name = f"{Path(chunk.file).stem}.{worker}.draft"
+        return self._write(name, _Note(inputs, chunk))
+
+    def add(self, draft: Path) -> None:
+        """Records the finished chunk of a note; a power failure may cost those of some seconds.
+
+        Raises:
+            CacheError: If the file system refuses.
+        """
+        publish(draft, draft.with_name(f"{draft.name.split('.')[0]}.json"), sync=False)
 
     def find(self, plan: ChunkPlan) -> ChunkRecord | None:
         """Returns the record of a planned chunk if its note says that it is finished."""
-        note = self._note(Path(plan.file).stem)
+        note = self._read(Path(plan.file).stem, _Note)
         # The inputs are compared too: another run may have cut its chunks differently.
-        return note[1] if note and (note[0], note[1].file) == (plan.inputs, plan.file) else None
+        found = note and (note.inputs, note.chunk.file) == (plan.inputs, plan.file)
+        return note.chunk if note and found else None
 
     def notes(self) -> Iterator[tuple[str, ChunkRecord]]:
         """Yields inputs and record of every finished chunk; unreadable notes do not count."""
         for path in sorted(self.folder.glob("chunk_*.json")):
-            if note := self._note(path.stem):
-                yield note
+            if note := self._read(path.stem, _Note):
+                yield note.inputs, note.chunk
 
     def codec(self) -> CodecRecord | None:
         """Returns the codec of the run; None before one is recorded."""
-        try:
-            return codec_of(self._read(CODEC))
-        except fields.InvalidFieldError:
-            return None
+        return self._read(CODEC, CodecRecord)
 
     def add_codec(self, record: CodecRecord) -> None:
         """Records the codec for all workers of the run, durably.
@@ -140,25 +137,18 @@ class Journal:
         Raises:
             CacheError: If the file system refuses.
         """
-        self._write(CODEC, asdict(record))
+        self._write(f"{CODEC}.json", record)
 
-    def _note(self, name: str) -> tuple[str, ChunkRecord] | None:
-        plain = self._read(name)
+    def _read(self, name: str, kind: type[Record]) -> Record | None:
         try:
-            return fields.text(plain, "inputs"), chunk_of(plain.get("chunk"))
-        except fields.InvalidFieldError:
+            return msgspec.json.decode((self.folder / f"{name}.json").read_bytes(), type=kind)
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
-    def _read(self, name: str) -> fields.Plain:
-        try:
-            plain = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # the last: JSON nested too deeply
-            return {}
-        return cast(fields.Plain, plain) if isinstance(plain, dict) else {}
-
-    def _write(self, name: str, plain: Mapping[str, object]) -> None:
-        text = json.dumps(plain, ensure_ascii=False).encode()
-        write_atomically(self.folder / f"{name}.json", lambda stream: stream.write(text))
+    def _write(self, name: str, record: Run | _Note | CodecRecord) -> Path:
+        content, path = msgspec.json.encode(record), self.folder / name
+        write_atomically(path, lambda stream: stream.write(content))
+        return path
 
 
 def unwritable(path: Path, error: OSError) -> CacheError:
@@ -166,10 +156,4 @@ def unwritable(path: Path, error: OSError) -> CacheError:
     return CacheError(
         f"Cannot write {str(path)!r}: {error}. Make room, or pass --cache-dir with another folder, "
         "then run again."
-    )
-
-
-def _is_texts(names: object) -> bool:
-    return isinstance(names, list) and all(
-        isinstance(name, str) for name in cast(list[object], names)
     )

@@ -9,18 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
-from f3rm.errors import BackboneRef, CacheError, StrPath, as_path
+from f3rm.errors import CacheError, StrPath, as_path
 from f3rm.extract.engines import Engine, run_with
-from f3rm.extract.extraction import wanted
-from f3rm.extract.job import LoadBackbone, OnError
-from f3rm.extract.taps.lists import ItemList, list_items, split_folder, write_split
-from f3rm.extract.taps.runner import TapRunner
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.store import TapStore
-from f3rm.extract.taps.worker import TapJob, TapWorker
-from f3rm.store.device import is_first_rank, resolve_device
+from f3rm.extract.job import Job, LoadBackbone, OnError
+from f3rm.extract.tables.items import ItemList, list_items, split_folder, write_split
+from f3rm.extract.tables.tables import TapStore
+from f3rm.store.device import is_first_rank
+from f3rm.store.spec import FeatureSpec
 
 Shard = int | Literal["auto", "batch", "all"]
 """Items per file: a number, one batch, all of them, or as many as 256 MB hold."""
@@ -32,7 +28,7 @@ _BATCH = 16
 
 def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     items: ItemList | Path | str | Sequence[Path | str],
-    spec: ExtractionSpec,
+    spec: FeatureSpec,
     out: StrPath,
     *,
     split: str = "all",
@@ -52,7 +48,7 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
     Slurm): they share the chunks, and every item is computed once.
 
     Args:
-        items: A list, or anything that :func:`f3rm.extract.taps.lists.list_items` takes.
+        items: A list, or anything that :func:`f3rm.extract.tables.items.list_items` takes.
         spec: The specification.
         out: Folder of the results, common to all splits.
         split: Name of this list of items, e.g. ``train``.
@@ -86,40 +82,21 @@ def extract(  # noqa: PLR0913 - one call with every choice, by keyword
         on_error=on_error,
         progress=progress,
     )
-    load = _LoadOnce(load)
-    if wanted(job)[0] is None:  # wrong taps fail here, before a million images are checked
-        TapRunner(load(spec.backbone, device=resolve_device(device), towers=("image",)), spec)
-    run_with(job, engine=engine, workers=workers, load=load, worker=TapWorker)
+    run_with(job, engine=engine, workers=workers, load=load)
     if is_first_rank():
         write_split(out, split, chosen)
     return TapStore.open(out, split, items=chosen)
 
 
-class _LoadOnce:
-    """Loads a backbone once per process, so that checking the taps first costs no second load."""
-
-    def __init__(self, load: LoadBackbone) -> None:
-        self._load = load
-        self._loaded: Backbone | None = None
-
-    def __call__(self, ref: BackboneRef, **options: Any) -> Backbone:
-        if self._loaded is None:
-            self._loaded = self._load(ref, **options)
-        return self._loaded
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _LoadOnce, (self._load,)  # other processes load their own
-
-
 def make_job(
     items: ItemList,
-    spec: ExtractionSpec,
+    spec: FeatureSpec,
     folder: StrPath,
     *,
     shard: Shard = "auto",
     batch_size: int | None = None,
     **options: Any,
-) -> TapJob:
+) -> Job:
     """Returns the job of an extraction.
 
     Args:
@@ -142,9 +119,9 @@ def make_job(
     size = shard if isinstance(shard, int) else sizes.get(shard)
     if size is None or size < 1:
         raise CacheError(f"shard must be auto, batch, all or at least 1, got {shard!r}.")
-    return TapJob(
+    return Job(
         items=items.items,
-        spec=spec.recorded(),
+        spec=spec,
         folder=folder.expanduser().resolve(),
         shard_size=size,
         batch_size=sizes["batch"] if shard == "batch" else batch_size,

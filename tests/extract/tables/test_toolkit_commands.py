@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import yaml
 
-from f3rm.extract.taps.bench import BenchError, benchmark
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.store import TapStore
+from f3rm.extract.tables.bench import BenchError, benchmark
+from f3rm.extract.tables.live import FeatureExtractor
+from f3rm.extract.tables.tables import TapStore
 from f3rm.recipes.vissl import load_features
 from f3rm.scripts.cli import main
-from tests.extract.taps.backbone import GridBackbone
+from f3rm.store.geometry import Prep
+from f3rm.store.spec import FeatureSpec
+from tests.extract.tables.backbone import GridBackbone
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_extract_then_probe(tmp_path, classes, dinov2_folder, capsys):
     printed = capsys.readouterr().out
     assert "final@cls: 12 items of shape (32,)" in printed
     assert np.load(out / "all.final_cls.npy").shape == (12, 32)
-    settled = replace(ExtractionSpec.load(file), precision="float32")  # on the CPU
+    settled = replace(FeatureSpec.load(file), precision="float32")  # on the CPU
     assert settled == TapStore.open(out).spec
 
     assert main([*arguments, "--spec", str(file), "--device", "cpu"]) == 0  # nothing to compute
@@ -116,7 +116,7 @@ def test_benchmark_counts_its_runs_and_refuses_none(monkeypatch):
         lambda self, batch: calls.append(len(batch)) or real(self, batch),
     )
     backbone = GridBackbone()
-    spec = ExtractionSpec(backbone.ref, ("final",), Prep(resize="exact", size=16))
+    spec = FeatureSpec(backbone.ref, ("final",), Prep(resize="exact", size=16))
     extractor = FeatureExtractor(spec, backbone=backbone)
     benchmark(extractor, [(16, 16)], batches=(3,), warmup=2, iterations=4)
     assert calls == [3] * 6

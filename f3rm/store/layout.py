@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from f3rm.store.chunks import Rows
 from f3rm.store.geometry import Size
 
 Shape = tuple[int, ...]
@@ -59,7 +58,7 @@ class Layout:
         return row.reshape(len(row), *self.grid, self.channels)
 
     def unpack(
-        self, rows: Rows, tap: str, wanted: Int[np.ndarray, " wanted"]
+        self, rows: Shaped[np.ndarray, "images ..."], tap: str, wanted: Int[np.ndarray, " wanted"]
     ) -> Shaped[np.ndarray, "wanted ..."]:
         """Reads one tap of some items of a chunk; of a mapped chunk, no other byte is read.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from f3rm.errors import F3rmError
-from f3rm.extract.taps.live import FeatureExtractor
+from f3rm.extract.tables.live import FeatureExtractor
 from f3rm.store.geometry import Size
 
 _MEGABYTE = 1 << 20

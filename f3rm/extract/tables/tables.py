@@ -1,30 +1,25 @@
-"""Reading an extraction: all items, a random sample, batches, single items.
+"""Features item by item: from a finished extraction, or from anything else that computes them.
 
-Files are memory-mapped; only the wanted tap of the wanted items is read.
+A store's files are memory-mapped; only the wanted tap of the wanted items is read.
 """
 
-import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Int, Shaped
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import CacheError, StrPath, as_path
-from f3rm.extract.taps.layout import Layout, Shape
-from f3rm.extract.taps.lists import ItemList, read_split, split_folder
-from f3rm.extract.taps.spec import ExtractionSpec
-from f3rm.extract.taps.worker import SHAPES
-from f3rm.store.chunks import map_chunk
-from f3rm.store.manifest import Manifest, read_manifest
-from f3rm.store.records import ChunkRecord
-
-# Errors that an altered manifest can cause on the way to its shapes.
-_UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+from f3rm.extract.tables.items import ItemList, read_split, split_folder
+from f3rm.store.layout import Shape
+from f3rm.store.reader import FeatureStore
+from f3rm.store.spec import FeatureSpec
 
 
 class Table(NamedTuple):
@@ -56,45 +51,35 @@ class Table(NamedTuple):
 
 
 class TapStore:
-    """One split of an extraction, open for reading.
+    """One split of an extraction, open for reading; a view of its cache by items and labels.
 
     Attributes:
-        folder: The folder of its chunks.
-        split: Its name.
-        spec: The specification.
+        store: The cache.
+        split: The split's name.
         items: All items of the list, failed ones too.
         failed: Name of a failed item -> reason.
         indices: Positions in :attr:`items` of those with features, ascending.
-        dtype: Type on disk; the widest if chunks differ.
+        dtype: Type of the values; the widest on disk if chunks differ.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, items: ItemList) -> None:
-        """Maps the chunks that a manifest names; see :meth:`open`.
-
-        Raises:
-            SpecError: If the cache was extracted without taps.
-            CacheError: If its chunks do not have the shapes of its taps.
-        """
-        self.folder = folder
-        self.split = folder.name
+    def __init__(self, store: FeatureStore, items: ItemList) -> None:
+        """Matches the items to the images of a cache; see :meth:`open`."""
+        self.store = store
+        self.split = store.folder.name
         self.items = items
-        self.spec = ExtractionSpec.of_recorded(manifest.spec)
-        self._chunk_sizes = [len(chunk.images) for chunk in manifest.chunks]
-        self.failed = {record.name: record.error for record in manifest.failed}
-        self._layouts = _layouts(folder, manifest, self.taps)
-        self._chunks = [map_chunk(folder, chunk) for chunk in manifest.chunks]
-        self.dtype = np.result_type(*(chunk.dtype for chunk in self._chunks))
-        # Name -> (chunk, row): rows are in the order of extraction, not of the list.
-        self._rows = {image.name: (image.chunk, image.row) for image in manifest.images}
-        found = (index for index, name in enumerate(items.names) if name in self._rows)
-        self.indices = np.fromiter(found, dtype=np.int64)
+        self.failed = {record.name: record.error for record in store.manifest.failed}
+        places = {name: place for place, name in enumerate(store.names)}
+        # Position in the list -> index in the cache, -1 without features.
+        self._places = np.array([places.get(name, -1) for name in items.names], np.int64)
+        self.indices = np.flatnonzero(self._places >= 0)
+        self.dtype = store.value_dtype
 
     @classmethod
     def open(cls, out: StrPath, split: str = "all", *, items: ItemList | None = None) -> "TapStore":
         """Opens a split after checking its manifest and the length and type of every chunk.
 
         Args:
-            out: The folder that was given to :func:`f3rm.extract.taps.run.extract`.
+            out: The folder that was given to :func:`f3rm.extract.tables.run.extract`.
             split: The split's name.
             items: The items; None reads them from the folder.
 
@@ -102,9 +87,8 @@ class TapStore:
             CacheError: If there is no such split, or it is damaged.
         """
         out = as_path(out)
-        folder = split_folder(out, split)
         items = read_split(out, split) if items is None else items
-        return cls(folder, read_manifest(folder), items)
+        return cls(FeatureStore.open(split_folder(out, split)), items)
 
     def __len__(self) -> int:
         """Returns the number of items that have features."""
@@ -115,9 +99,19 @@ class TapStore:
         return TapStore.open, (self.folder.parent, self.split)
 
     @property
+    def folder(self) -> Path:
+        """The folder of the chunks."""
+        return self.store.folder
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The specification."""
+        return self.store.manifest.spec
+
+    @property
     def taps(self) -> tuple[str, ...]:
         """Names of the taps."""
-        return self.spec.taps
+        return self.store.taps
 
     def shape(self, index: int, tap: str | None = None) -> Shape:
         """Returns the shape of a value, channels last.
@@ -130,8 +124,7 @@ class TapStore:
             CacheError: If there is no such tap.
             IndexError: If the item has no features.
         """
-        chunk, _ = self._row(index)
-        return self._layouts[chunk].shapes[self._tap(tap)]
+        return self.store.value_shape(int(self._found([index])[0]), self._tap(tap))
 
     def load(self, tap: str | None = None) -> Table:
         """Reads one tap of all items, in the order of the list.
@@ -168,7 +161,7 @@ class TapStore:
     @property
     def chunk_size(self) -> int:
         """Items per file of the extraction; the last file may have fewer."""
-        return max(self._chunk_sizes, default=1)
+        return max(len(chunk.images) for chunk in self.store.manifest.chunks)
 
     def batches(self, size: int = 1024, tap: str | None = None) -> Iterator[Table]:
         """Yields all items in batches.
@@ -191,23 +184,8 @@ class TapStore:
             CacheError: If there is no such tap, or items differ in shape.
             IndexError: If an item has no features.
         """
-        name = self._tap(tap)
         wanted = np.asarray(indices, dtype=np.int64)
-        found = [self._row(index) for index in wanted.tolist()]
-        rows = np.array(found, dtype=np.int64).reshape(-1, 2)  # (items, 2): chunk and row
-        numbers = sorted(set(rows[:, 0].tolist())) or [0]  # chunk 0 gives no items their shape
-        shapes = {self._layouts[number].shapes[name] for number in numbers}
-        if len(shapes) > 1:
-            msg = (
-                f"Items have values of different shapes for {name!r}: {sorted(shapes)}. Extract "
-                "with resize='exact' or a pooling operation, or take one item at a time."
-            )
-            raise CacheError(msg)
-        features = np.empty((len(wanted), *shapes.pop()), dtype=self.dtype)
-        for number in numbers:
-            mine = np.flatnonzero(rows[:, 0] == number)
-            layout, chunk = self._layouts[number], self._chunks[number]
-            features[mine] = layout.unpack(chunk, name, rows[mine, 1])
+        features = self.store.values(self._found(wanted), self._tap(tap))
         return Table.of(features, self.items, wanted)
 
     def _tap(self, tap: str | None) -> str:
@@ -219,38 +197,89 @@ class TapStore:
         hint = near_matches(name, self.taps) if name else f"Name one of {', '.join(self.taps)}."
         raise CacheError(f"tap must be one of the {len(self.taps)} extracted, got {name!r}; {hint}")
 
-    def _row(self, index: int) -> tuple[int, int]:
-        name = self.items.names[index]
-        if name not in self._rows:
+    def _found(self, wanted: Sequence[int] | np.ndarray) -> Int[np.ndarray, " items"]:
+        """Returns the indices in the cache of the items at some positions."""
+        places = self._places[np.asarray(wanted, dtype=np.int64)]
+        for index in np.asarray(wanted)[places < 0].tolist()[:1]:
+            name = self.items.names[index]
             reason = self.failed.get(name, "it was not extracted")
-            msg = f"The item {index}, {name!r}, has no features: {reason}."
-            raise IndexError(msg)
-        return self._rows[name]
+            raise IndexError(f"The item {index}, {name!r}, has no features: {reason}.")
+        return places
 
 
-def _layouts(folder: Path, manifest: Manifest, taps: tuple[str, ...]) -> list[Layout]:
-    """Returns the layout of every chunk, checked against its shape."""
-    try:
-        plain: Any = json.loads(manifest.provenance[SHAPES])
-        kinds = [
-            {tap: tuple(int(side) for side in shape) for tap, shape in kind[SHAPES].items()}
-            for kind in plain["kinds"]
-        ]
-        found = [Layout(kinds[number], manifest.channels) for number in plain["chunks"]]
-        if len(found) != len(manifest.chunks) or not all(map(_fits, found, manifest.chunks)):
-            raise ValueError("they do not fit its chunks")
-        if any(set(layout.shapes) != set(taps) for layout in found):
-            raise ValueError("they are of other taps")
-    except _UNREADABLE as error:
-        msg = f"The manifest in {str(folder)!r} has no usable shapes: {error}. Extract again."
-        raise CacheError(msg) from error
-    return found
+@runtime_checkable
+class FeatureSource(Protocol):
+    """The interface that a store on disk (:class:`TapStore`) and a ``LiveSource`` share.
+
+    Attributes:
+        items: All items.
+        indices: Positions of those with features.
+    """
+
+    items: ItemList
+    indices: Int[np.ndarray, " items"]
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the taps."""
+        ...
+
+    def take(
+        self, indices: Sequence[int] | Int[np.ndarray, " wanted"], tap: str | None = None
+    ) -> Table:
+        """Returns features of some items."""
+        ...
 
 
-def _fits(layout: Layout, chunk: ChunkRecord) -> bool:
-    """Returns whether a chunk's rows hold exactly the values of an untrusted layout."""
-    if any(not shape or min(shape) < 1 for shape in layout.shapes.values()):
-        return False
-    total = sum(math.prod(shape) for shape in layout.shapes.values())
-    rows, cols, channels = chunk.shape[1:]
-    return total == rows * cols * channels and layout.grid == (rows, cols)
+class FeatureDataset(Dataset[dict[str, Tensor]]):
+    """Features with label and index, item by item or in batches.
+
+    A ``DataLoader`` asks for whole batches at once, so that a live source runs its model once per
+    batch.
+
+    Attributes:
+        source: A store or a live source.
+        tap: The tap; None if the source has only one.
+    """
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        tap: str | None = None,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            source: A store or a live source.
+            tap: The tap; None if the source has only one.
+            transform: Applied to the features of a batch (items, ...).
+        """
+        self.source = source
+        self.tap = tap
+        self._transform = transform
+
+    def __len__(self) -> int:
+        """Returns the number of items that have features."""
+        return len(self.source.indices)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Returns one item: ``features``, ``index`` and, with labels, ``target``."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Tensor]]:
+        """Returns a batch of items."""
+        table = self.source.take(self.source.indices[numbers], self.tap)
+        features = torch.from_numpy(table.features).float()
+        if self._transform is not None:
+            features = self._transform(features)
+        return samples_of(table, features)
+
+
+def samples_of(table: Table, features: Shaped[Tensor, "items ..."]) -> list[dict[str, Tensor]]:
+    """Returns ``features``, ``index`` and, with labels, ``target`` of every item of a table."""
+    columns = {"features": features, "index": torch.from_numpy(table.indices)}
+    if table.targets is not None:
+        columns["target"] = torch.from_numpy(table.targets)
+    return [{name: column[row] for name, column in columns.items()} for row in range(len(features))]

@@ -5,24 +5,35 @@ feature, so they are not part of the cache: changing them recomputes nothing.
 """
 
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from f3rm.errors import CacheError, DatasetError
-from f3rm.extract.taps.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from f3rm.store import json_fields as fields
 from f3rm.store.chunks import write_atomically
 from f3rm.store.items import TRANSFORMS, ImageItem, items_from_paths, read_items
 from f3rm.store.npy import load_npy
+from f3rm.store.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 _FORMAT_VERSION = 1
+_LARGEST_TARGET = 1 << 48
 
 _WILD = set("*?[")
+
+
+@dataclass(frozen=True)
+class _SplitFile:
+    schema_version: int
+    names: tuple[str, ...]
+    targets: tuple[Annotated[int, Meta(gt=-_LARGEST_TARGET, lt=_LARGEST_TARGET)], ...] | None
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -170,14 +181,10 @@ def write_split(out: Path, split: str, items: ItemList) -> None:
     Raises:
         CacheError: If it cannot be written.
     """
-    plain = {
-        "schema_version": _FORMAT_VERSION,
-        "names": list(items.names),
-        "targets": None if items.targets is None else list(items.targets),
-        "classes": list(items.classes),
-    }
-    text = json.dumps(plain, ensure_ascii=False).encode()
-    write_atomically(_items_file(out, split), lambda stream: stream.write(text))
+    content = msgspec.json.encode(
+        _SplitFile(_FORMAT_VERSION, items.names, items.targets, items.classes)
+    )
+    write_atomically(_items_file(out, split), lambda stream: stream.write(content))
 
 
 def read_split(out: Path, split: str) -> ItemList:
@@ -195,20 +202,15 @@ def read_split(out: Path, split: str) -> ItemList:
         )
         raise CacheError(msg)
     try:
-        plain = fields.mapping(json.loads(path.read_text(encoding="utf-8")), "the list")
-        if fields.integer(plain, "schema_version") != _FORMAT_VERSION:
-            raise fields.InvalidFieldError("its schema_version is another")
-        names, classes = fields.items_of(plain, "names"), fields.items_of(plain, "classes")
-        if not all(isinstance(text, str) for text in (*names, *classes)):
-            raise fields.InvalidFieldError("names must be texts")
-        targets = None
-        if plain.get("targets") is not None:
-            given = fields.items_of(plain, "targets")
-            targets = tuple(fields.bounded(one, "a target", -(2**48)) for one in given)
-    except (OSError, ValueError, RecursionError, fields.InvalidFieldError) as error:
-        msg = f"{str(path)!r} is not a list of items: {error}. Extract again."
-        raise CacheError(msg) from error
-    return ItemList(tuple(ImageItem(name, Path(name)) for name in names), targets, tuple(classes))
+        found = msgspec.json.decode(path.read_bytes(), type=_SplitFile)
+        if found.schema_version != _FORMAT_VERSION:
+            raise ValueError("its schema_version is another")
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise CacheError(
+            f"{str(path)!r} is not a list of items: {error}. Extract again."
+        ) from error
+    items = tuple(ImageItem(name, Path(name)) for name in found.names)
+    return ItemList(items, found.targets, found.classes)
 
 
 def _items_file(out: Path, split: str) -> Path:

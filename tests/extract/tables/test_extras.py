@@ -17,14 +17,14 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocked())
 import importlib, pkgutil
-import f3rm.extract.taps
-for info in pkgutil.iter_modules(f3rm.extract.taps.__path__, "f3rm.extract.taps."):
+import f3rm.extract.tables
+for info in pkgutil.iter_modules(f3rm.extract.tables.__path__, "f3rm.extract.tables."):
     importlib.import_module(info.name)
 """
 USES = {
     ("sklearn", "probe"): """
 import numpy as np
-from f3rm.extract.taps.probe import Probe
+from f3rm.extract.tables.probe import Probe
 Probe("knn").fit(np.eye(4), np.array([0, 1, 0, 1]))  # needs no scikit-learn
 Probe().fit(np.eye(4), np.array([0, 1, 0, 1]))
 """,
@@ -34,7 +34,7 @@ Image2Representation("vae:vae@Wan-AI/Wan2.1-T2V-1.3B-Diffusers", device="cpu")
 """,
     ("av", "video"): """
 from pathlib import Path
-from f3rm.extract.taps.video import inspect_video
+from f3rm.store.video import inspect_video
 inspect_video(Path("clip.mp4"))
 """,
 }

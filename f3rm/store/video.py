@@ -1,6 +1,6 @@
-"""Selection and decoding of video frames; PyAV decodes."""
+"""Videos among the items: selection and decoding of their frames; PyAV decodes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,17 @@ from torch import Tensor
 
 from f3rm.backbones.optional import require
 from f3rm.errors import F3rmError, StrPath, as_path
-from f3rm.extract.taps.settings import check_settings
 from f3rm.store.geometry import Size
-from f3rm.store.images import ImageFailedError
+from f3rm.store.images import (
+    ImageFailedError,
+    ImageInfo,
+    content_hash,
+    inspect_images,
+    prefetched,
+)
+from f3rm.store.items import ImageItem
+from f3rm.store.progress import track
+from f3rm.store.settings import check_settings
 
 Pick = Literal["uniform", "first", "last", "all"]
 Pad = Literal["repeat", "zero", "none"]
@@ -53,7 +61,11 @@ class FramePolicy:
 
     def __post_init__(self) -> None:
         check_settings(FramePolicy, vars(self), FramesError)
-        _check_num(self.num)
+        # type(), since True is an int, and YAML reads "num: yes" as True
+        if self.num is not None and not (type(self.num) is int and 1 <= self.num <= _MOST_FRAMES):
+            raise FramesError(
+                f"FramePolicy: num must be from 1 to {_MOST_FRAMES}, got {self.num!r}."
+            )
 
     def choose(self, available: int) -> list[int]:
         """Returns the indices of the frames to decode, in order.
@@ -89,23 +101,6 @@ class FramePolicy:
         """Returns the same policy for another number of frames; None changes nothing."""
         return self if num is None else replace(self, num=num)
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "FramePolicy":
-        """Makes a policy of YAML's or JSON's values; missing ones have their defaults.
-
-        Raises:
-            FramesError: If a name or a value is unknown.
-        """
-        check_settings(cls, plain, FramesError)
-        _check_num(plain.get("num"))  # before the constructor: it may have any type
-        return cls(**plain)
-
-
-def _check_num(num: object) -> None:
-    # type(), since True is an int, and YAML reads "num: yes" as True
-    if num is not None and not (type(num) is int and 1 <= num <= _MOST_FRAMES):
-        raise FramesError(f"FramePolicy: num must be from 1 to {_MOST_FRAMES}, got {num!r}.")
-
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -136,6 +131,50 @@ def inspect_video(path: StrPath, name: str | None = None) -> VideoInfo:
     for frame in _frames(path, name or str(path)):
         size, count = (frame.height, frame.width), count + 1
     return VideoInfo(size, count)
+
+
+@dataclass(frozen=True)
+class ClipInfo(ImageInfo):
+    """A video that has been checked: as an image, and the number of its frames."""
+
+    num_frames: int
+
+
+def inspect_items(
+    items: Sequence[ImageItem], *, progress: bool = False, failed: dict[str, str] | None = None
+) -> list[ImageInfo]:
+    """Decodes every image and every video once; see :func:`f3rm.store.images.inspect_images`.
+
+    Raises:
+        ImageError: If one is missing or damaged and ``failed`` is not given.
+    """
+    videos = [item for item in items if is_video(item.path)]
+    if not videos:
+        return inspect_images(items, progress=progress, failed=failed)
+    images = [item for item in items if not is_video(item.path)]
+    found = inspect_images(images, progress=progress, failed=failed) if images else []
+    clips = prefetched(_inspect_clip, videos)
+    for clip in track(
+        clips, total=len(videos), label="checking videos", show=progress, unit="videos"
+    ):
+        if isinstance(clip, ImageInfo):
+            found.append(clip)
+        elif failed is None:
+            raise clip
+        else:
+            failed[clip.name] = clip.reason
+    order = {item.name: index for index, item in enumerate(items)}
+    return sorted(found, key=lambda info: order[info.item.name])
+
+
+def _inspect_clip(item: ImageItem) -> ClipInfo | ImageFailedError:
+    try:
+        found = inspect_video(item.path, item.name)
+        status = item.path.stat()
+        content = content_hash(item.path)
+    except ImageFailedError as error:
+        return error
+    return ClipInfo(item, status.st_size, status.st_mtime_ns, content, found.size, found.num_frames)
 
 
 def read_frames(

@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from f3rm.extract.taps.probe import Probe, ProbeError
+from f3rm.extract.tables.probe import Probe, ProbeError
 
 
 def data(num_classes: int, seed: int = 0, count: int = 120) -> tuple[np.ndarray, np.ndarray]:

@@ -9,14 +9,24 @@ import torch
 from hypothesis import example, given, settings, strategies as st
 
 from f3rm.errors import BackboneRef, F3rmError
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep, PrepError, network_input
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from tests.extract.taps.backbone import GridBackbone
+from f3rm.extract.prepare import network_input
+from f3rm.extract.tables.live import FeatureExtractor
+from f3rm.store.geometry import Placement, Prep, PrepError
+from f3rm.store.settings import settings_of
+from f3rm.store.spec import FeatureSpec, SpecError
+from tests.extract.tables.backbone import GridBackbone
 
 PATCH = 8
 RESIZES = [("none", None), ("short", 40), ("long", 72), ("exact", (40, 64)), ("cover", (40, 56))]
 FITS = ["round", "floor", "crop", "pad"]
+
+
+def mask_of(place: Placement, size: tuple[int, int], patch: int) -> torch.Tensor:
+    """Which cells have their centre in the image."""
+    rows, cols = place.valid(size, patch).cells()
+    mask = torch.zeros(place.canvas[0] // patch, place.canvas[1] // patch, dtype=torch.bool)
+    mask[rows.start : rows.stop, cols.start : cols.stop] = True
+    return mask
 
 
 @pytest.mark.parametrize(("resize", "fit"), list(itertools.product(RESIZES, FITS)))
@@ -33,8 +43,8 @@ def test_affine_finds_the_pixel_again(resize, fit, size):
     assert image.shape[1] % PATCH == image.shape[2] % PATCH == 0
     assert tuple(image.shape[1:]) == place.canvas
     cells = torch.nn.functional.avg_pool2d(image * 255, PATCH)
-    affine = place.affine(size, PATCH)
-    inside = place.mask(PATCH)
+    affine = place.affine(PATCH)
+    inside = mask_of(place, size, PATCH)
     inside[-1], inside[:, -1] = False, False  # at the border, antialiasing sees less
     inside[0], inside[:, 0] = False, False
     assert inside.any()
@@ -49,7 +59,7 @@ def test_affine_finds_the_pixel_again(resize, fit, size):
     height=st.integers(8, 200),
     width=st.integers(8, 200),
     resize=st.sampled_from(RESIZES),
-    fit=st.sampled_from(FITS),
+    fit=st.sampled_from([*FITS, "square"]),
 )
 @example(height=8, width=77, resize=("long", 72), fit="crop")
 @settings(max_examples=60, deadline=None)
@@ -71,7 +81,29 @@ def test_placements_are_whole_patches_that_show_the_image(height, width, resize,
 def test_nsd_padding_gives_31_by_31():
     place = Prep(resize="none", size=None, fit="pad").place((425, 425), 14)
     assert place.canvas == (434, 434)
-    assert place.mask(14).sum() == 30 * 30
+    assert mask_of(place, (425, 425), 14).sum() == 30 * 30
+
+
+@pytest.mark.parametrize("fit", ["round", "square"])
+def test_colours_go_to_the_device_once(monkeypatch, fit):
+    """A GPU takes a list of numbers after all that it has been given before; the caller waits."""
+    prep = Prep(size=16, fit=fit)
+    made, plain = [], torch.tensor
+
+    def tensor(*arguments, **options):
+        made.append(arguments)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(torch.Tensor, "new_tensor", tensor)
+    for seed in range(2):
+        made.clear()
+        pixels = torch.full((24, 32, 3), seed, dtype=torch.uint8)
+        network_input(
+            pixels, prep.place((24, 32), 8), prep, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6),
+            device=torch.device("cpu"),
+        )  # fmt: skip
+    assert not made
 
 
 @pytest.mark.parametrize("value", ["zero", "black", "edge"])
@@ -94,14 +126,14 @@ def test_padding_is_what_it_says(value):
 )  # fmt: skip
 def test_impossible_preparations_are_refused(settings_):
     with pytest.raises(PrepError, match="Prep: "):
-        Prep.from_dict(settings_)
+        settings_of(Prep, settings_, PrepError)
 
 
 def test_padding_never_leaks_into_pooled_values():
     """The backbone gives coordinates of cells, so a wrong mean would show."""
     backbone = GridBackbone()
     prep = Prep(resize="none", size=None, fit="pad")
-    spec = ExtractionSpec(backbone.ref, ("final|mean", "final|amax", "final"), prep)
+    spec = FeatureSpec(backbone.ref, ("final|mean", "final|amax", "final"), prep)
     found = FeatureExtractor(spec, backbone=backbone)(np.zeros((20, 36, 3), dtype=np.uint8))
     shown = found["final"][0, :2, :4].reshape(-1, 3)  # cells whose centres are in the image
     torch.testing.assert_close(found["final|mean"][0], shown.mean(0))
@@ -111,22 +143,22 @@ def test_padding_never_leaks_into_pooled_values():
 def test_pooling_windows_over_padding_is_refused():
     backbone = GridBackbone()
     prep = Prep(resize="none", size=None, fit="pad")
-    spec = ExtractionSpec(backbone.ref, ("final|avg(2,1)|mean",), prep)
+    spec = FeatureSpec(backbone.ref, ("final|avg(2,1)|mean",), prep)
     with pytest.raises(SpecError, match="would mix padding with the image"):
         FeatureExtractor(spec, backbone=backbone)(np.zeros((20, 36, 3), dtype=np.uint8))
 
 
 def test_specifications_survive_yaml(tmp_path):
-    spec = ExtractionSpec.of(
+    spec = FeatureSpec.of(
         "dinov2:facebook/dinov2-base",
         ["-1:query@all", "final |mean"],
         prep={"resize": "cover", "size": [360, 640]},
         frames={"num": 9, "pick": "last", "pool": "mean"},
-        dtype="float16",
+        codec="fp16",
     )
     spec.save(tmp_path / "spec.yaml")
-    assert ExtractionSpec.load(tmp_path / "spec.yaml") == spec
-    assert ExtractionSpec.of_recorded(spec.recorded()) == spec
+    assert FeatureSpec.load(tmp_path / "spec.yaml") == spec
+    assert FeatureSpec.from_dict(spec.to_dict()) == spec
     assert spec.backbone == BackboneRef("dinov2", "facebook/dinov2-base", "")
 
 
@@ -146,4 +178,4 @@ def test_specifications_survive_yaml(tmp_path):
 def test_wrong_specifications_say_what_is_wrong(tmp_path, text, message):
     (tmp_path / "spec.yaml").write_text(text)
     with pytest.raises(F3rmError, match=message):
-        ExtractionSpec.load(tmp_path / "spec.yaml")
+        FeatureSpec.load(tmp_path / "spec.yaml")

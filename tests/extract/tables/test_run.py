@@ -10,17 +10,16 @@ import torch
 from PIL import Image
 
 from f3rm.errors import BackboneRef, CacheError, DatasetError, TapError
-from f3rm.extract.taps.dataset import FeatureDataset
-from f3rm.extract.taps.exports import export_per_item
-from f3rm.extract.taps.lists import ItemList, list_items
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from f3rm.extract.taps.store import TapStore
+from f3rm.extract.tables.exports import export_per_item
+from f3rm.extract.tables.items import ItemList, list_items
+from f3rm.extract.tables.live import FeatureExtractor
+from f3rm.extract.tables.run import extract
+from f3rm.extract.tables.tables import FeatureDataset, TapStore
+from f3rm.store.geometry import Prep
 from f3rm.store.images import ImageFailedError
 from f3rm.store.reader import FeatureStore
-from tests.extract.taps.backbone import GridBackbone
+from f3rm.store.spec import FeatureSpec, SpecError
+from tests.extract.tables.backbone import GridBackbone
 
 REF = BackboneRef("grid", "grid", "none")
 SQUARE = Prep(resize="exact", size=32)
@@ -29,9 +28,9 @@ TAPS = ("final", "final|mean", "final|flatten")
 
 def run(source: Any, out: Any, taps: tuple[str, ...] = TAPS, **options: Any) -> TapStore:
     prep = options.pop("prep", SQUARE)
-    dtype = options.pop("dtype", "float32")
+    codec = options.pop("codec", "fp32")
     chosen = {"load": GridBackbone.load, "progress": False, "device": "cpu", **options}
-    return extract(source, ExtractionSpec(REF, taps, prep, dtype=dtype), out, **chosen)
+    return extract(source, FeatureSpec(REF, taps, prep, codec=codec), out, **chosen)
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def images(tmp_path, write_images):
 
 def test_store_equals_live_for_every_tap_and_every_way_to_read(images, tmp_path):
     store = run(images, tmp_path / "out", shard=2)
-    spec = ExtractionSpec(REF, TAPS, SQUARE)
+    spec = FeatureSpec(REF, TAPS, SQUARE)
     live = FeatureExtractor(spec, backbone=GridBackbone())([*sorted(images.iterdir())])
     for tap in TAPS:
         expected = live[tap].numpy()
@@ -55,9 +54,9 @@ def test_store_equals_live_for_every_tap_and_every_way_to_read(images, tmp_path)
     np.testing.assert_allclose(items[2]["features"], -live["final|mean"][2], atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_stored_type_is_the_asked_one(images, tmp_path, dtype):
-    store = run(images, tmp_path / "out", dtype=dtype)
+@pytest.mark.parametrize(("codec", "dtype"), [("fp16", "float16"), ("fp32", "float32")])
+def test_stored_type_is_the_asked_one(images, tmp_path, codec, dtype):
+    store = run(images, tmp_path / "out", codec=codec)
     assert store.dtype == np.dtype(dtype)
     assert {np.load(path).dtype for path in store.folder.glob("chunk_*.npy")} == {np.dtype(dtype)}
 
@@ -113,7 +112,7 @@ def test_images_of_many_sizes_keep_their_maps(tmp_path, write_images):
     np.testing.assert_array_equal(store.take([1], "final").features[0, 2, 1, :2], [2, 1])
     with pytest.raises(CacheError, match="values of different shapes"):
         store.load("final")
-    spec = ExtractionSpec(REF, ("final",), prep)
+    spec = FeatureSpec(REF, ("final",), prep)
     with pytest.raises(SpecError, match="values of different shapes"):
         FeatureExtractor(spec, backbone=GridBackbone())(sorted((tmp_path / "images").iterdir()))
     assert export_per_item(store, tmp_path / "files", "final") == 2
@@ -158,7 +157,7 @@ def test_two_thousand_images_with_one_broken_and_memory_flat(tmp_path):
         Image.fromarray(pixels).save(path)
     (folder / "1234.bmp").write_bytes(b"BM broken")
     WideBackbone.seen.clear()
-    spec = ExtractionSpec(REF, ("final@patch|mean",), Prep(resize="exact", size=8))
+    spec = FeatureSpec(REF, ("final@patch|mean",), Prep(resize="exact", size=8))
     store = extract(
         folder, spec, tmp_path / "out", shard=20, on_error="record", progress=False,
         device="cpu", load=WideBackbone.load, batch_size=10,
@@ -178,7 +177,7 @@ def test_values_beyond_float16_are_kept(tmp_path, write_images):
             return super().encode_image(images) * 1e6
 
     (path,) = write_images(["a.png"], (32, 32))
-    store = run(path.parent, tmp_path / "out", ("final",), dtype="float16", load=Large.load)
+    store = run(path.parent, tmp_path / "out", ("final",), codec="fp16", load=Large.load)
     assert store.load().features.max() == pytest.approx(3e6)
 
 

@@ -16,9 +16,9 @@ from jaxtyping import Shaped
 from numpy.typing import DTypeLike
 
 from f3rm.errors import CacheError, StrPath, as_path
-from f3rm.extract.taps.dataset import FeatureSource
-from f3rm.extract.taps.layout import Shape
+from f3rm.extract.tables.tables import FeatureSource
 from f3rm.store.chunks import sync_folder, write_atomically
+from f3rm.store.layout import Shape
 from f3rm.store.names import place_below, safe_paths
 
 _BATCH = 256

@@ -13,14 +13,15 @@ from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import load_backbone
 from f3rm.extract.encoder import autocast, default_batch_size
 from f3rm.extract.job import LoadBackbone
-from f3rm.extract.taps.layout import Shape
-from f3rm.extract.taps.lists import ItemList
-from f3rm.extract.taps.runner import InputKind, TapRunner
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from f3rm.extract.taps.store import Table
-from f3rm.extract.taps.video import inspect_video, is_video, read_frames
+from f3rm.extract.plan import InputKind
+from f3rm.extract.runner import TapRunner
+from f3rm.extract.tables.items import ItemList
+from f3rm.extract.tables.tables import Table
 from f3rm.store.device import resolve_device
 from f3rm.store.images import read_image
+from f3rm.store.layout import Shape
+from f3rm.store.spec import FeatureSpec, SpecError
+from f3rm.store.video import inspect_video, is_video, read_frames
 
 Pixels = UInt8[np.ndarray, "..."]
 """8-bit RGB: an image (height, width, 3) or a video (frames, height, width, 3)."""
@@ -39,7 +40,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        spec: ExtractionSpec,
+        spec: FeatureSpec,
         *,
         device: str = "auto",
         load: LoadBackbone = load_backbone,
@@ -168,7 +169,7 @@ class LiveSource:
     def take(
         self, indices: Sequence[int] | Int[np.ndarray, " wanted"], tap: str | None = None
     ) -> Table:
-        """Computes some items; see :meth:`f3rm.extract.taps.store.TapStore.take`.
+        """Computes some items; see :meth:`f3rm.extract.tables.tables.TapStore.take`.
 
         Raises:
             SpecError: If there is no such tap, or items differ in shape.

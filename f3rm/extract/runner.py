@@ -1,11 +1,11 @@
-"""Several taps of one model in one pass, for live computing and extraction to disk.
+"""The taps of a specification in one pass of the model, for live computing and extraction alike.
 
 Where a tap averages cells, cells of padding must not count. The backbone then reads the tap up to
 that operation, and :class:`TapRunner` does the rest on the cells that show the image.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -16,11 +16,14 @@ from f3rm.backbones.layers import find_layer
 from f3rm.backbones.tap_values import apply_ops
 from f3rm.backbones.taps import Tap, parse_taps
 from f3rm.backbones.video.backbone import VideoBackbone
-from f3rm.extract.taps.layout import Shape, Shapes
-from f3rm.extract.taps.prep import Placement, network_input
-from f3rm.extract.taps.spec import ExtractionSpec, SpecError
-from f3rm.extract.taps.video import fit_length
-from f3rm.store.geometry import Size
+from f3rm.errors import TapError
+from f3rm.extract.plan import InputKind
+from f3rm.extract.prepare import network_input
+from f3rm.extract.windows import check_windows, read_parts
+from f3rm.store.geometry import Placement, Size
+from f3rm.store.layout import Shape, Shapes
+from f3rm.store.spec import FeatureSpec, SpecError
+from f3rm.store.video import fit_length
 
 _REDUCTIONS = ("mean", "amax")
 """Operations over all cells, which can leave the padding out."""
@@ -28,22 +31,11 @@ _REDUCTIONS = ("mean", "amax")
 _MIXING = ("avg", "max", "adaptive_avg", "adaptive_max", "flatten")
 """Operations after which cells of padding can no longer be distinguished."""
 
+_RESHAPING = {"avg", "max", "adaptive_avg", "adaptive_max", "heads"}
+"""Operations after which a map no longer has one vector per cell."""
 
-@dataclass(frozen=True)
-class InputKind:
-    """Properties that inputs of one network call share.
-
-    Attributes:
-        canvas: Height and width of the network input.
-        kept: Height and width of the part of it that shows the image.
-        frames: Number of frames.
-        is_clip: Whether there is a time axis, even of one frame.
-    """
-
-    canvas: Size
-    kept: Size
-    frames: int = 1
-    is_clip: bool = False
+_CELLS = 4
+"""Cells per side of the trial input that shows in a message what a tap gives."""
 
 
 class TapRunner:
@@ -53,23 +45,69 @@ class TapRunner:
         backbone: The model.
         spec: The specification.
         taps: The parsed taps by name.
+        cell: Pixels of the network input per cell of the maps; the input is a multiple of it.
+        gives_maps: Whether every tap gives one vector per cell.
     """
 
-    def __init__(self, backbone: Backbone, spec: ExtractionSpec) -> None:
-        """Checks that the model has the taps.
+    def __init__(self, backbone: Backbone, spec: FeatureSpec) -> None:
+        """Checks that the model has the taps and that windows fit them.
 
         Raises:
-            TapError: If it does not have one.
+            TapError: If the model does not have a tap, or windows or scales are asked for and a tap
+                gives no map.
+            SpecError: If a tap would average the border of a square.
+            PrepError: If windows are not whole cells.
         """
         self.backbone = backbone
         self.spec = spec
         self.taps: Mapping[str, Tap] = dict(zip(spec.taps, parse_taps(spec.taps), strict=True))
-        backbone.check(tuple(self.taps.values()))
         self._video = backbone if isinstance(backbone, VideoBackbone) else None
+        # An adapter need not describe its default tap as a layer: encode_image computes it.
+        self._default = spec.taps == (str(Tap.parse(backbone.default_tap)),) and not self._video
+        if not self._default:
+            backbone.check(tuple(self.taps.values()))
+        cells = {self._stride(tap) for tap in self.taps.values()}
+        self.gives_maps = len(cells) == 1 and all(map(self._is_map, self.taps.values()))
+        self.cell = cells.pop() if self.gives_maps else backbone.patch_size
+        if not spec.prep.reads_whole:
+            self.check_maps()
+            check_windows(spec.prep, self.cell)
+        names = {op.name for tap in self.taps.values() for op in tap.ops}
+        if spec.prep.fit == "square" and names & {*_REDUCTIONS, *_MIXING}:
+            raise SpecError(
+                "fit='square' would mix the border of the square with the image where a tap pools, "
+                f"got {', '.join(self.taps)}. Choose another fit."
+            )
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text embeddings are in the same space as the features."""
+        (first, *others) = self.taps.values()
+        # Only rules for the last block map patches into the space of text embeddings.
+        ruled = self._default or [op.name for op in first.ops[:1]] == ["dense"]
+        return self.backbone.has_text and not others and ruled
+
+    def check_maps(self) -> None:
+        """Checks that every tap gives one vector per cell.
+
+        Raises:
+            TapError: If one does not.
+        """
+        for name, tap in self.taps.items():
+            if not self._is_map(tap):
+                shape = self._trial_shape(tap)
+                raise TapError(
+                    f"tap must give one feature per cell of the image, but {name!r} gives {shape} "
+                    f"for {_CELLS} x {_CELLS} cells. Take @patch and no pooling."
+                )
+        if not self.gives_maps:
+            raise TapError(
+                f"Taps must give maps of one size, got {', '.join(self.taps)}. Read them apart."
+            )
 
     def place(self, size: Size) -> Placement:
         """Returns the position of an image of this (height, width) in the network input."""
-        return self.spec.prep.place(size, self.backbone.patch_size)
+        return self.spec.prep.place(size, self.cell)
 
     def kind(self, size: Size, available: int = 1, *, is_image: bool = True) -> InputKind:
         """Returns the kind of a file's network input.
@@ -127,7 +165,7 @@ class TapRunner:
             clips = inputs.transpose(1, 2)  # (batch, 3, frames, height, width)
             found = self._video.run_video(clips, tuple(reads.values()))
         else:
-            found = self.backbone.run(inputs.flatten(0, 1), tuple(reads.values()))
+            found = self._read(inputs.flatten(0, 1), tuple(reads.values()))
         values: dict[str, Tensor] = {}
         for name, read in reads.items():
             value = found[read]
@@ -152,11 +190,46 @@ class TapRunner:
                 shape = self._video.video_shape(tap, kind.frames, *kind.canvas)
                 timed = tap.form("map") == "map"
             else:
-                shape = (kind.frames, *self.backbone.shape(tap, *kind.canvas))
+                shape = (kind.frames, *self._shape(tap, kind.canvas))
                 timed = kind.is_clip
             dropped = self.spec.frames.pool != "none" if timed else self._video is None
             shapes[name] = shape[1:] if dropped else shape
         return shapes
+
+    def _read(self, images: Tensor, taps: Sequence[Tap]) -> Mapping[Tap, Tensor]:
+        def whole(part: Tensor) -> Mapping[Tap, Tensor]:
+            if self._default and tuple(taps) == tuple(self.taps.values()):
+                return {taps[0]: self.backbone.encode_image(part)}
+            return self.backbone.run(part, taps)
+
+        if self.spec.prep.reads_whole:
+            return whole(images)
+        return read_parts(whole, images, self.spec.prep, self.cell)
+
+    def _shape(self, tap: Tap, canvas: Size) -> Shape:
+        if self._default:
+            return *self.backbone.grid_of(canvas), self.backbone.channels
+        return self.backbone.shape(tap, *canvas)
+
+    def _stride(self, tap: Tap) -> int:
+        """Returns the pixels per cell of a tap's layer; 0 for a layer without cells."""
+        if self._default:
+            return self.backbone.patch_size
+        return find_layer(self.backbone.layers(), tap).stride
+
+    def _is_map(self, tap: Tap) -> bool:
+        if self._default:
+            return True
+        if self._video is not None or {op.name for op in tap.ops} & _RESHAPING:
+            return False
+        layer = find_layer(self.backbone.layers(), tap)
+        return layer.stride > 0 and tap.form(layer.kind) == "map"
+
+    def _trial_shape(self, tap: Tap) -> Shape:
+        side = _CELLS * max(1, self._stride(tap))
+        if self._video is not None:
+            return self._video.video_shape(tap, 1, side, side)
+        return self._shape(tap, (side, side))
 
     def _over_time(self, tap: Tap, value: Tensor, kind: InputKind) -> Tensor:
         """Pools over time, or drops the time axis of images."""

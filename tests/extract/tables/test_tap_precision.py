@@ -5,18 +5,18 @@ import torch
 
 from f3rm.errors import BackboneRef
 from f3rm.extract import encoder, worker
-from f3rm.extract.taps.live import FeatureExtractor
-from f3rm.extract.taps.prep import Prep
-from f3rm.extract.taps.run import extract
-from f3rm.extract.taps.spec import ExtractionSpec
+from f3rm.extract.tables.live import FeatureExtractor
+from f3rm.extract.tables.run import extract
 from f3rm.recipes.image2rep import Image2Representation
 from f3rm.recipes.nsd import nsd_spec
 from f3rm.recipes.vissl_config import read_vissl_config
 from f3rm.scripts.taps import choose_spec
-from tests.extract.taps.backbone import GridBackbone
+from f3rm.store.geometry import Prep
+from f3rm.store.spec import FeatureSpec
+from tests.extract.tables.backbone import GridBackbone
 
 REF = BackboneRef("grid", "grid", "none")
-SPEC = ExtractionSpec(REF, ("final", "final|mean"), Prep(resize="exact", size=32))
+SPEC = FeatureSpec(REF, ("final", "final|mean"), Prep(resize="exact", size=32))
 VISSL = {"config": {"MODEL": {"FEATURE_EVAL_SETTINGS": {}}}}
 
 
@@ -79,7 +79,7 @@ def test_recipes_of_other_systems_are_in_float32_on_any_device(images, on):
 
 def test_the_command_line_chooses_and_a_file_keeps_what_it_says(tmp_path):
     file = tmp_path / "spec.yaml"
-    ExtractionSpec(REF, ("final",), precision="float16").save(file)
+    FeatureSpec(REF, ("final",), precision="float16").save(file)
     assert choose_spec(None, "grid:grid", ["final"]).spec.precision == "auto"
     assert choose_spec(None, "grid:grid", ["final"], "bfloat16").spec.precision == "bfloat16"
     assert choose_spec(file, None, ()).spec.precision == "float16"
