@@ -17,8 +17,8 @@ def evaluation(seed, queries=8, absent=6, views=4):
     def answers(count):
         return {f"{who}max_relevancies": rng.random(count).tolist() for who in ("", "teacher_")}
 
-    def query():
-        scored = {"views": views, "point_iou": rng.random(), "instances": int(rng.integers(3))}
+    def query(number):
+        scored = {"views": views, "point_iou": rng.random(), "instances": number % 3}
         for who in ("", "teacher_"):
             for name in ("localisation", "localisation_mask", "miou", "miou_minmax"):
                 scored[f"{who}{name}"] = rng.random()
@@ -28,17 +28,17 @@ def evaluation(seed, queries=8, absent=6, views=4):
         scored |= {"centre_error": rng.random(), "matched": len(boxes)}
         return {**scored, **answers(views)}
 
-    def missing():
+    def missing(number):
         share = {"found_share": rng.random(), "teacher_found_share": rng.random()}
-        return {"kind": "swapped", "instances": int(rng.integers(2)), **share, **answers(views)}
+        return {"kind": "swapped", "instances": number % 2, **share, **answers(views)}
 
     def view():
         cosines = {f"feature_cosine_{name}": rng.random() for name in ("bilinear", "constant")}
         return {"psnr": 20 + rng.random(), **cosines}
 
     return {
-        "queries": [query() for _ in range(queries)],
-        "absent": [missing() for _ in range(absent)],
+        "queries": [query(number) for number in range(queries)],
+        "absent": [missing(number) for number in range(absent)],
         "views": [view() for _ in range(views)],
     }
 
