@@ -95,16 +95,16 @@ class Shape(Command):
             F3rmError: If a name is unknown or the weights cannot be loaded.
         """
         if self.backbone is not None or self.spec is not None:
-            specs = (choose_spec(self.spec, self.backbone, self.taps).spec,)
+            spec = choose_spec(self.spec, self.backbone, self.taps).spec
+            specs = {spec.backbone.model: spec}
         else:
-            specs = resolve_feature_type(self.feature_type, weights=self.weights)
-            if self.taps:
-                specs = tuple(replace(spec, taps=self.taps) for spec in specs)
-        for spec in specs:
+            chosen = resolve_feature_type(self.feature_type, weights=self.weights)
+            specs = {spec.name: replace(spec, taps=self.taps or spec.taps) for spec in chosen}
+        for name, spec in specs.items():
             extractor = FeatureExtractor(spec)
             size = extractor.runner.place((self.height, self.width)).canvas
             for tap, shape in extractor.shape(self.height, self.width).items():
-                print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
+                print(f"{name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
 
 
 def _side(prep: Prep) -> str:

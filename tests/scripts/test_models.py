@@ -60,8 +60,8 @@ def test_a_backbone_is_described_without_a_feature_type(capsys):
     size, resnet = ["--height", "100", "--width", "64"], "module:torchvision:resnet18@random"
     assert main(["shape", *size, "--backbone", resnet, "--taps", "res4", "res5avg"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "torchvision:resnet18: res4 gives 22 x 14 x 256",
-        "torchvision:resnet18: res5avg gives 1 x 1 x 512",
+        "torchvision:resnet18: res4 at 352 x 224 pixels gives 22 x 14 x 256",
+        "torchvision:resnet18: res5avg at 352 x 224 pixels gives 1 x 1 x 512",
     ]
     assert main(["shape", *size, "--backbone", "resnet"]) == 1
     assert "--tap" in capsys.readouterr().err
