@@ -2,7 +2,8 @@
 
 ``python benchmarks/quality_table.py --scenes tabletop room --seeds 0 1 2 --out outputs/quality``
 makes each scene, trains f3rm-lite on it and plain Nerfacto with the same sizes, rays and seed, and
-runs the evaluation of ``f3rm eval``. What is finished is kept: the same call goes on where it
+runs the evaluation of ``f3rm eval``. Means are pooled over seeds, with the number of values that
+each is over and a bootstrap interval. What is finished is kept: the same call goes on where it
 stopped. ``--set pipeline.model.feat_max_res=128`` varies one thing.
 """
 
@@ -28,15 +29,17 @@ from quality import make_config
 
 from f3rm.compat import lazy_lpips
 from f3rm.evaluation.evaluate import evaluate_run
-from f3rm.evaluation.query_scores import mean_of
+from f3rm.evaluation.means import ANSWERS, mean_over
+from f3rm.evaluation.prompts import absent_table, confusion
+from f3rm.language.threshold import Certainty
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.synthetic.layouts import SceneKind
 from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
 
 ROWS = {
-    "localisation": "localisation",
+    "localisation": "localisation: best pixel in the object's box",
     "teacher_localisation": "its 2D teacher's",
-    "localisation_mask": "localisation on the object itself",
+    "localisation_mask": "localisation: best pixel on the object's mask",
     "teacher_localisation_mask": "its 2D teacher's",
     "miou": "mIoU, relevancy > 0.5",
     "teacher_miou": "its 2D teacher's",
@@ -45,27 +48,34 @@ ROWS = {
     "teacher_miou_minmax": "its 2D teacher's",
     "average_precision": "average precision",
     "teacher_average_precision": "its 2D teacher's",
-    "present_max_relevancy": "highest relevancy of present phrases, mean",
-    "absent_max_relevancy": "of absent ones",
-    "presence_auroc": "present above absent (AUROC)",
-    "feature_cosine": "cosine on held-out views",
+    "present_max_relevancy": "highest relevancy of a present prompt in a view",
+    "absent_max_relevancy": "of an absent one",
+    "presence_auroc": "present above absent (AUROC), in a view",
+    "teacher_presence_auroc": "its 2D teacher's",
+    "feature_cosine_bilinear": "cosine of rendered and extracted features, all pixels",
     "feature_cosine_constant": "the best constant's",
-    "feature_cosine_same_points": "cosine, points that other views see too",
+    "feature_cosine_same_points": "the same cosine, points that other views see too",
     "feature_cosine_teacher_mean": "the multi-view mean's, same points",
     "feature_cosine_ratio": "field's / multi-view mean's",
-    "consistency": "the same point from several views",
+    "consistency": "rendered features of one point in several views (cosine)",
     "consistency_teacher": "its 2D teacher's",
-    "point_accuracy": "point accuracy",
-    "find_recall": "found: recall",
-    "find_precision": "precision",
-    "find_box_iou": "box IoU",
-    "find_centre_error": "centre error, m",
-    "not_here_recall": '"not here": recall',
-    "not_here_precision": "precision",
-    "psnr": "PSNR",
-    "nerfacto_psnr": "plain Nerfacto's",
+    "point_accuracy": "surface points whose best label is true",
+    "find_recall": "find: true objects with a box of IoU 0.25",
+    "find_precision": "find: instances that are such a box",
+    "find_box_iou": "find: box IoU, round shapes at their best yaw",
+    "find_box_iou_ceiling": "of boxes around the true visible points",
+    "find_centre_error": "find: centre error, m",
+    "not_found_recall": "absent prompts without an instance",
+    "not_found_precision": "absent prompts of those without an instance",
+    "psnr": "PSNR of the colours, dB",
+    "nerfacto_psnr": "of plain Nerfacto, same sizes, rays and seed",
 }
 """What a table shows, and what it is called."""
+
+POOLED = (
+    "Pooled: all rows of all seeds, with 95 % of 2,000 draws of scenes and of their rows "
+    "(queries with all their views, absent prompts, views)."
+)
 
 
 @dataclass(frozen=True)
@@ -232,20 +242,64 @@ def run_all(jobs: Sequence[Job], arguments: argparse.Namespace) -> dict[Job, dic
 
 
 def markdown(results: dict[Job, dict[str, Any]]) -> str:
-    """Returns a table per kind of scene: a column per seed, and the mean."""
+    """Returns tables per kind of scene: means by seed and pooled, certainty, absent prompts."""
     tables: list[str] = []
     for kind in dict.fromkeys(job.kind for job in results):
         found = {job.seed: numbers for job, numbers in results.items() if job.kind == kind}
-        lines = [
-            f"| {kind} | {' | '.join(f'seed {seed}' for seed in found)} | mean |",
-            f"|---{'|---' * len(found)}|---|",
+        tables += [
+            means_table(kind, found),
+            POOLED,
+            *prompt_tables(kind, list(found.values())),
         ]
-        for name, label in ROWS.items():
-            values = [_value(numbers[name]) for numbers in found.values()]
-            cells = map(_shown, [*values, mean_of(values)])
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-        tables.append("\n".join(lines))
     return "\n\n".join(tables)
+
+
+def means_table(kind: str, found: dict[int, dict[str, Any]]) -> str:
+    """Returns a column per seed, the pooled mean, its interval, and what it is over."""
+    lines = [*_heading([kind, *(f"seed {seed}" for seed in found), "pooled", "95 %", "over"])]
+    for name, label in ROWS.items():
+        cells = [_shown(_value(numbers[name])) for numbers in found.values()]
+        mean = mean_over(name, list(found.values()))
+        if mean is None:
+            cells += ["-", "", ""]
+        else:
+            cells += [_shown(mean.value), f"{_shown(mean.low)} to {_shown(mean.high)}"]
+            cells.append(f"{mean.count} {mean.unit}")
+        lines.append(_line([label, *cells]))
+    return "\n".join(lines)
+
+
+def prompt_tables(kind: str, found: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns certainty by truth, and absent prompts by kind and shared words, of all seeds."""
+    queries, absent = ([row for one in found for row in one[key]] for key in ("queries", "absent"))
+    tables: list[str] = []
+    if certainty := confusion(queries, absent):
+        lines = _heading([f"{kind}: certainty of find", *get_args(Certainty)])
+        lines += [_line([truth, *counts.values()]) for truth, counts in certainty.items()]
+        tables.append("\n".join(lines))
+    if rows := absent_table(queries, absent):
+        columns = [f"{who}{name}" for name in ABSENT_COLUMNS for who in ANSWERS]
+        lines = _heading([f"{kind}: absent prompts", *ABSENT_HEADS])
+        for row in rows:
+            cells = [row["shared_words"], row["prompts"], *(_shown(row[name]) for name in columns)]
+            lines.append(_line([row["kind"], *cells]))
+        tables.append("\n".join(lines))
+    return tables
+
+
+ABSENT_COLUMNS = ("accepted", "max_relevancy", "auroc")
+ABSENT_HEADS = (
+    *("shared words", "prompts", "above 0.5 in a view", "teacher's"),
+    *("highest relevancy", "teacher's", "AUROC to present", "teacher's"),
+)
+
+
+def _heading(cells: Sequence[object]) -> list[str]:
+    return [_line(cells), f"|{'---|' * len(cells)}"]
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _value(found: float | dict[str, float | None] | None) -> float | None:

@@ -32,8 +32,8 @@ def main(
         print(f"{query}: {len(found)} found")
         for instance in found:
             print(f"  at {instance.centre.round(2)} m, score {instance.score:.2f}")
-        if not found:
-            print(f"  {found.reason}")
+        if found.certainty != "found":
+            print(f"  {found.certainty}: {found.reason}")
         scores = scene.similarity(surface.positions, query, frame="metres")
         if len(scores):  # none where training ended before there were surfaces
             best = int(scores.argmax())

@@ -36,8 +36,8 @@ def main(
             width = min(box.extent[:2])  # its last axis points up
             verdict = "graspable" if width <= max_width else "too wide"
             print(f"{found.question}: {verdict}, {width:.2f} m wide, yaw {box.yaw:.2f} rad")
-        if not found:
-            print(f"{found.question}: {found.reason}")
+        if found.certainty != "found":
+            print(f"{found.question}: {found.certainty}, {found.reason}")
     print(f"Wrote {out}")
 
 

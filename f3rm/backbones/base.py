@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from f3rm.backbones.known_words import KnownWords
 from f3rm.backbones.layers import LayerInfo, check_tap, find_layer
 from f3rm.backbones.tap_values import apply_ops, result_of_ops
 from f3rm.backbones.taps import Tap, parse_taps
@@ -54,12 +55,14 @@ class Backbone(ABC):
         std: Per-channel RGB standard deviation, likewise.
         has_text: Whether the model has a text tower, so that :meth:`encode_text` works once that
             tower is loaded. A property of the model, not of the loaded towers.
+        known_words: The only words that the text tower understands; None where any may be asked.
         default_tap: The tap of :meth:`encode_image`.
         num_heads: Heads of the attention, which the tap operation ``heads`` splits channels into.
         dense_rules: Names that the tap operation ``dense(...)`` takes.
     """
 
     default_tap: ClassVar[str] = "final"
+    known_words: KnownWords | None = None
     num_heads: int = 1
     dense_rules: tuple[str, ...] = ()
 

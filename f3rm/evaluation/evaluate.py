@@ -6,33 +6,24 @@ numbers that need them are None, and a note says why.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from f3rm import __version__
-from f3rm.camera_render import CameraOutputs
 from f3rm.errors import DatasetError, StrPath
-from f3rm.evaluation.finding import FIND_NUMBERS, FOUND_IOU, score_finding
-from f3rm.evaluation.held_out import ScoredView, score_views
+from f3rm.evaluation.drawing import Drawing
+from f3rm.evaluation.finding import ROUND_SHAPES, score_finding
+from f3rm.evaluation.held_out import score_views
+from f3rm.evaluation.means import FOUND_IOU
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD
 from f3rm.evaluation.multiview import DEPTH_TOLERANCE
-from f3rm.evaluation.page import PageViews, next_commands, page_html
-from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.predictions import psnr
 from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
-from f3rm.evaluation.report import (
-    Evaluation,
-    head_numbers,
-    head_summary,
-    query_rows,
-    query_summary,
-)
+from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, summarise
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
-from f3rm.evaluation.vocabulary import Language, Vocabulary, open_language
+from f3rm.evaluation.vocabulary import Language, open_language
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
 from f3rm.model import FeatureFieldModel
@@ -82,17 +73,13 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     language = _open_language(model, truth, head, notes)
     drawing = None
     if pictures is not None:
-        # Before views are rendered: a folder that cannot be written to should fail at once.
-        vocabulary = language.vocabulary if language else Vocabulary((), (), ())
-        folder = PictureFolder(pictures, vocabulary)
-        drawing = _Drawing(folder, PageViews(run, model, truth, head=head, queries=queries))
+        vocabulary = language.vocabulary if language else None
+        drawing = Drawing.open(
+            pictures, run, model, truth=truth, vocabulary=vocabulary, head=head, queries=queries
+        )
+    watch = drawing.add if drawing else None
     scores = score_views(
-        run,
-        model,
-        language=language,
-        seed=seed,
-        show_progress=show_progress,
-        watch=drawing.add if drawing else None,
+        run, model, language=language, seed=seed, show_progress=show_progress, watch=watch
     )
     surfaces, finding = SurfaceScores(), None
     if truth is not None:
@@ -102,50 +89,17 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     if truth is not None and language is not None:
         finding = score_finding(Scene(run), truth, language.head)
     heads = head_numbers(scores, surfaces, list(model.heads))
+    rows = collect_rows(scores, surfaces, finding, run.held_out.names)
     plain = None
     if nerfacto is not None:
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
-    numbers = {
-        **query_summary(scores, surfaces),
-        **(finding or dict.fromkeys(FIND_NUMBERS)),
-        **head_summary(heads),
-        "psnr": mean_of(scores.psnr),
-        "nerfacto_psnr": plain,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    found = Evaluation(
-        numbers=numbers,
-        queries=query_rows(scores, surfaces),
-        heads=heads,
-        context=_context(run, truth, language, seed=seed, device=place),
-        notes=tuple(notes),
-    )
+    numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
+    numbers["seconds"] = round(time.perf_counter() - started, 1)
+    context = _context(run, truth, language, seed=seed, device=place)
+    found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(run, found, device=place.type)
     return found
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """The folder and the page that an evaluation draws."""
-
-    folder: PictureFolder
-    page: PageViews
-
-    def add(
-        self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None
-    ) -> None:
-        self.page.add(index, photograph, outputs)
-        if view is not None:
-            self.folder.add(view)
-
-    def finish(self, run: LoadedRun, found: Evaluation, *, device: str) -> None:
-        self.folder.write_overview()
-        where = self.folder.path
-        commands = next_commands(
-            run.config_path, pictures=where, video=where / "pca.mp4", device=device
-        )
-        self.folder.write_page(page_html(self.page.views, found.to_dict(), "\n".join(commands)))
 
 
 def _check_held_out(run: LoadedRun) -> None:
@@ -224,6 +178,7 @@ def _context(
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",
             "min_pixels": MIN_PIXELS,
             "found_box_iou": FOUND_IOU,
+            "best_yaw_shapes": list(ROUND_SHAPES),
             "surface_points": NUM_POINTS,
             "depth_tolerance": DEPTH_TOLERANCE,
             "teacher_sampling": "bilinear",

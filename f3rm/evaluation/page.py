@@ -24,7 +24,7 @@ from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.pictures import Picture, heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
-from f3rm.evaluation.report import shown
+from f3rm.evaluation.tables import shown
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
@@ -46,11 +46,12 @@ _JPEG_QUALITY = 85
 _OUTLINE = (255, 255, 255)
 _HEADLINES = (
     ("localisation", "Localisation: the best pixel is in the box of the object"),
+    ("localisation_mask", "the same, on the object itself"),
     ("miou", "mIoU of relevancy &gt; 0.5 with the truth"),
     ("teacher_miou", "the same of the 2D teacher, picture by picture"),
     ("average_precision", "Average precision of the relevancy"),
     ("point_accuracy", "Surface points named rightly, in 3D"),
-    ("feature_cosine", "Cosine of rendered and extracted features"),
+    ("feature_cosine_bilinear", "Cosine of rendered and extracted features"),
     ("feature_cosine_teacher_mean", "what the mean over all views reaches"),
     ("psnr", "PSNR of the colours in dB"),
 )

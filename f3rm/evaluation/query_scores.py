@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from f3rm.evaluation.metrics import (
-    auroc,
     average_precision,
     box_region,
     exclusive_mask,
@@ -22,6 +21,7 @@ from f3rm.evaluation.metrics import (
     require_finite,
 )
 from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.synthetic.truth import AbsentPrompt
 
 MIN_PIXELS = 64
 """Smallest number of true pixels of a query that is scored in a view."""
@@ -69,6 +69,11 @@ class QueryScore:
     pairs: tuple[PairScore, ...]
     average_precision: float | None
 
+    @property
+    def max_relevancies(self) -> tuple[float, ...]:
+        """The highest score in each view."""
+        return tuple(pair.max_relevancy for pair in self.pairs)
+
     def numbers(self) -> dict[str, float | None]:
         """Returns the means over the views, under the names that reports use."""
         pairs = self.pairs
@@ -79,40 +84,30 @@ class QueryScore:
             "miou_minmax": mean_of([pair.iou_minmax for pair in pairs]),
             "miou_argmax": mean_of([pair.iou_argmax for pair in pairs]),
             "average_precision": self.average_precision,
-            "max_relevancy": mean_of([pair.max_relevancy for pair in pairs]),
         }
 
 
 @dataclass(frozen=True)
-class PresenceScore:
-    """How well scores tell phrases that are true of the scene from absent ones.
+class AbsentScore:
+    """The scores of a prompt that is true of nothing in the scene.
 
     Attributes:
-        absent: Highest score per absent phrase and view.
-        present: Highest score per query and view that shows it.
-        absent_share: Share of pixels that the fixed rule finds for absent phrases, over all views.
-        per_view: Probability that a present maximum is above an absent one, per view.
-        per_scene: The same, of each phrase's maximum over all views.
+        prompt: The prompt, its kind, and how many words it shares with a present object.
+        max_relevancies: The highest score in each view.
+        found_share: Share of all pixels that the fixed rule finds; None without views.
     """
 
-    absent: Float[np.ndarray, " absent"]
-    present: Float[np.ndarray, " present"]
-    absent_share: float | None
-    per_view: float | None
-    per_scene: float | None
-
-    @classmethod
-    def nothing(cls) -> "PresenceScore":
-        """Returns the score of no phrases at all."""
-        return cls(np.zeros(0), np.zeros(0), None, None, None)
+    prompt: AbsentPrompt
+    max_relevancies: tuple[float, ...]
+    found_share: float | None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The scores of all queries over all held-out views, and of present against absent phrases."""
+    """The scores of all queries and of all absent prompts over all held-out views."""
 
     queries: tuple[QueryScore, ...]
-    presence: PresenceScore
+    absent: tuple[AbsentScore, ...]
 
 
 @dataclass
@@ -126,8 +121,7 @@ class QueryScores:
     vocabulary: Vocabulary
     _pairs: dict[int, list[PairScore]] = field(default_factory=dict)
     _pixels: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    _absent: list[list[float]] = field(default_factory=list)
-    _found: list[float] = field(default_factory=list)
+    _absent: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def add(self, view: str, ids: Int[np.ndarray, "height width"], scores: Scores) -> None:
         """Scores one view.
@@ -149,9 +143,7 @@ class QueryScores:
                 )
                 self._pixels.setdefault(number, []).append((scores[number].ravel(), mask.ravel()))
         absent = scores[len(self.vocabulary.labels) :]
-        if len(absent):
-            self._absent.append(absent.max(axis=(1, 2)).tolist())
-            self._found.append(float(fixed_mask(absent).mean()))
+        self._absent.append((absent.max(axis=(1, 2)), fixed_mask(absent).mean(axis=(1, 2))))
 
     def answers(self) -> Answers:
         """Returns the scores of the views added so far."""
@@ -159,21 +151,15 @@ class QueryScores:
             QueryScore(query.text, tuple(self._pairs.get(number, ())), self._precision(number))
             for number, query in enumerate(self.vocabulary.queries)
         )
-        return Answers(queries, self._presence())
-
-    def _presence(self) -> PresenceScore:
-        maxima = [[pair.max_relevancy for pair in pairs] for pairs in self._pairs.values()]
-        present = np.array([value for values in maxima for value in values], dtype=np.float64)
-        absent = np.array(self._absent, dtype=np.float64)  # (views, phrases)
-        over_views = absent.max(axis=0) if len(absent) else absent
-        best = np.array([max(values) for values in maxima], dtype=np.float64)
-        return PresenceScore(
-            absent=absent.ravel(),
-            present=present,
-            absent_share=mean_of(self._found),
-            per_view=auroc(present, absent.ravel()),
-            per_scene=auroc(best, over_views),
+        absent = tuple(
+            AbsentScore(
+                prompt,
+                tuple(float(maxima[number]) for maxima, _ in self._absent),
+                mean_of([float(shares[number]) for _, shares in self._absent]),
+            )
+            for number, prompt in enumerate(self.vocabulary.absent)
         )
+        return Answers(queries, absent)
 
     def _precision(self, number: int) -> float | None:
         if number not in self._pixels:
@@ -222,19 +208,3 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     require_finite(np.array(known, dtype=np.float64), "Measured values")
     return float(np.mean(known)) if known else None
-
-
-def summarise(queries: Sequence[QueryScore]) -> dict[str, float | None]:
-    """Returns the means over queries.
-
-    Localisation is the share of all pairs, as in LERF; every other number is a mean over a query's
-    views, then over queries.
-    """
-    pairs = [pair for query in queries for pair in query.pairs]
-    rows = [query.numbers() for query in queries]
-    means = ("miou", "miou_minmax", "miou_argmax", "average_precision")
-    return {
-        "localisation": mean_of([float(pair.localised) for pair in pairs]),
-        "localisation_mask": mean_of([float(pair.localised_mask) for pair in pairs]),
-        **{name: mean_of([row[name] for row in rows]) for name in means},
-    }

@@ -1,4 +1,4 @@
-"""The report of an evaluation: its numbers under their names, as JSON and as tables."""
+"""The report of an evaluation: its rows, and its numbers under their names, as JSON."""
 
 import contextlib
 import json
@@ -8,54 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.table import Table
 
 from f3rm.errors import F3rmError, StrPath, as_path
+from f3rm.evaluation.finding import Finding
 from f3rm.evaluation.held_out import HeldOutScores
+from f3rm.evaluation.means import ANSWERS, AUROCS, MEANS, mean_over, no_interval
 from f3rm.evaluation.multiview import MultiviewCosines
-from f3rm.evaluation.query_scores import Answers, PresenceScore, mean_of, summarise
+from f3rm.evaluation.prompts import absent_table, confusion
+from f3rm.evaluation.query_scores import mean_of
 from f3rm.evaluation.surface_scores import SurfaceScores
+from f3rm.evaluation.tables import Number, answer_tables, head_table, means_table, query_table
 
-Number = float | int | None
-Numbers = dict[str, Number | dict[str, Number] | None]
+Row = dict[str, Any]
 
-_PAIRED = (
-    ("localisation", "localisation"),
-    ("localisation on the object", "localisation_mask"),
-    ("mIoU, relevancy > 0.5", "miou"),
-    ("mIoU, LangSplat's rule", "miou_minmax"),
-    ("mIoU, best phrase wins", "miou_argmax"),
-    ("average precision", "average_precision"),
-    ("present above absent, per view", "presence_auroc"),
-    ("present above absent, per scene", "presence_auroc_scene"),
+HEAD_NUMBERS = (
+    "feature_cosine_bilinear",
+    "feature_cosine_constant",
+    "feature_cosine_same_points",
+    "feature_cosine_teacher_mean",
+    "feature_cosine_ratio",
+    "consistency",
+    "consistency_teacher",
 )
-_SINGLE = (
-    ("point accuracy", "point_accuracy"),
-    ("point accuracy, objects", "point_accuracy_objects"),
-    ("point IoU", "point_iou"),
-    ("found in 3D: box IoU", "find_box_iou"),
-    ("found in 3D: centre error in m", "find_centre_error"),
-    ("found in 3D: recall", "find_recall"),
-    ("found in 3D: precision", "find_precision"),
-    ("'not here': precision", "not_here_precision"),
-    ("'not here': recall", "not_here_recall"),
-    ("mIoU / teacher's mIoU", "miou_ratio"),
-    ("PSNR in dB", "psnr"),
-    ("PSNR in dB, plain Nerfacto", "nerfacto_psnr"),
-)
-_HEAD = (
-    ("cosine", "feature_cosine"),
-    ("constant", "feature_cosine_constant"),
-    ("on points", "feature_cosine_same_points"),
-    ("multi-view", "feature_cosine_teacher_mean"),
-    ("ratio", "feature_cosine_ratio"),
-    ("consistency", "consistency"),
-    ("teacher's", "consistency_teacher"),
-)
-
-
-HEAD_NUMBERS = tuple(key for _, key in _HEAD)
 """Numbers of each head whose means over heads are at the top level."""
 
 
@@ -66,15 +41,16 @@ class Evaluation:
     ``docs/evaluation.md`` explains the names; a number that was not measured is None.
 
     Attributes:
-        numbers: The means.
-        queries: One row per query: its text, its number of views, and its own numbers.
+        numbers: The means, their intervals, and counts of answers.
+        rows: What the means are over: a list of ``queries``, of ``absent`` prompts and of
+            ``views``.
         heads: Numbers of each feature head.
         context: Versions, settings, run and dataset.
         notes: Why some numbers were not measured.
     """
 
     numbers: Mapping[str, Any]
-    queries: tuple[Mapping[str, Any], ...]
+    rows: Mapping[str, Sequence[Row]]
     heads: Mapping[str, Mapping[str, Number]]
     context: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -83,7 +59,7 @@ class Evaluation:
         """Returns plain values, with the means at the top level."""
         return {
             **self.numbers,
-            "queries": [dict(row) for row in self.queries],
+            **{name: [dict(row) for row in rows] for name, rows in self.rows.items()},
             "heads": {name: dict(numbers) for name, numbers in self.heads.items()},
             **self.context,
             "notes": list(self.notes),
@@ -109,107 +85,109 @@ class Evaluation:
             raise F3rmError(msg) from error
 
     def tables(self) -> list[Table]:
-        """Returns the tables to print: queries, means beside the teacher's, heads."""
-        tables = [self._means()]
-        if self.queries:
-            tables.insert(0, self._per_query())
+        """Returns the tables to print: queries, means beside the teacher's, answers, heads."""
+        tables = [means_table(self.numbers)]
+        if self.rows["queries"]:
+            tables.insert(0, query_table(self.rows["queries"]))
+        tables += answer_tables(self.numbers)
         if self.heads:
-            tables.append(self._per_head())
+            tables.append(head_table(self.heads))
         return tables
 
-    def _per_query(self) -> Table:
-        table = _table("Queries on held-out views (2D: the teacher's answer)", "query")
-        for column in ("views", "hit", "2D", "IoU", "2D", "AP", "2D", "points"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in self.queries:
-            pairs = [
-                shown(row.get(f"{who}{name}"), digits=2)
-                for name in ("localisation", "miou", "average_precision")
-                for who in ("", "teacher_")
-            ]
-            points = shown(row["point_iou"], digits=2)
-            table.add_row(row["text"], str(row["views"]), *pairs, points)
-        return table
 
-    def _means(self) -> Table:
-        table = _table("Means", "")
-        for column in ("field", "2D teacher"):
-            table.add_column(column, justify="right")
-        for label, name in _PAIRED:
-            if self.numbers[name] is not None:
-                teacher = self.numbers[f"teacher_{name}"]
-                table.add_row(label, shown(self.numbers[name]), shown(teacher))
-        for label, name in _SINGLE:
-            if self.numbers[name] is not None:
-                table.add_row(label, shown(self.numbers[name]), "")
-        return table
+def collect_rows(
+    scores: HeldOutScores, surfaces: SurfaceScores, finding: Finding | None, views: Sequence[str]
+) -> dict[str, list[Row]]:
+    """Returns the rows that all means are over.
 
-    def _per_head(self) -> Table:
-        table = _table("Features on held-out views (cosine)", "head")
-        for label, _ in _HEAD:
-            table.add_column(label, justify="right")
-        for name, numbers in self.heads.items():
-            table.add_row(name, *(shown(numbers[key]) for _, key in _HEAD))
-        return table
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column(first, min_width=len(first) + 1)
-    return table
-
-
-def query_rows(scores: HeldOutScores, surfaces: SurfaceScores) -> tuple[dict[str, Any], ...]:
-    """Returns one row per query: the field's numbers, the teacher's, and the points' IoU."""
+    Args:
+        scores: Of the held-out views.
+        surfaces: Of surface points.
+        finding: Answers of :meth:`Scene.find`; None without truth or language.
+        views: Names of the held-out views.
+    """
+    rows: dict[str, list[Row]] = {"queries": [], "absent": [], "views": _view_rows(scores, views)}
     if scores.field is None:
-        return ()
-    rows: list[dict[str, Any]] = []
-    for number, mine in enumerate(scores.field.queries):
-        row = {"text": mine.text, "views": len(mine.pairs), **mine.numbers()}
-        if scores.teacher is not None:
-            numbers = scores.teacher.queries[number].numbers()
-            row |= {f"teacher_{name}": value for name, value in numbers.items()}
-        rows.append({**row, "point_iou": surfaces.asked.iou[number] if surfaces.asked else None})
-    return tuple(rows)
+        return rows
+    answers = {"": scores.field, "teacher_": scores.teacher}
+    for number, query in enumerate(scores.field.queries):
+        row: Row = {"text": query.text, "views": len(query.pairs)}
+        for who in ANSWERS:
+            if (known := answers[who]) is not None:
+                mine = known.queries[number]
+                numbers = {**mine.numbers(), "max_relevancies": list(mine.max_relevancies)}
+                row |= {f"{who}{name}": value for name, value in numbers.items()}
+        row["point_iou"] = surfaces.asked.iou[number] if surfaces.asked else None
+        rows["queries"].append(row | (finding.queries[number] if finding else {}))
+    for number, absent in enumerate(scores.field.absent):
+        prompt = absent.prompt
+        row = {"text": prompt.text, "kind": prompt.kind, "shared_words": prompt.shared_words}
+        for who in ANSWERS:
+            if (known := answers[who]) is not None:
+                mine = known.absent[number]
+                row[f"{who}max_relevancies"] = list(mine.max_relevancies)
+                row[f"{who}found_share"] = mine.found_share
+        rows["absent"].append(row | (finding.absent[number] if finding else {}))
+    return rows
 
 
-def query_summary(scores: HeldOutScores, surfaces: SurfaceScores) -> Numbers:
-    """Returns the means of the field's answers, and the teacher's as ``teacher_...``."""
-    field, teacher = _asked(scores.field), _asked(scores.teacher)
-    numbers = {**field, **{f"teacher_{name}": value for name, value in teacher.items()}}
-    asked = surfaces.asked
+def _view_rows(scores: HeldOutScores, views: Sequence[str]) -> list[Row]:
+    rows: list[Row] = []
+    for number, (view, psnr) in enumerate(zip(views, scores.psnr, strict=True)):
+        heads = [cosines[number] for cosines in scores.cosines.values()]
+        rows.append(
+            {
+                "view": view,
+                "psnr": psnr,
+                "feature_cosine_bilinear": mean_of([head.rendered for head in heads]),
+                "feature_cosine_constant": mean_of([head.constant for head in heads]),
+            }
+        )
+    return rows
+
+
+def summarise(
+    rows: Mapping[str, Sequence[Row]],
+    surfaces: SurfaceScores,
+    heads: Mapping[str, Mapping[str, Number]],
+) -> dict[str, Any]:
+    """Returns all numbers of the field, and the teacher's as ``teacher_...``, with intervals.
+
+    Args:
+        rows: From :func:`collect_rows`.
+        surfaces: Scores of surface points.
+        heads: From :func:`head_numbers`.
+    """
+    over_heads = {name: mean_of([of[name] for of in heads.values()]) for name in HEAD_NUMBERS}
+    means = {name: mean_over(name, [rows]) for name in (*MEANS, *AUROCS)}
+    values: dict[str, Any] = {name: mean.value if mean else None for name, mean in means.items()}
+    for who in ANSWERS:
+        for which, kind in (("present", "queries"), ("absent", "absent")):
+            maxima = [best for row in rows[kind] for best in row.get(f"{who}max_relevancies", ())]
+            values[f"{who}{which}_max_relevancy"] = _distribution(maxima)
+    asked, queries, absent = surfaces.asked, rows["queries"], rows["absent"]
     return {
-        **numbers,
-        "miou_ratio": ratio(_miou(scores.field), _miou(scores.teacher)),
+        **over_heads,
+        **values,
         "point_accuracy": asked.accuracy if asked else None,
         "point_accuracy_objects": asked.accuracy_objects if asked else None,
-        "point_iou": mean_of(asked.iou) if asked else None,
+        "pairs": sum(row["views"] for row in queries),
+        "intervals": {
+            name: mean.interval() if mean else no_interval(name) for name, mean in means.items()
+        },
+        "certainty": confusion(queries, absent),
+        "absent_table": absent_table(queries, absent),
     }
 
 
-def _asked(answers: Answers | None) -> Numbers:
-    presence = answers.presence if answers else PresenceScore.nothing()
-    return {
-        **summarise(answers.queries if answers else ()),
-        "present_max_relevancy": _distribution(presence.present),
-        "absent_max_relevancy": _distribution(presence.absent),
-        "absent_found": presence.absent_share,
-        "presence_auroc": presence.per_view,
-        "presence_auroc_scene": presence.per_scene,
-    }
-
-
-def _miou(answers: Answers | None) -> float | None:
-    return summarise(answers.queries)["miou"] if answers else None
-
-
-def _distribution(values: np.ndarray) -> dict[str, Number] | None:
-    if not len(values):
+def _distribution(values: Sequence[float]) -> dict[str, Number] | None:
+    if not values:
         return None
-    mean, median, largest = values.mean(), np.median(values), values.max()
-    return {"mean": float(mean), "median": float(median), "max": float(largest)}
+    return {
+        "mean": float(np.mean(values)),
+        "median": float(np.median(values)),
+        "max": float(np.max(values)),
+    }
 
 
 def head_numbers(
@@ -224,7 +202,7 @@ def _head(scores: HeldOutScores, points: MultiviewCosines | None, name: str) -> 
     same = points.same_points if points else None
     mean = points.teacher_mean if points else None
     return {
-        "feature_cosine": mean_of([cosine.rendered for cosine in cosines]),
+        "feature_cosine_bilinear": mean_of([cosine.rendered for cosine in cosines]),
         "feature_cosine_constant": mean_of([cosine.constant for cosine in cosines]),
         "feature_cosine_same_points": same,
         "feature_cosine_teacher_mean": mean,
@@ -236,18 +214,8 @@ def _head(scores: HeldOutScores, points: MultiviewCosines | None, name: str) -> 
     }
 
 
-def head_summary(heads: Mapping[str, Mapping[str, Number]]) -> Numbers:
-    """Returns the means over heads."""
-    return {name: mean_of([numbers[name] for numbers in heads.values()]) for name in HEAD_NUMBERS}
-
-
 def ratio(value: float | None, reference: float | None) -> float | None:
     """Returns ``value / reference``; None if one is None or the reference is not positive."""
     if value is None or reference is None or reference <= 0:
         return None
     return value / reference
-
-
-def shown(value: Number, *, digits: int = 3) -> str:
-    """Formats a number for a table; ``-`` for one that was not measured."""
-    return "-" if value is None else f"{value:.{digits}f}"

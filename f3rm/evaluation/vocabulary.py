@@ -15,7 +15,7 @@ from f3rm.language.relevancy import (
     to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
-from f3rm.synthetic.truth import SceneTruth
+from f3rm.synthetic.truth import AbsentPrompt, SceneTruth
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Vocabulary:
     Attributes:
         queries: The scene's queries, which are scored.
         surfaces: Names of surfaces that are no query: what else a pixel may be.
-        absent: Phrases for things that the scene lacks.
+        absent: Prompts for objects that the scene lacks.
     """
 
     queries: tuple[Label, ...]
     surfaces: tuple[Label, ...]
-    absent: tuple[str, ...]
+    absent: tuple[AbsentPrompt, ...]
 
     @classmethod
     def of(cls, truth: SceneTruth) -> "Vocabulary":
@@ -59,7 +59,7 @@ class Vocabulary:
             Label(name, tuple(found.id for found in truth.objects if found.name == name))
             for name in names
         )
-        return cls(queries, surfaces, tuple(truth.absent))
+        return cls(queries, surfaces, truth.absent)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -69,7 +69,7 @@ class Vocabulary:
     @property
     def texts(self) -> tuple[str, ...]:
         """Every phrase: labels, then absent ones. Scores come in this order."""
-        return tuple(label.text for label in self.labels) + self.absent
+        return tuple(phrase.text for phrase in (*self.labels, *self.absent))
 
     def rivals(self, query: int) -> list[int]:
         """Returns the labels that name nothing of what a query names: it must beat them."""

@@ -41,12 +41,14 @@ class Words:
         labels: Its positive phrases.
         positives: Their embeddings, shape (positives, channels).
         negatives: Embeddings of the negative phrases, shape (negatives, channels).
+        are_known: Whether the text tower knows all words of each positive phrase.
     """
 
     text: QueryText
     labels: tuple[str, ...]
     positives: Float[Tensor, "positives channels"]
     negatives: Float[Tensor, "negatives channels"]
+    are_known: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class ActiveQuery:
         labels: The label of each prompt, at most :data:`MOST_PROMPTS`.
         queries: The prompts in the order of the labels; words and examples apart.
         is_present: Whether each prompt is known to be in the scene: examples are, words may not be.
+        is_known: Whether the text tower knows all words of each prompt; true of examples.
         settings: How scores are computed and shown.
     """
 
@@ -103,6 +106,7 @@ class ActiveQuery:
     labels: tuple[str, ...]
     queries: tuple[Query, ...]
     is_present: tuple[bool, ...]
+    is_known: tuple[bool, ...]
     settings: DisplaySettings
 
     @property
@@ -138,17 +142,20 @@ def active_query(
         background: A further negative of positive examples, usually the mean of all features.
         settings: How scores are computed and shown.
     """
-    known = [example for example in examples if head in example.features]
-    positives = [example for example in known if example.is_positive]
-    negatives = [example.features[head] for example in known if not example.is_positive]
+    fitting = [example for example in examples if head in example.features]
+    positives = [example for example in fitting if example.is_positive]
+    negatives = [example.features[head] for example in fitting if not example.is_positive]
     if background is not None:
         negatives.append(background)
     labels: list[str] = []
     queries: list[Query] = []
     num_words = 0
+    known: tuple[bool, ...] = ()
     if words is not None:
         names, query = _query(words.labels, words.positives, words.negatives, settings)
         labels, queries, num_words = names, [query], len(names)
+        together = settings.several == "averaged"
+        known = (all(words.are_known),) if together else words.are_known[:num_words]
     if positives and num_words < MOST_PROMPTS:
         vectors = torch.stack([example.features[head] for example in positives])
         others = torch.stack(negatives) if negatives else vectors.new_zeros((0, vectors.shape[-1]))
@@ -163,7 +170,8 @@ def active_query(
     if not queries:
         return None
     present = tuple(index >= num_words for index in range(len(labels)))
-    return ActiveQuery(head, tuple(labels), tuple(queries), present, settings)
+    known += (True,) * (len(labels) - num_words)
+    return ActiveQuery(head, tuple(labels), tuple(queries), present, known, settings)
 
 
 def _query(

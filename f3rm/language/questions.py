@@ -1,5 +1,6 @@
 """Questions in words: phrases are embedded once, questions are scored on hidden vectors."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypedDict, runtime_checkable
@@ -18,6 +19,7 @@ from f3rm.language.expressions import (
     split_questions,
     wholes_of,
 )
+from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     TEMPERATURE,
@@ -27,6 +29,8 @@ from f3rm.language.relevancy import (
     to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
+
+logger = logging.getLogger(__name__)
 
 PROMPT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a close-up photo of a {}", "a {} in a room")
 """Sentences that a phrase may be put into; their embeddings are averaged."""
@@ -75,12 +79,18 @@ class Question:
         expression: The parsed question.
         query: Its phrases, in their order, in the head's hidden space.
         thresholds: Score threshold for the left side of every ``object > part``.
+        unknown: Which of its words the text tower does not know, as a sentence; empty for none.
+        rivals: Phrases that contradict it, where the tower knows few words and it is one phrase.
+        rival_query: These in the head's hidden space; None where there are none.
     """
 
     label: str
     expression: Expression
     query: HiddenQuery
     thresholds: Mapping[Expression, float] = field(default_factory=dict[Expression, float])
+    unknown: str = ""
+    rivals: tuple[str, ...] = ()
+    rival_query: HiddenQuery | None = None
 
     @property
     def compares(self) -> bool:
@@ -104,16 +114,19 @@ class Question:
         scores = dict(zip(phrases_of(self.expression), columns, strict=True))
         return combined(expression, scores.__getitem__, self.thresholds.__getitem__)
 
-    def with_thresholds(self, choose: Callable[[Tensor], float], hidden: Tensor) -> "Question":
+    def with_thresholds(
+        self, choose: Callable[[Tensor], float], hidden: Callable[[], Tensor]
+    ) -> "Question":
         """Sets the score threshold for the left side of every ``object > part``.
 
         Args:
             choose: From scores to a threshold.
-            hidden: Hidden vectors of the whole scene, shape (points, hidden).
+            hidden: Returns hidden vectors of the whole scene, shape (points, hidden); called where
+                there is such a side.
         """
         question = self
         for whole in wholes_of(self.expression):  # innermost first: outer ones need its threshold
-            chosen = choose(question.score_of(whole, hidden))
+            chosen = choose(question.score_of(whole, hidden().to(self.device)))
             question = replace(question, thresholds={**question.thresholds, whole: chosen})
         return question
 
@@ -128,6 +141,13 @@ class Questioner:
     def __init__(self, heads: Mapping[str, Head]) -> None:
         self._heads = heads
         self._encoders: dict[str, TextEncoder] = {}
+        self._warned: set[str] = set()
+
+    def warn_of_unknown(self, question: Question) -> None:
+        """Logs, once, that the text tower does not know words of a question."""
+        if question.unknown and question.unknown not in self._warned:
+            self._warned.add(question.unknown)
+            logger.warning("%s", question.unknown)
 
     def ask(
         self,
@@ -162,24 +182,38 @@ class Questioner:
             )
             raise F3rmError(msg)
         weight = self._heads[spec.name].weight.detach()
-        prompts = self._embed(spec, phrases_of(expression), templates).to(weight)
-        others = self._embed(spec, negatives, templates).to(weight) if negatives else None
-        query = to_hidden(make_query(prompts, others, temperature=temperature), weight)
-        return Question(str(expression), expression, query)
-
-    def _embed(
-        self, spec: HeadSpec, phrases: Sequence[str], templates: Sequence[str]
-    ) -> Float[Tensor, "phrases channels"]:
-        if isinstance(templates, str) or not templates or any("{}" not in t for t in templates):
-            msg = (
-                f"templates must be sentences with {{}} in them, got {templates!r}. For "
-                "example f3rm.scene.PROMPT_TEMPLATES."
-            )
-            raise F3rmError(msg)
         encoder = self._encoders.setdefault(spec.name, TextEncoder(spec.backbone))
-        sentences = [t.replace("{}", phrase) for phrase in phrases for t in templates]
-        embeddings = encoder.encode(sentences).view(len(phrases), len(templates), -1)
-        return embeddings.mean(dim=1)  # of unit vectors; make_query normalises
+        others = _embed(encoder, negatives, templates).to(weight) if negatives else None
+
+        def hidden_query(phrases: Sequence[str]) -> HiddenQuery:
+            prompts = _embed(encoder, phrases, templates).to(weight)
+            return to_hidden(make_query(prompts, others, temperature=temperature), weight)
+
+        phrases, known = phrases_of(expression), encoder.known_words()
+        rivals = rivals_of(phrases[0], known) if isinstance(expression, Phrase) else ()
+        return Question(
+            label=str(expression),
+            expression=expression,
+            query=hidden_query(phrases),
+            unknown=unknown_reason(spec.name.upper(), phrases, known),
+            rivals=rivals,
+            rival_query=hidden_query(rivals) if rivals else None,
+        )
+
+
+def _embed(
+    encoder: TextEncoder, phrases: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "phrases channels"]:
+    """Embeds phrases, each as the mean over the templates."""
+    if isinstance(templates, str) or not templates or any("{}" not in t for t in templates):
+        msg = (
+            f"templates must be sentences with {{}} in them, got {templates!r}. For "
+            "example f3rm.scene.PROMPT_TEMPLATES."
+        )
+        raise F3rmError(msg)
+    sentences = [t.replace("{}", phrase) for phrase in phrases for t in templates]
+    embeddings = encoder.encode(sentences).view(len(phrases), len(templates), -1)
+    return embeddings.mean(dim=1)  # of unit vectors; make_query normalises
 
 
 def choose_head(heads: Mapping[str, Head], wanted: str | None) -> HeadSpec | None:

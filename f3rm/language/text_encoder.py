@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.backbones.base import Backbone
+from f3rm.backbones.known_words import KnownWords
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
 
@@ -84,3 +85,14 @@ class TextEncoder:
             while len(self._embeddings) > _REMEMBERED:
                 self._embeddings.popitem(last=False)
         return embeddings
+
+    def known_words(self) -> KnownWords | None:
+        """Returns the only words that the tower understands; None where any may be asked.
+
+        Raises:
+            BackboneUnavailableError: If the tower cannot be loaded.
+        """
+        with self._lock:
+            if self._backbone is None:
+                self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
+            return self._backbone.known_words

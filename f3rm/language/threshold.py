@@ -5,6 +5,8 @@ cuts every map in two, also of a picture that does not show the object;
 :func:`automatic_threshold` adds a rule for finding nothing.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +19,12 @@ LEAST_CONTRAST = 0.04
 
 COSINE_FLOOR = 0.2
 """The same for plain cosines of CLIP."""
+
+CLOSE = 0.08
+"""A best score nearer than this to the least score of a present object says neither yes nor no."""
+
+Certainty = Literal["found", "uncertain", "absent", "unknown word"]
+"""How certain an answer is; ``unknown word`` where the text tower does not know the words."""
 
 _BINS = 256
 _NOTHING = float("inf")
@@ -64,6 +72,40 @@ def automatic_threshold(
     if float(scores.max()) < floor + least_contrast:
         return _NOTHING
     return max(floor, otsu_threshold(scores))
+
+
+def presence_threshold(*, compares: bool) -> float:
+    """Returns the score that some pixel or point of a present object must reach.
+
+    Args:
+        compares: Whether scores are relevancies, not plain cosines.
+    """
+    return (RELEVANCY_FLOOR if compares else COSINE_FLOOR) + LEAST_CONTRAST
+
+
+def presence(best: float, *, compares: bool) -> Certainty:
+    """Tells whether an object is there by its best score, or that it is too close to tell.
+
+    Args:
+        best: The highest score of a picture or a scene.
+        compares: Whether scores are relevancies, not plain cosines.
+    """
+    rise = best - presence_threshold(compares=compares)
+    return "uncertain" if abs(rise) < CLOSE else "found" if rise > 0 else "absent"
+
+
+def shown_certainty(certainty: Certainty, threshold: float) -> str:
+    """Returns an answer as a legend shows it.
+
+    Args:
+        certainty: How certain it is.
+        threshold: The least score of a match; infinity where nothing matches.
+    """
+    if certainty == "absent":
+        return "not found"
+    if certainty == "unknown word" or threshold == _NOTHING:
+        return certainty
+    return ("uncertain, " if certainty == "uncertain" else "") + f"from {threshold:.2f}"
 
 
 def found_from(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from f3rm.colours.palette import coloured, palette
+from f3rm.language.threshold import Certainty, shown_certainty
 from f3rm.store.geometry import Size
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -25,8 +26,9 @@ class Scale:
 
     Attributes:
         labels: The queries, in the order of their scores.
-        thresholds: Each query's least score of a matching pixel, infinity where it is not here;
-            empty where no picture shows matches.
+        thresholds: Each query's least score of a matching pixel, infinity where none matches; empty
+            where no picture shows matches.
+        certainties: How certain each query's answer in the whole scene is; empty likewise.
         low: The score that gets the first colour.
         high: The score that gets the last colour.
         farthest: The depth that gets the last colour.
@@ -35,16 +37,16 @@ class Scale:
 
     labels: tuple[str, ...]
     thresholds: tuple[float, ...]
+    certainties: tuple[Certainty, ...]
     low: float
     high: float
     farthest: float
     unit: str
 
     def named(self, question: int) -> str:
-        """Returns a query with its threshold, as the legend shows it."""
-        threshold = self.thresholds[question]
-        found = f"from {threshold:.2f}" if threshold < float("inf") else "not here"
-        return f"{self.labels[question]}: {found}"
+        """Returns a query with its certainty and threshold, as the legend shows it."""
+        shown = shown_certainty(self.certainties[question], self.thresholds[question])
+        return f"{self.labels[question]}: {shown}"
 
 
 def to_picture(image: Float[Tensor, "rows cols channels"], size: Size) -> Picture:

@@ -2,12 +2,12 @@
 
 Matching points near each other are joined into pieces. In each piece the points that few rays hit
 are dropped: they float, or were seen through something thin. A piece is an instance if it is large
-enough, would pass the threshold on its own, and its score is not far below the best piece's. A
+enough, would pass the threshold on its own, and its score is not far below the best piece's; if
+some pieces fit the query better than every phrase that contradicts it, the others are left out. A
 query whose best score is not above the floor by a margin has no instance.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,19 +15,13 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
-from torch import Tensor
 
-from f3rm.language.questions import Question
-from f3rm.language.threshold import (
-    COSINE_FLOOR,
-    LEAST_CONTRAST,
-    RELEVANCY_FLOOR,
-    found_from,
-)
+from f3rm.language.threshold import COSINE_FLOOR, RELEVANCY_FLOOR, found_from
 from f3rm.scene.boxes import fit_box
+from f3rm.scene.certainty import judge, strongest_rival
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import Frame, FrameName
-from f3rm.scene.surface import SurfacePoints
+from f3rm.scene.scored import ScoredSurface
 
 LEAST_POINTS = 12
 """Fewest points, and so grid cells, of an instance."""
@@ -42,57 +36,6 @@ _LEAST_SIZE = 0.05
 """Least number of points of an instance, relative to the query's largest piece."""
 _LEAST_RISE = 0.4
 """Least height of an instance's mean score above the floor, relative to the query's best piece."""
-_NEIGHBOURS = 8
-"""A point's score is the mean over this many nearest points, so that no single ray decides."""
-
-
-@dataclass(frozen=True)
-class ScoredSurface:
-    """Surface points with the scores of a query.
-
-    Attributes:
-        points: The points, thinned, in the scene frame.
-        spacing: Edge of a grid cell.
-        question: The query.
-        scores: Its smoothed score at each point.
-        threshold: The least score of a matching point; infinity where none can match.
-        is_automatic: Whether the threshold was chosen from the scores, not given.
-    """
-
-    points: SurfacePoints
-    spacing: float
-    question: Question
-    scores: Float[Tensor, " points"]
-    threshold: float
-    is_automatic: bool
-
-
-def score_surface(
-    points: SurfacePoints, spacing: float, question: Question, threshold: float | None
-) -> ScoredSurface:
-    """Scores surface points and chooses the threshold.
-
-    Args:
-        points: The points, thinned, in the scene frame.
-        spacing: Edge of a grid cell.
-        question: The query.
-        threshold: The least score of a matching point; None to choose it from the scores.
-    """
-    scores = question.scores(points.hidden.to(question.device)).float().cpu()
-    if not len(scores):
-        return ScoredSurface(points, spacing, question, scores, torch.inf, is_automatic=True)
-    smooth = smoothed(points.positions, scores)
-    chosen = found_from(smooth, compares=question.compares) if threshold is None else threshold
-    return ScoredSurface(points, spacing, question, smooth, chosen, is_automatic=threshold is None)
-
-
-def smoothed(
-    positions: Float[Tensor, "points 3"], values: Float[Tensor, " points"]
-) -> Float[Tensor, " points"]:
-    """Returns each point's mean over its eight nearest points, itself among them."""
-    count = min(_NEIGHBOURS, len(positions))
-    _, near = KDTree(positions.numpy()).query(positions.numpy(), k=count)
-    return values[torch.from_numpy(near).reshape(len(positions), count)].mean(dim=1)
 
 
 def find_instances(
@@ -106,29 +49,17 @@ def find_instances(
         name: The frame's name.
         up: The up vector in that frame.
     """
-    found = [_instance(scored, piece, frame, name, up) for piece in _pieces(scored)]
-    instances = tuple(sorted(found, key=lambda instance: -instance.score))
-    best = float(scored.scores.max()) if len(scored.scores) else None
+    pieces = sorted(_pieces(scored), key=lambda piece: -_mean_score(scored, piece))
+    certainty, reason = judge(scored, pieces)
     return Found(
         question=scored.question.label,
-        instances=instances,
-        reason="" if instances else _reason(scored, best),
-        best_score=best,
+        instances=tuple(_instance(scored, piece, frame, name, up) for piece in pieces),
+        certainty=certainty,
+        reason=reason,
+        best_score=float(scored.scores.max()) if len(scored.scores) else None,
         threshold=scored.threshold,
         frame=name,
     )
-
-
-def _reason(scored: ScoredSurface, best: float | None) -> str:
-    absent = f"{scored.question.label!r} not found"
-    if best is None:
-        return f"{absent}: the field has no surface at all"
-    if best >= scored.threshold:
-        return f"{absent}: its matches are scattered over a few points"
-    kind, least = "threshold", scored.threshold
-    if scored.is_automatic:  # the threshold is infinity, which says nothing to a reader
-        kind, least = "presence threshold", _floor(scored) + LEAST_CONTRAST
-    return f"{absent}: best score {best:.2f} is below the {kind} {least:.2f}"
 
 
 def _floor(scored: ScoredSurface) -> float:
@@ -144,11 +75,12 @@ def _pieces(scored: ScoredSurface) -> list[Int[np.ndarray, " piece"]]:
     pieces = [piece for piece in pieces if _passes_alone(scored, piece)]
     rises = [_mean_score(scored, piece) - _floor(scored) for piece in pieces]
     largest = max(map(len, pieces), default=0)
-    return [
+    kept = [
         piece
         for piece, rise in zip(pieces, rises, strict=True)
         if len(piece) >= _LEAST_SIZE * largest and rise >= _LEAST_RISE * max(rises)
     ]
+    return [piece for piece in kept if not strongest_rival(scored, piece)] or kept
 
 
 def _candidates(scored: ScoredSurface) -> Iterator[Int[np.ndarray, " piece"]]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from f3rm.colours.palette import best_query_index
+from f3rm.language.threshold import Certainty
 from f3rm.scene.boxes import OrientedBox
 from f3rm.scene.frames import FrameName
 
@@ -56,8 +57,10 @@ class Found:
 
     Attributes:
         question: The query as it was parsed.
-        instances: The instances, best score first.
-        reason: Why there are none; empty where there are some.
+        instances: The instances, best score first; of an ``uncertain`` answer what may be it.
+        certainty: Whether the object is ``found``, ``uncertain`` or ``absent``, or was asked for
+            with an ``unknown word``.
+        reason: Why it is not found with certainty, as a sentence; empty for ``found``.
         best_score: The highest score of any surface point; None in a scene without surfaces.
         threshold: The least score of a matching point; infinity where nothing can match.
         frame: The frame of the instances.
@@ -65,6 +68,7 @@ class Found:
 
     question: str
     instances: tuple[Instance, ...]
+    certainty: Certainty
     reason: str
     best_score: float | None
     threshold: float

@@ -15,7 +15,6 @@ from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
-from f3rm.language.expressions import wholes_of
 from f3rm.language.questions import (
     Question,
     Questioner,
@@ -26,12 +25,13 @@ from f3rm.language.questions import (
 )
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.find import find_instances, score_surface
+from f3rm.scene.find import find_instances
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, Frames, single
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
 from f3rm.scene.points import SeenSpace, check_points, density_at, values_at
 from f3rm.scene.run_loading import LoadedRun, Split, field_model, load_run
+from f3rm.scene.scored import score_surface
 from f3rm.scene.surface import SurfacePoints, sample_surface, thinned
 from f3rm.store.device import resolve_device
 
@@ -139,8 +139,8 @@ class Scene:
         Raises:
             F3rmError: If the points are not finite, or the frame is not known.
         """
-        positions = self._positions(points, frame)
-        return self._at(positions, nn.Identity(), self.model.feature_field.hidden_dim)
+        channels = self.model.feature_field.hidden_dim
+        return self._at(self._positions(points, frame), nn.Identity(), channels)
 
     def features(
         self, points: Points, head: str | None = None, *, frame: FrameName = "dataset"
@@ -156,8 +156,7 @@ class Scene:
             F3rmError: If the points are not finite, or head or frame are not known.
         """
         module = self.head(head)
-        positions = self._positions(points, frame)
-        return self._at(positions, module, module.spec.channels)
+        return self._at(self._positions(points, frame), module, module.spec.channels)
 
     def head(self, name: str | None = None) -> FeatureHead:
         """Returns a feature head; None for the first.
@@ -196,8 +195,7 @@ class Scene:
         """
         positions = self._positions(points, frame)
         seen = self._seen_space.contains(positions)
-        density = density_at(self.model, positions, seen)
-        return density * self.frames.get(frame).scene_per_unit
+        return density_at(self.model, positions, seen) * self.frames.get(frame).scene_per_unit
 
     def similarity(
         self,
@@ -219,8 +217,8 @@ class Scene:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If points, frame, question or options cannot be used.
         """
-        positions = self._positions(points, frame)
-        return self._at(positions, self.question(question, **options).scores, None)
+        asked = self.question(question, **options)
+        return self._at(self._positions(points, frame), asked.scores, None)
 
     def identify(
         self,
@@ -257,11 +255,13 @@ class Scene:
             ExpressionError: If the question cannot be parsed.
             F3rmError: If options cannot be used.
         """
+        asked = self._asked(text, **options)
+        self._questioner.warn_of_unknown(asked)  # its scores say nothing
+        return asked
+
+    def _asked(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
         asked = self._questioner.ask(text, **options)
-        if not wholes_of(asked.expression):
-            return asked
-        hidden = self.cells.hidden.to(self.model.device)
-        return asked.with_thresholds(partial(found_from, compares=True), hidden)
+        return asked.with_thresholds(partial(found_from, compares=True), lambda: self.cells.hidden)
 
     def surface_points(
         self,
@@ -303,7 +303,7 @@ class Scene:
         frame: FrameName = "dataset",
         **options: Unpack[QuestionOptions],
     ) -> Found:
-        """Finds the instances of a question's answer, or says why there are none.
+        """Finds the instances of a question's answer, and says how certain it is and why.
 
         Args:
             question: A phrase, or phrases joined by and, or, not and >; ``object; part`` is the
@@ -320,7 +320,7 @@ class Scene:
             F3rmError: If question, frame or options cannot be used.
         """
         known = self.frames.get(frame)
-        asked = self.question(as_part(question), **options)
+        asked = self._asked(as_part(question), **options)
         scored = score_surface(self.cells, SPACING, asked, threshold)
         upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
         return find_instances(scored, frame=known, name=frame, up=upwards)
@@ -332,8 +332,9 @@ class Scene:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If question or options cannot be used.
         """
-        asked = self.question(question, **options)
-        return score_surface(self.cells, SPACING, asked, None).threshold
+        return score_surface(
+            self.cells, SPACING, self.question(question, **options), None
+        ).threshold
 
     def render(
         self,

@@ -30,9 +30,10 @@ TABLETOP = Path("datasets/tabletop")
 _FEW_CORES = 4
 _SHOWN = (
     ("localisation", "queries whose best pixel is in the box of their object"),
+    ("localisation_mask", "the same, on the object itself"),
     ("miou", "mIoU of the answers with the truth"),
     ("teacher_miou", "the same of the 2D teacher"),
-    ("feature_cosine", "cosine of rendered and extracted features"),
+    ("feature_cosine_bilinear", "cosine of rendered and extracted features"),
     ("psnr", "PSNR of the colours in dB"),
 )
 

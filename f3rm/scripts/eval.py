@@ -65,5 +65,5 @@ class Eval(Command):
             print(f"Wrote {self.json}")
         if self.pictures is not None:
             print(f"Wrote the page {self.pictures / PAGE}")
-        if self.pictures is not None and found.queries:
+        if self.pictures is not None and found.rows["queries"]:
             print(f"Wrote pictures to {self.pictures}; overview.png shows every query")

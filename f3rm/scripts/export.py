@@ -151,7 +151,8 @@ class Export(Command):
             show_progress=True,
         )
         return "\n".join(
-            f"{len(found)} x {found.question}" + (f": {found.reason}" if not found else "")
+            f"{len(found)} x {found.question}"
+            + (found.reason and f": {found.certainty}, {found.reason}")
             for found in answers
         )
 

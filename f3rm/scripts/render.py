@@ -11,7 +11,7 @@ import f3rm
 from f3rm.errors import F3rmError
 from f3rm.language.expressions import split_questions
 from f3rm.language.questions import QuestionOptions, questions_in
-from f3rm.scene import Scene
+from f3rm.scene import Found, Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
 from f3rm.scene.paths import CameraPath, choose_path
@@ -75,8 +75,6 @@ class Render(Command):
         scene = f3rm.load(self.config, data=self.data, device=self.device)
         path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
         scale = self._scale(scene, path, outputs)
-        for number in range(len(scale.thresholds)):
-            print(scale.named(number))
         with ExitStack() as if_interrupted:  # by an error or Ctrl-C
             if_interrupted.callback(writer.abandon)
             self._write(scene, path, outputs, scale, writer)
@@ -109,15 +107,22 @@ class Render(Command):
 
     def _scale(self, scene: Scene, path: CameraPath, outputs: tuple[str, ...]) -> Scale:
         asked = questions_in(self.query) if set(outputs) & ASKING else []
-        options = self._options()
-        chosen: list[float] = []
+        answers: list[Found] = []
         if set(outputs) & ANSWERING:
-            chosen = [
-                scene.threshold(text, **options) if self.threshold is None else self.threshold
-                for text in asked
-            ]
-        farthest = _farthest(scene, path) if "depth" in outputs else 1.0
-        return Scale(tuple(asked), tuple(chosen), self.low, self.high, farthest, "dataset units")
+            options = self._options()
+            answers = [scene.find(text, threshold=self.threshold, **options) for text in asked]
+        scale = Scale(
+            labels=tuple(asked),
+            thresholds=tuple(found.threshold for found in answers),
+            certainties=tuple(found.certainty for found in answers),
+            low=self.low,
+            high=self.high,
+            farthest=_farthest(scene, path) if "depth" in outputs else 1.0,
+            unit="dataset units",
+        )
+        for number, found in enumerate(answers):
+            print(f"{scale.named(number)}{found.reason and f' ({found.reason})'}")
+        return scale
 
     def _write(
         self,

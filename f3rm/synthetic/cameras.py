@@ -127,12 +127,12 @@ def _around_table(rng: np.random.Generator, index: int, views: int) -> np.ndarra
 
 
 def _in_room(rng: np.random.Generator, index: int, views: int) -> np.ndarray:
-    """Returns the pose of a camera near the centre that looks at the next stretch of wall."""
+    """Returns the pose of a camera that looks across the room at the next stretch of wall."""
     azimuth = 2 * math.pi * index / views
-    walk = 2 * math.pi * _fraction(index) + rng.uniform(-0.2, 0.2)
+    walk = azimuth + math.pi * (2 + 2 * _fraction(index)) / 3 + rng.uniform(-0.2, 0.2)
     distance = rng.uniform(*_ROOM_WALK)
-    eye = np.array([*distance * _direction(walk), rng.uniform(1.05, 1.5)])
-    target = np.array([*ROOM_HALF * _direction(azimuth), rng.uniform(0.2, 0.6)])
+    eye = np.array([*distance * _direction(walk), rng.uniform(0.7, 1.15)])
+    target = np.array([*ROOM_HALF * _direction(azimuth), rng.uniform(0.3, 0.55)])
     return look_at(eye, target)
 
 

@@ -5,7 +5,6 @@ because Nerfacto can hide floaters before a large surface of one colour.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,9 +12,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from f3rm.synthetic.descriptions import draw_absent, draw_descriptions
 from f3rm.synthetic.objects import (
-    COLOURS,
-    SHAPES,
     Description,
     Light,
     Part,
@@ -25,23 +23,19 @@ from f3rm.synthetic.objects import (
     Texture,
     Vector,
     build_part,
-    draw_description,
 )
+from f3rm.synthetic.truth import AbsentPrompt
 
 SceneKind = Literal["tabletop", "room", "tabletop-distorted", "tabletop-mixed"]
 
 SCENE_KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 
-_MIN_OBJECTS, _MAX_OBJECTS = 8, 12
-_MIN_IN_ROOM = 10
+_ON_THE_TABLE, _IN_THE_ROOM = (8, 12), (18, 22)
+"""Fewest and most objects."""
 
-_NUM_ABSENT = 8
-_MAX_ALIKE = 2
-"""Largest number of objects of one colour or of one shape, twins counted once."""
-_FANCY = 0.5
 _GAP = 0.03
 """Smallest gap between two objects, and to the table's edge."""
-_TRIES = 200
+_TRIES = 100
 _MIN_DOTTED = 0.08
 """Smallest share of dots on each side of a dotted box."""
 _TABLE_RADII = (0.105, 0.16)
@@ -49,7 +43,7 @@ _TABLE_RADII = (0.105, 0.16)
 TABLE_HALF = 0.74
 """Half the width of the tabletop, whose upper side is at height 0."""
 
-ROOM_HALF = 1.75
+ROOM_HALF = 2.3
 """Half the width of the room, whose floor is at height 0."""
 
 _HALL_HALF = 2.6
@@ -57,10 +51,18 @@ _TABLE_HEIGHT = 0.75
 _THICK = 0.03
 _LEG = 0.04
 
-_FURNITURE_DEPTH, _FURNITURE_LENGTH = 0.28, 0.88  # half extents
-_LOW_TABLE, _SHELF = 0.42, 0.92  # heights of the upper sides
-_FURNITURE_ALONG = (-0.62, 0.0, 0.62)
-_FLOOR_ALONG = (-0.4, 0.4)
+_FURNITURE_DEPTH, _FURNITURE_LENGTH = 0.5, 1.4  # half extents
+_LOW_TABLE, _SHELF = 0.40, 0.70  # heights of the upper sides
+_GROUP = 1.0
+"""Half the length of a group of objects on furniture."""
+_STAND_HALF = 0.27
+_STANDS = (
+    *((x, y, 0.42) for x, y in ((1.2, 0.0), (-1.2, 0.0), (0.0, 1.2), (0.0, -1.2))),
+    *((x, y, 0.8) for x, y in product((-1.05, 1.05), repeat=2)),
+)
+"""x, y and height of the stands, which are between furniture and cameras."""
+_LEAST_SEEN = 0.8
+"""Share of the cameras' places from which an object's middle is in sight, if that can be."""
 
 _Pair = tuple[Vector, Vector]
 _WALLS: tuple[_Pair, ...] = (
@@ -88,55 +90,37 @@ class Layout:
     Attributes:
         spec: The scene.
         descriptions: The words of each of the spec's objects; None for a surface.
-        absent: Names of no object of the scene.
+        absent: Prompts that are true of no object of the scene.
     """
 
     spec: SceneSpec
     descriptions: tuple[Description | None, ...]
-    absent: tuple[str, ...]
+    absent: tuple[AbsentPrompt, ...]
 
 
 def draw_layout(kind: SceneKind, seed: int) -> Layout:
     """Draws a scene; the three kinds of tabletop have the same objects at the same places."""
     # The order of the draws is part of a scene: another order gives other scenes for all seeds.
     rng = np.random.default_rng([seed, 33 if kind == "room" else 31])
-    described = _draw_descriptions(rng, _MIN_IN_ROOM if kind == "room" else _MIN_OBJECTS)
     if kind == "room":
+        described = draw_descriptions(rng, *_IN_THE_ROOM, doubles=2)
         surfaces, lights = _room_surfaces(rng), _draw_lights(rng, height=2.3, spread=0.9)
-        parts = _along_the_walls(rng, described)
+        stands = [part for part in surfaces if part.name == "table" and part.instance > 1]
+        parts = _put_down(rng, described, _room_areas(rng))
+        least = _LEAST_SEEN
+        while parts is None or not _all_in_sight(parts, stands, least):
+            parts = _put_down(rng, described, _room_areas(rng))
+            least *= 0.996  # so that an end comes
     else:
+        described = draw_descriptions(rng, *_ON_THE_TABLE)
         surfaces, lights = _table_surfaces(rng), _draw_lights(rng, height=1.55, spread=1.3)
-        parts = _on_the_table(rng, described)
+        table = _Area((0.0, 0.0), (TABLE_HALF, TABLE_HALF), 0.0, _TABLE_RADII)
+        parts = None
+        while parts is None:
+            parts = _put_down(rng, described, [table] * len(described))
     spec = SceneSpec(kind, seed, (*surfaces, *parts), lights, float(rng.uniform(0.42, 0.5)))
     words = {(part.name, part.instance): own for part, own in zip(parts, described, strict=True)}
-    return Layout(spec, tuple(map(words.get, spec.objects)), _draw_absent(rng, described))
-
-
-def _draw_descriptions(rng: np.random.Generator, least: int) -> list[Description]:
-    """Draws ``least`` or more objects: twins of one name, all others with a name of their own.
-
-    No two names share both colour and shape, so that no name is part of another: whoever asks for
-    the "red mug" must not be right about half of a "striped red mug".
-    """
-    wanted = int(rng.integers(least, _MAX_OBJECTS + 1)) - 1
-    drawn: list[Description] = []
-    while len(drawn) < wanted:
-        new = draw_description(rng, fancy=_FANCY)
-        shapes = Counter(other.shape for other in drawn)
-        colours = Counter(other.colour for other in drawn)
-        pairs = {(other.colour, other.shape) for other in drawn}
-        crowded = shapes[new.shape] >= _MAX_ALIKE or colours[new.colour] >= _MAX_ALIKE
-        if not crowded and (new.colour, new.shape) not in pairs:
-            drawn.append(new)
-    return [*drawn, drawn[0]]
-
-
-def _draw_absent(rng: np.random.Generator, described: Sequence[Description]) -> tuple[str, ...]:
-    """Draws pairs of colour and shape that no object has; objects may have one of the two."""
-    present = {(own.colour, own.shape) for own in described}
-    pairs = [pair for pair in product(COLOURS, SHAPES) if pair not in present]
-    chosen = rng.choice(len(pairs), size=_NUM_ABSENT, replace=False)
-    return tuple(Description(shape=pairs[i][1], colour=pairs[i][0]).name for i in sorted(chosen))
+    return Layout(spec, tuple(map(words.get, spec.objects)), draw_absent(rng, described))
 
 
 def reach(part: Part) -> float:
@@ -145,47 +129,88 @@ def reach(part: Part) -> float:
     return math.hypot(x, y) if part.shape == "box" else max(x, y)
 
 
-def _on_the_table(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
-    while True:  # If the table is full before all objects are on it, start again.
-        parts: list[Part] = []
-        for index, own in enumerate(described):
-            radius = float(rng.uniform(*_TABLE_RADII))
-            yaw = float(rng.uniform(0, 2 * math.pi))
-            place = Placement(0.0, 0.0, yaw=yaw, instance=_instance(described, index))
-            part = _set_down(rng, _build(rng, own, place, radius), parts)
-            if part is None:
-                break
-            parts.append(part)
-        if len(parts) == len(described):
-            return parts
+@dataclass(frozen=True)
+class _Area:
+    """A level rectangle for objects.
+
+    Attributes:
+        centre: x and y.
+        half: Half its extent along x and y.
+        floor: Its height.
+        radii: Smallest and largest radius of its objects.
+    """
+
+    centre: tuple[float, float]
+    half: tuple[float, float]
+    floor: float
+    radii: tuple[float, float]
 
 
-def _set_down(rng: np.random.Generator, part: Part, others: Sequence[Part]) -> Part | None:
-    """Returns a part at a free place on the table, or None if no try found one."""
-    room = TABLE_HALF - _GAP - reach(part)
+def _put_down(
+    rng: np.random.Generator, described: Sequence[Description], areas: Sequence[_Area]
+) -> list[Part] | None:
+    """Puts each object into the area of its number; None if an area is full before."""
+    parts: list[Part] = []
+    for index, own in enumerate(described):
+        area = areas[index]
+        radius = float(rng.uniform(*area.radii))
+        yaw = float(rng.uniform(0, 2 * math.pi))
+        place = Placement(0.0, 0.0, area.floor, yaw, _instance(described, index))
+        part = _set_down(rng, _build(rng, own, place, radius), parts, area)
+        if part is None:
+            return None
+        parts.append(part)
+    return parts
+
+
+def _set_down(
+    rng: np.random.Generator, part: Part, others: Sequence[Part], area: _Area
+) -> Part | None:
+    room = np.array(area.half) - _GAP - reach(part)
     for _ in range(_TRIES):
-        x, y = (float(value) for value in rng.uniform(-room, room, 2))
-        gaps = (
-            math.hypot(x - other.centre[0], y - other.centre[1]) - reach(part) - reach(other)
-            for other in others
-        )
-        if all(gap > _GAP for gap in gaps):
-            return replace(part, centre=(x, y, part.centre[2]))
+        x, y = (float(value) for value in area.centre + rng.uniform(-room, room))
+        moved = replace(part, centre=(x, y, part.centre[2]))
+        if not any(_collide(moved, other) for other in others):
+            return moved
     return None
 
 
-def _along_the_walls(rng: np.random.Generator, described: Sequence[Description]) -> list[Part]:
-    spots = _room_spots()
-    order = rng.permutation(len(spots))
-    parts: list[Part] = []
-    for index, own in enumerate(described):
-        spot, radii = spots[order[index]]
-        radius = float(rng.uniform(*radii))
-        x, y = (float(value) for value in np.array([spot.x, spot.y]) + rng.uniform(-0.05, 0.05, 2))
-        yaw = float(rng.uniform(0, 2 * math.pi))
-        place = Placement(x, y, spot.floor, yaw, _instance(described, index))
-        parts.append(_build(rng, own, place, radius))
-    return parts
+def _collide(part: Part, other: Part) -> bool:
+    return math.dist(part.centre[:2], other.centre[:2]) <= reach(part) + reach(other) + _GAP
+
+
+def _all_in_sight(parts: Sequence[Part], stands: Sequence[Part], least: float) -> bool:
+    """Returns whether cameras that look across the room have each object's middle in sight.
+
+    Args:
+        parts: The objects.
+        stands: What else can hide them.
+        least: Share of the cameras that must.
+    """
+    blockers = [*parts, *stands]
+    centres = np.array([part.centre for part in blockers])
+    half_sizes = np.array([part.half_size for part in blockers])
+    for index, part in enumerate(parts):
+        bearing = math.atan2(part.centre[1], part.centre[0])
+        eyes = np.array(
+            [
+                (away * math.cos(bearing + turn), away * math.sin(bearing + turn), height)
+                for away, turn, height in product(
+                    (0.3, 0.85), np.linspace(2.1, 4.2, 5), (0.75, 1.1)
+                )
+            ]
+        )
+        towards = part.centre - eyes  # (eyes, 3)
+        to_centres = centres[:, :2] - eyes[:, None, :2]  # (eyes, blockers, 2)
+        way = np.linalg.norm(towards[:, :2], axis=1)[:, None]
+        along = np.einsum("ebi,ei->eb", to_centres, towards[:, :2]) / way**2
+        aside = np.abs(np.cross(to_centres, towards[:, None, :2])) / way
+        above = np.abs(eyes[:, 2:] + along * towards[:, 2:] - centres[:, 2])
+        hit = (along > 0) & (along < 1) & (aside < half_sizes[:, 0]) & (above < half_sizes[:, 2])
+        hit[:, index] = False
+        if hit.any(axis=1).mean() > 1 - least:
+            return False
+    return True
 
 
 def _build(rng: np.random.Generator, own: Description, place: Placement, radius: float) -> Part:
@@ -223,7 +248,7 @@ def _table_surfaces(rng: np.random.Generator) -> list[Part]:
 
 
 def _room_surfaces(rng: np.random.Generator) -> list[Part]:
-    """Returns a room with low tables at two of its walls and shelves at the others."""
+    """Returns a room with low tables at two walls, shelves at the others, and four stands."""
     parts = _shell(rng, ROOM_HALF, floor=0.0, ceiling=2.7)
     board = _surface_texture(rng, _BOARDS, ("grain",), period=0.5)
     for side in range(4):
@@ -235,25 +260,26 @@ def _room_surfaces(rng: np.random.Generator) -> list[Part]:
         parts.append(top)
         if name == "table":
             parts += _legs(top, floor=0.0)
+    for index, (x, y, height) in enumerate(_STANDS):
+        half = (_STAND_HALF, _STAND_HALF, height / 2)
+        parts.append(Part("table", "box", (x, y, height / 2), half, board, instance=2 + index))
     return parts
 
 
-def _room_spots() -> list[tuple[Placement, tuple[float, float]]]:
-    """Returns the free places, on tables and shelves, under shelves and in corners, with radii.
+def _room_areas(rng: np.random.Generator) -> list[_Area]:
+    """Draws the areas of a room, each as often as it may hold an object, in random order.
 
-    The radii are the smallest and largest of an object that fits.
+    Objects stand in groups on the furniture and on stands before it: they hide parts of each other.
     """
-    spots: list[tuple[Placement, tuple[float, float]]] = []
+    areas: list[_Area] = []
     for side in range(4):
+        group = _at_wall(side, _FURNITURE_DEPTH, float(rng.uniform(-0.5, 0.5)))
+        half = (_GROUP, _FURNITURE_DEPTH) if side % 2 else (_FURNITURE_DEPTH, _GROUP)
         height = _SHELF if side % 2 else _LOW_TABLE
-        upon = [_at_wall(side, _FURNITURE_DEPTH, along) for along in _FURNITURE_ALONG]
-        spots += [(Placement(x, y, height), (0.12, 0.165)) for x, y in upon]
-        if side % 2:
-            under = [_at_wall(side, 0.38, along) for along in _FLOOR_ALONG]
-            spots += [(Placement(x, y), (0.15, 0.21)) for x, y in under]
-        corner = Placement(*_at_wall(side, 0.42, ROOM_HALF - 0.42))
-        spots.append((corner, (0.19, 0.25)))
-    return spots
+        areas += 4 * [_Area(group, half, height, (0.18, 0.22))]
+    stand = (_STAND_HALF, _STAND_HALF)
+    areas += [_Area((x, y), stand, height, (0.14, 0.165)) for x, y, height in _STANDS]
+    return [areas[index] for index in rng.permutation(len(areas))]
 
 
 def _draw_lights(rng: np.random.Generator, *, height: float, spread: float) -> tuple[Light, Light]:
@@ -273,7 +299,7 @@ def _draw_lights(rng: np.random.Generator, *, height: float, spread: float) -> t
 def _shell(rng: np.random.Generator, half: float, *, floor: float, ceiling: float) -> list[Part]:
     """Returns the walls with the ceiling, as the inside of one box, and the floor."""
     wall = _surface_texture(rng, _WALLS, ("waves",), period=float(rng.uniform(0.9, 1.4)))
-    ground = _surface_texture(rng, _FLOORS, ("grain", "checker"), period=0.7)
+    ground = _surface_texture(rng, _FLOORS, ("grain", "waves"), period=0.7)
     # The walls end below the floor: of two surfaces in one plane, rounding would choose per pixel.
     cellar = floor - 2 * _THICK
     middle, height = (ceiling + cellar) / 2, (ceiling - cellar) / 2

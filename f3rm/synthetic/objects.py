@@ -4,7 +4,7 @@ The simple shapes are trimesh's; mug, bowl and bottle are surfaces of revolution
 Lengths are metres, z points up. :mod:`f3rm.synthetic.render` renders them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, cast
 
@@ -54,7 +54,10 @@ COLOURS: dict[str, Vector] = {
 }
 """Colours that names use, as RGB in [0, 1]."""
 
-MATERIALS: tuple[Material, ...] = ("plain", "shiny", "striped", "checkered", "dotted", "wooden")
+TELLING_MATERIALS: tuple[Material, ...] = ("shiny", "striped", "checkered", "dotted")
+"""Materials that a name says beside its colour."""
+
+MATERIALS: tuple[Material, ...] = ("plain", *TELLING_MATERIALS, "wooden")
 """Materials; a name leaves ``plain`` out, and ``wooden`` replaces its colour."""
 
 _WOODS: tuple[tuple[Vector, Vector], ...] = (
@@ -68,6 +71,10 @@ _PATTERNS: dict[Material, Pattern] = {
     "dotted": "dots",
     "wooden": "grain",
 }
+_LIGHT = ("white", "yellow")
+"""Colours that a lighter one would not show on."""
+_SLANT = 0.8
+"""Height that a stripe gains per length along x."""
 _GLOSS = 0.75
 _DOT_RADIUS = 0.33
 _HALF_HEIGHTS: dict[Shape, tuple[float, float]] = {
@@ -133,13 +140,13 @@ class Texture:
     """A solid texture: a colour for every point of space, relative to the object's centre.
 
     Attributes:
-        pattern: ``plain`` is the first colour; ``checker`` cubes, ``stripes`` along z and ``dots``
+        pattern: ``plain`` is the first colour; ``checker`` cubes, slanted ``stripes`` and ``dots``
             alternate the two; ``waves`` blends them smoothly, per channel, and is constant nowhere;
             ``grain`` blends them in rings around a vertical axis, like wood.
         first: RGB in [0, 1].
         second: RGB in [0, 1].
         period: Length after which the pattern repeats, in metres.
-        gloss: Strength of the lights' reflections; 0 for a matte surface.
+        gloss: Strength of reflections of lights and surroundings; 0 for a matte surface.
     """
 
     pattern: Pattern
@@ -161,7 +168,8 @@ class Texture:
             # would decide their colours.
             share = np.floor(2 * points / self.period + 0.37).sum(axis=-1) % 2
         elif self.pattern == "stripes":
-            share = np.floor(2 * points[:, 2] / self.period + 0.37) % 2
+            # Level ones would not show on a ring seen from above, nor on a box's lid.
+            share = np.floor(2 * (points[:, 2] + _SLANT * points[:, 0]) / self.period + 0.37) % 2
         elif self.pattern == "dots":
             cells = points / self.period + 0.37
             share = np.linalg.norm(cells - np.round(cells), axis=-1) < _DOT_RADIUS
@@ -317,6 +325,17 @@ def draw_description(rng: np.random.Generator, *, fancy: float = 0.5) -> Descrip
     return Description(shape=shape, colour=colour, material=material)
 
 
+def of_another_material(rng: np.random.Generator, own: Description) -> Description:
+    """Returns an object that differs by material alone; both names say theirs.
+
+    Args:
+        rng: The random generator.
+        own: An object that has a colour.
+    """
+    others = [material for material in TELLING_MATERIALS if material != own.material]
+    return replace(own, material=others[int(rng.integers(len(others)))])
+
+
 def build_part(
     description: Description,
     place: Placement,
@@ -357,12 +376,9 @@ def _texture(
         first, second = _WOODS[int(rng.integers(len(_WOODS)))]
         return Texture("grain", first, second, period=0.5 * period)
     first = np.clip(COLOURS[description.colour] + rng.uniform(-jitter, jitter, 3), 0, 1)
-    lighter = rng.random() < 0.5
+    lighter = description.colour not in _LIGHT and rng.random() < 0.5
     second = 0.35 * first + 0.6 if lighter or description.colour == "black" else 0.38 * first
-    if description.colour == "white":
-        second = 0.42 * first
-    if description.material == "dotted":
-        period *= 0.55
+    period *= {"dotted": 0.55, "striped": 0.8}.get(description.material, 1.0)
     return Texture(
         pattern=_PATTERNS.get(description.material, "plain"),
         first=_vector(first),

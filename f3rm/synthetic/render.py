@@ -17,6 +17,8 @@ from f3rm.synthetic.objects import Mesh, SceneSpec
 
 _SUBPIXELS = ((-0.25, -0.25), (0.25, 0.25), (-0.25, 0.25), (0.25, -0.25))
 _SHININESS = 24.0
+_MIRROR = 0.3
+"""Share of its surroundings that a surface of gloss 1 reflects towards its front."""
 _LIFT = 1e-3
 """Distance in metres of shadow rays' origins from their surface, which would else block them."""
 
@@ -140,8 +142,13 @@ class SceneRenderer:
         )
 
     def _colours(
-        self, origins: Float32[np.ndarray, "rays 3"], directions: Float32[np.ndarray, "rays 3"]
+        self,
+        origins: Float32[np.ndarray, "rays 3"],
+        directions: Float32[np.ndarray, "rays 3"],
+        *,
+        mirrors: bool = True,
     ) -> Float32[np.ndarray, "rays 3"]:
+        """Returns the colours that rays meet; glossy surfaces mirror matte ones."""
         hits = self._caster.cast(origins, directions)
         seen = hits.mesh >= 0
         distance = np.where(seen, hits.distance, 0)
@@ -153,7 +160,19 @@ class SceneRenderer:
             albedo[here] = part.texture.colours(part.local(points[here]))
             gloss[here] = part.texture.gloss
         diffuse, specular = self._light(points, directions, hits, seen)
-        return albedo * diffuse + gloss[:, None] * specular
+        colours = albedo * diffuse
+        shiny = gloss > 0
+        if mirrors and shiny.any():
+            normals = hits.normals[shiny]
+            ahead = directions[shiny] / np.linalg.norm(directions[shiny], axis=-1, keepdims=True)
+            cosine = -np.sum(ahead * normals, axis=-1, keepdims=True)
+            # Schlick, "An inexpensive BRDF model for physically-based rendering", 1994.
+            front = _MIRROR * gloss[shiny, None]
+            share = front + (1 - front) * np.clip(1 - cosine, 0, 1) ** 5
+            start = points[shiny] + _LIFT * normals
+            seen_there = self._colours(start, ahead + 2 * cosine * normals, mirrors=False)
+            colours[shiny] += share * (seen_there - colours[shiny])
+        return colours + gloss[:, None] * specular
 
     def _light(
         self,

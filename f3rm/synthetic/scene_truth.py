@@ -6,6 +6,7 @@ is nothing in both.
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def describe_truth(
             {"text": name, "ids": [entry["id"] for entry in objects if entry["name"] == name]}
             for name in names
         ],
-        "absent": list(layout.absent),
+        "absent": [asdict(prompt) for prompt in layout.absent],
     }
 
 

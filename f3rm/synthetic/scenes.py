@@ -32,7 +32,7 @@ from f3rm.synthetic.scene_truth import (
 )
 from f3rm.synthetic.truth import IMAGE_FOLDER, truth_files
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Increased when the same settings give other pictures, so that an older dataset is not reused."""
 
 _DISTORTION = ("k1", "k2", "p1", "p2")

@@ -26,11 +26,22 @@ MILLIMETRES_PER_METRE = 1000.0
 
 ObjectKind = Literal["object", "surface"]
 
+AbsentKind = Literal["unknown_word", "absent_word", "absent_pair", "swapped", "wrong_material"]
+
 _GREY_MODES = ("L", "I;16", "I")
 
 
 Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class TruthWords:
+    """The words of an object's name; the colour of wood is None."""
+
+    colour: str | None
+    material: str
+    shape: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class TruthObject:
         centre: Centre of its box, in metres.
         half_size: Half the extent of its box along x, y and z before it is turned, in metres.
         yaw: Rotation of the box about z, in radians.
+        words: Its name in words; None for a surface.
     """
 
     id: Count
@@ -55,6 +67,16 @@ class TruthObject:
     centre: tuple[float, float, float]
     half_size: tuple[float, float, float]
     yaw: float
+    words: TruthWords | None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "object") != (self.words is not None):
+            raise ValueError(f"the {self.kind} {self.name!r} has the words {self.words}")
+
+    @property
+    def shape(self) -> str | None:
+        """Its shape, e.g. ``"mug"``; None for a surface."""
+        return self.words and self.words.shape
 
 
 @dataclass(frozen=True)
@@ -66,21 +88,40 @@ class TruthQuery:
 
 
 @dataclass(frozen=True)
+class AbsentPrompt:
+    """A prompt that is true of no object of the scene.
+
+    Attributes:
+        text: The prompt.
+        kind: ``"unknown_word"`` has a word outside the generator's vocabulary; ``"absent_word"`` a
+            known one that no object's name has; ``"absent_pair"`` a colour and a shape that are
+            both in the scene, but never together; ``"swapped"`` exchanges the colours of two
+            objects; ``"wrong_material"`` has a colour and shape of the scene, of another material.
+        shared_words: Most words that it has in common with one object's name.
+    """
+
+    text: Text
+    kind: AbsentKind
+    shared_words: Count
+
+
+@dataclass(frozen=True)
 class _SceneFile:
     scene: Text
     seed: Count
     objects: tuple[TruthObject, ...]
     queries: tuple[TruthQuery, ...]
-    absent: tuple[Text, ...]
+    absent: tuple[AbsentPrompt, ...]
     metres_from_dataset: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        num = len(self.objects)
-        if [entry.id for entry in self.objects] != list(range(num)):
+        if [entry.id for entry in self.objects] != list(range(len(self.objects))):
             raise ValueError("the ids of the objects are not 0, 1, 2, ...")
         for query in self.queries:
-            if max(query.ids) >= num:
-                raise ValueError(f"{query.text!r} names the objects {query.ids} of {num}")
+            if max(query.ids) >= len(self.objects):
+                raise ValueError(
+                    f"{query.text!r} names the objects {query.ids} of {len(self.objects)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -110,7 +151,7 @@ class SceneTruth:
         seed: The seed that it was drawn with.
         objects: All objects and surfaces; an ``id`` is an index.
         queries: One per name of an object; surfaces have none.
-        absent: Names of no object of the scene.
+        absent: Prompts that are true of no object of the scene.
         metres_from_dataset: Affine map from the frame of ``transforms.json`` to metres.
     """
 
@@ -119,7 +160,7 @@ class SceneTruth:
     seed: int
     objects: tuple[TruthObject, ...]
     queries: tuple[TruthQuery, ...]
-    absent: tuple[str, ...]
+    absent: tuple[AbsentPrompt, ...]
     metres_from_dataset: Float64[np.ndarray, "4 4"]
 
     @classmethod

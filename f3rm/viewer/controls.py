@@ -130,7 +130,7 @@ class FeatureControls(nn.Module):
         with self._errors_shown():
             drawn = draw(query.scores(hidden, head_weight), query, rgb)
             if rgb is not None:
-                self.legend.show(legend(query, drawn.thresholds))
+                self.legend.show(legend(query, drawn))
             return drawn.images
         return {}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from f3rm.colours.palette import PALETTE, coloured, composite
 from f3rm.language.active_query import ActiveQuery, DisplaySettings
-from f3rm.language.threshold import found_from
+from f3rm.language.threshold import Certainty, found_from, presence, shown_certainty
 from f3rm.viewer.elements import escaped
 
 
@@ -22,10 +22,12 @@ class Drawn:
     Attributes:
         images: Pictures by output name.
         thresholds: Score from which each prompt's pixels are found; infinity for none.
+        certainties: Whether each prompt is found in this picture, by its best score.
     """
 
     images: dict[str, Tensor]
     thresholds: tuple[float, ...]
+    certainties: tuple[Certainty, ...]
 
 
 def draw(
@@ -44,22 +46,32 @@ def draw(
         ``similarity``, the highest score of any prompt; with several also ``similarity_1``
         and so on; ``similarity_composite``.
     """
-    threshold = query.settings.threshold
     images = {"similarity": _shown(scores.amax(-1), query.settings)}
     if len(query.labels) > 1:
         for index in range(len(query.labels)):
             images[f"similarity_{index + 1}"] = _shown(scores[..., index], query.settings)
     if rgb is None:
-        return Drawn(images, ())
-    prompts = zip(scores.unbind(-1), query.compares, query.is_present, strict=True)
-    thresholds = tuple(
-        found_from(score.flatten(), compares=compares, is_present=present)
-        if threshold is None
-        else threshold
-        for score, compares, present in prompts
-    )
+        return Drawn(images, (), ())
+    found = [_found(query, index, scores[..., index]) for index in range(len(query.labels))]
+    thresholds = tuple(threshold for threshold, _ in found)
     images["similarity_composite"] = composite(rgb, scores, thresholds)
-    return Drawn(images, thresholds)
+    return Drawn(images, thresholds, tuple(certainty for _, certainty in found))
+
+
+def _found(
+    query: ActiveQuery, prompt: int, scores: Float[Tensor, "*batch"]
+) -> tuple[float, Certainty]:
+    """Returns the threshold of a prompt in this picture, and whether it is there."""
+    chosen, compares = query.settings.threshold, query.compares[prompt]
+    present = query.is_present[prompt]
+    if not query.is_known[prompt]:
+        return float("inf") if chosen is None else chosen, "unknown word"
+    if chosen is not None:
+        return chosen, "found" if bool((scores >= chosen).any()) else "absent"
+    threshold = found_from(scores.flatten(), compares=compares, is_present=present)
+    if present:
+        return threshold, "found" if threshold < float("inf") else "absent"
+    return threshold, presence(float(scores.max()), compares=compares)
 
 
 def _shown(
@@ -70,7 +82,7 @@ def _shown(
     return coloured(scores, settings.low, settings.high)
 
 
-def legend(query: ActiveQuery, thresholds: tuple[float, ...]) -> str:
+def legend(query: ActiveQuery, drawn: Drawn) -> str:
     """Returns markdown that says what each colour means."""
     settings = query.settings
     chosen = "automatic" if settings.threshold is None else "yours"
@@ -79,9 +91,10 @@ def legend(query: ActiveQuery, thresholds: tuple[float, ...]) -> str:
         red, green, blue = PALETTE[index]
         swatch = f"<span style={{{{color: 'rgb({red}, {green}, {blue})'}}}}>&#9632;</span>"
         line = f"{swatch} {index + 1}. {escaped(label)}"
-        if index < len(thresholds):
-            found = thresholds[index] < float("inf")
-            line += f": from {thresholds[index]:.2f} ({chosen})" if found else ": not found"
+        if drawn.thresholds:
+            threshold = drawn.thresholds[index]
+            shown = shown_certainty(drawn.certainties[index], threshold)
+            line += f": {shown}" + (f" ({chosen})" if f"{threshold:.2f}" in shown else "")
         lines.append(line)
     kind = "relevancy (0.5: as near to a negative)" if any(query.compares) else "cosine"
     lines.append(f"Scale of {kind}: {settings.low:.2f} blue to {settings.high:.2f} red")

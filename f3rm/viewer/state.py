@@ -22,6 +22,7 @@ from f3rm.language.active_query import (
     unit,
 )
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
+from f3rm.language.known_words import unknown_reason, unknown_words
 from f3rm.language.text_encoder import QueryText, TextEncoder
 
 logger = logging.getLogger(__name__)
@@ -123,13 +124,17 @@ class QueryState:
             return None
         say("Encoding ..." if encoder.is_loaded else "Loading the text encoder ...")
         embeddings = encoder.encode([*positives, *negatives])
-        count = len(positives)
-        return Words(text, tuple(positives), embeddings[:count], embeddings[count:])
+        count, known = len(positives), encoder.known_words()
+        are_known = tuple(not unknown_words([phrase], known) for phrase in positives)
+        return Words(text, tuple(positives), embeddings[:count], embeddings[count:], are_known)
 
     def _describe(self, head: str, text: QueryText, words: Words | None) -> str:
         if words is not None:
             left_out = f" (without {text.num_left_out} more)" if text.num_left_out else ""
-            return f"Showing: {shortened(', '.join(words.labels))}{left_out}"
+            shown = f"Showing: {shortened(', '.join(words.labels))}{left_out}"
+            known = self._text_encoders[head].known_words()
+            unknown = unknown_reason(head.upper(), words.labels, known)
+            return f"{unknown}. {shown}" if unknown else shown
         if not text.phrases[0] or head in self._text_encoders:
             return ""
         others = f", or ask the features {', '.join(self._text_encoders)}"

@@ -42,11 +42,12 @@ ANSWERS = {
 POINTS = {"miou_ratio", "point_accuracy", "point_accuracy_objects", "point_iou"}
 FINDING = {
     "find_box_iou",
+    "find_box_iou_ceiling",
     "find_centre_error",
     "find_recall",
     "find_precision",
-    "not_here_precision",
-    "not_here_recall",
+    "not_found_precision",
+    "not_found_recall",
 }
 KEYS = (
     ANSWERS
@@ -54,7 +55,8 @@ KEYS = (
     | {f"teacher_{name}" for name in ANSWERS}
     | POINTS
     | set(HEAD_NUMBERS)
-    | {"psnr", "nerfacto_psnr", "seconds", "queries", "heads"}
+    | {"psnr", "nerfacto_psnr", "seconds", "pairs", "intervals", "certainty", "absent_table"}
+    | {"queries", "absent", "views", "heads"}
     | {"versions", "settings", "run", "dataset", "notes"}
 )
 
@@ -87,7 +89,7 @@ def test_the_json_has_every_number(numbers):
     explained = {
         "teacher_miou": {"miou_ratio"},
         "find_recall": {"find_centre_error", "find_precision"},
-        "not_here_recall": {"not_here_precision"},
+        "not_found_recall": {"not_found_precision"},
     }
     assert set(missing) <= set[str]().union(
         *(names for zero, names in explained.items() if numbers[zero] == 0)
@@ -111,6 +113,29 @@ def test_numbers_lie_where_they_must(numbers):
         assert value == pytest.approx(np.mean(of_heads))
     shares = [row["miou"] for row in numbers["queries"] if row["views"]]
     assert numbers["miou"] == pytest.approx(np.mean(shares))
+    for name, interval in numbers["intervals"].items():
+        if numbers[name] is None:
+            assert (interval["low"], interval["count"]) == (None, 0)
+            continue
+        value = numbers[name]["mean"] if isinstance(numbers[name], dict) else numbers[name]
+        assert interval["low"] <= value <= interval["high"], name
+    assert numbers["pairs"] == numbers["intervals"]["localisation"]["count"]
+
+
+def test_every_prompt_is_answered_with_a_certainty(numbers):
+    counts = numbers["certainty"]
+    assert sum(counts["present"].values()) == len(numbers["queries"])
+    asked = [row["kind"] for row in numbers["absent"]]
+    assert {kind: sum(row.values()) for kind, row in counts.items() if kind != "present"} == {
+        kind: asked.count(kind) for kind in set(asked)
+    }
+    assert sum(row["prompts"] for row in numbers["absent_table"]) == len(asked)
+
+
+def test_boxes_around_true_points_overlap_more_than_found_ones(numbers):
+    ceilings = [ceiling for row in numbers["queries"] for ceiling in row["box_iou_ceilings"]]
+    assert numbers["find_box_iou_ceiling"] == pytest.approx(np.mean(ceilings))
+    assert numbers["find_box_iou"] < numbers["find_box_iou_ceiling"] < 1
 
 
 def test_psnr_and_cosines_are_their_plain_formulas(numbers, run):
@@ -130,7 +155,9 @@ def test_psnr_and_cosines_are_their_plain_formulas(numbers, run):
         rendered = head(hidden_of(outputs).reshape(len(xy), -1))
         cosines.append(torch.cosine_similarity(rendered, target).mean().item())
     assert numbers["psnr"] == pytest.approx(np.mean(measured), abs=1e-4)
-    assert numbers["heads"]["clip"]["feature_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert numbers["heads"]["clip"]["feature_cosine_bilinear"] == pytest.approx(
+        np.mean(cosines), abs=1e-5
+    )
 
 
 def test_pictures_of_every_pair(found, numbers):
@@ -206,7 +233,7 @@ def test_photographs_without_truth_give_cosine_and_psnr(runs, numbers, copied_sc
     assert "“a cup”" in page.cells
     values = result.to_dict()
     assert values["psnr"] == pytest.approx(numbers["psnr"])
-    assert values["feature_cosine"] == pytest.approx(numbers["feature_cosine"])
+    assert values["feature_cosine_bilinear"] == pytest.approx(numbers["feature_cosine_bilinear"])
     unmeasured = ANSWERS | POINTS | {"feature_cosine_teacher_mean", "consistency"}
     assert all(values[name] is None for name in unmeasured)
     assert values["queries"] == []
@@ -228,7 +255,7 @@ def test_without_a_cache_nothing_is_said_about_the_teacher(runs, numbers, copied
     assert values["miou"] == pytest.approx(numbers["miou"])
     assert values["point_accuracy"] == pytest.approx(numbers["point_accuracy"])
     assert values["teacher_miou"] is None
-    assert values["feature_cosine"] is None
+    assert values["feature_cosine_bilinear"] is None
     assert "feature cache" in values["notes"][0]
 
 

@@ -29,7 +29,7 @@ from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import field_model, load_run
 from f3rm.scene.surface import hidden_of
 from f3rm.store.reader import gather_reference
-from f3rm.synthetic.truth import SceneTruth, ViewTruth
+from f3rm.synthetic.truth import AbsentPrompt, SceneTruth, ViewTruth
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_answers_at_points_are_the_similarity_there(run, truth, points):
 WORDS = Vocabulary(
     queries=(Label("mug", (0, 1)), Label("box", (2,)), Label("cat", (9,))),
     surfaces=(Label("table", (3,)),),
-    absent=("dog",),
+    absent=(AbsentPrompt("dog", "unknown_word", 0),),
 )
 
 

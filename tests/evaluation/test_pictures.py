@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from f3rm.evaluation.finding import FIND_NUMBERS
 from f3rm.evaluation.held_out import HeldOutScores, ScoredView
 from f3rm.evaluation.pictures import (
     FALSE_NEGATIVE,
@@ -21,15 +20,8 @@ from f3rm.evaluation.pictures import (
     panel_name,
     query_panel,
 )
-from f3rm.evaluation.query_scores import QueryScores, summarise
-from f3rm.evaluation.report import (
-    Evaluation,
-    head_numbers,
-    head_summary,
-    query_rows,
-    query_summary,
-    ratio,
-)
+from f3rm.evaluation.query_scores import QueryScores
+from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, ratio, summarise
 from f3rm.evaluation.surface_scores import SurfaceScores
 from f3rm.evaluation.vocabulary import Label, Vocabulary
 from f3rm.scene.drawing import to_picture
@@ -103,9 +95,8 @@ def test_tables_and_json_of_an_evaluation_with_and_without_answers():
         scores = HeldOutScores([20.0], {}, answers, None)
         surfaces = SurfaceScores()
         heads = head_numbers(scores, surfaces, ["clip"])
-        numbers = {**query_summary(scores, surfaces), **head_summary(heads), "psnr": 20.0}
-        numbers |= {**dict.fromkeys(FIND_NUMBERS), "nerfacto_psnr": None}
-        rows = query_rows(scores, surfaces)
+        rows = collect_rows(scores, surfaces, None, ["a"])
+        numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": None}
         found = Evaluation(numbers, rows, heads, {"settings": {}}, ("a note",))
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["notes"] == ["a note"]
         console = Console(width=120, record=True, file=None, quiet=False)
@@ -122,9 +113,10 @@ def test_a_row_has_the_means_of_its_query():
     (mug, box) = collected.answers().queries
     assert mug.numbers()["miou"] == 1
     assert box.numbers()["miou"] is None
-    rows = query_rows(HeldOutScores([], {}, collected.answers(), None), SurfaceScores())
-    assert rows[0] == {"text": "red mug", "views": 1, **mug.numbers(), "point_iou": None}
-    assert summarise([mug, box])["miou"] == 1
+    scores = HeldOutScores([], {}, collected.answers(), None)
+    rows = collect_rows(scores, SurfaceScores(), None, [])["queries"]
+    expected = {**mug.numbers(), "max_relevancies": [pytest.approx(0.9)], "point_iou": None}
+    assert rows[0] == {"text": "red mug", "views": 1, **expected}
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f3rm.evaluation.query_scores import MIN_PIXELS, QueryScores, summarise
+from f3rm.evaluation.held_out import HeldOutScores
+from f3rm.evaluation.means import mean_over
+from f3rm.evaluation.query_scores import MIN_PIXELS, QueryScores
+from f3rm.evaluation.report import collect_rows
+from f3rm.evaluation.surface_scores import SurfaceScores
 from f3rm.evaluation.vocabulary import Label, Vocabulary
-from f3rm.synthetic.truth import ObjectKind, SceneTruth, TruthObject, TruthQuery
+from f3rm.synthetic.truth import (
+    AbsentPrompt,
+    ObjectKind,
+    SceneTruth,
+    TruthObject,
+    TruthQuery,
+)
 
 VOCABULARY = Vocabulary(
     queries=(Label("red mug", (0,)), Label("blue box", (1, 2)), Label("box", (1, 2, 3))),
     surfaces=(Label("table", (4,)),),
-    absent=("green ring", "white cat"),
+    absent=(AbsentPrompt("green ring", "absent_pair", 0), AbsentPrompt("cat", "unknown_word", 0)),
 )
 
 
@@ -42,23 +52,34 @@ def _answers(views, change=lambda scores: scores):
     return collected.answers()
 
 
+NAMES = (
+    *("localisation", "localisation_mask", "miou", "miou_minmax", "miou_argmax"),
+    *("average_precision", "absent_found", "presence_auroc", "presence_auroc_scene"),
+)
+
+
+def _means(answers):
+    rows = collect_rows(HeldOutScores([], {}, answers, None), SurfaceScores(), None, [])
+    means = {name: mean_over(name, [rows]) for name in NAMES}
+    return {name: mean.value if mean else None for name, mean in means.items()}
+
+
 def test_a_copy_of_the_truth_gets_one_everywhere():
     answers = _answers([_ids(0), _ids(1)])
-    means = summarise(answers.queries)
+    means = _means(answers)
     minmax = means.pop("miou_minmax")
+    assert means.pop("absent_found") == 0
     assert means == dict.fromkeys(means, 1.0)
     assert minmax is not None
     assert minmax > 0.6  # LangSplat's smoothing rounds corners off even a perfect map
-    assert answers.presence.per_view == answers.presence.per_scene == 1
-    assert answers.presence.absent_share == 0
 
 
 def test_the_inverse_of_the_truth_gets_nothing_right():
     answers = _answers([_ids(0)], change=lambda scores: 1 - scores)
-    means = summarise(answers.queries)
+    means = _means(answers)
     for name in ("localisation", "localisation_mask", "miou", "miou_argmax"):
         assert means[name] == 0
-    assert answers.presence.absent_share == 1
+    assert means["absent_found"] == 1
 
 
 def test_the_order_of_views_does_not_matter():
@@ -68,7 +89,7 @@ def test_the_order_of_views_does_not_matter():
 
     views = [_ids(seed) for seed in range(3)]
     forwards, backwards = _answers(views, noisy), _answers(views[::-1], noisy)
-    assert summarise(forwards.queries) == pytest.approx(summarise(backwards.queries))
+    assert _means(forwards) == pytest.approx(_means(backwards))
 
 
 def test_a_query_counts_only_where_enough_of_it_is_seen():
@@ -92,7 +113,7 @@ def test_views_are_averaged_per_query_first_and_localisation_over_pairs():
         return scores
 
     answers = _answers([seen, without_mug], blind_to_the_mug)
-    means = summarise(answers.queries)
+    means = _means(answers)
     assert means["miou"] == pytest.approx((0 + 1 + 1) / 3)  # queries
     assert means["localisation"] == pytest.approx(4 / 5)  # pairs
 
@@ -106,7 +127,7 @@ def test_a_ring_is_found_in_its_hole_by_its_box_alone():
         scores[0, 20, 20] = 0.97
         return scores
 
-    means = summarise(_answers([ring], sees_the_hole).queries)
+    means = _means(_answers([ring], sees_the_hole))
     assert means["localisation"] == 1
     assert means["localisation_mask"] == 0
 
@@ -116,14 +137,12 @@ def test_a_query_that_no_view_shows_has_no_numbers_and_spoils_no_mean():
     answers = _answers([nothing])
     assert answers.queries[0].pairs == ()
     assert answers.queries[0].average_precision is None
-    assert summarise(answers.queries)["miou"] == 1
+    assert _means(answers)["miou"] == 1
 
 
 def test_without_views_there_are_no_numbers():
     answers = QueryScores(VOCABULARY).answers()
-    assert set(summarise(answers.queries).values()) == {None}
-    assert answers.presence.per_view is None
-    assert answers.presence.absent_share is None
+    assert set(_means(answers).values()) == {None}
 
 
 def test_absent_phrases_are_judged_by_their_highest_scores():
@@ -132,15 +151,18 @@ def test_absent_phrases_are_judged_by_their_highest_scores():
         return scores
 
     answers = _answers([_ids(0), _ids(1)], finds_the_cat)
-    assert sorted(answers.presence.absent) == pytest.approx([0.1, 0.1, 0.95, 0.95])
-    assert answers.presence.per_view == 0.5  # above one of the two absent phrases
-    assert answers.presence.absent_share == pytest.approx(7 / (2 * 60 * 70))
+    ring, cat = answers.absent
+    assert ring.max_relevancies == pytest.approx([0.1, 0.1])
+    assert cat.max_relevancies == pytest.approx([0.95, 0.95])
+    means = _means(answers)
+    assert means["presence_auroc"] == 0.5  # above one of the two absent phrases
+    assert means["absent_found"] == pytest.approx(7 / (2 * 60 * 70))
 
 
 def test_words_come_from_the_truth_and_rivals_share_no_object():
     def thing(number, name, kind: ObjectKind = "object"):
         centre = half = (0.0, 0.0, 0.0)
-        return TruthObject(number, name, 0, kind, centre, half, 0.0)
+        return TruthObject(number, name, 0, kind, centre, half, 0.0, None)
 
     truth = SceneTruth(
         folder=Path(),
@@ -148,7 +170,7 @@ def test_words_come_from_the_truth_and_rivals_share_no_object():
         seed=0,
         objects=(thing(0, "red mug"), thing(1, "wall", "surface"), thing(2, "wall", "surface")),
         queries=(TruthQuery("red mug", (0,)), TruthQuery("mug", (0,))),
-        absent=("cat",),
+        absent=(AbsentPrompt("cat", "unknown_word", 0),),
         metres_from_dataset=np.eye(4),
     )
     words = Vocabulary.of(truth)

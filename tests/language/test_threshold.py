@@ -4,7 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from f3rm.language.threshold import automatic_threshold, otsu_threshold
+from f3rm.language.threshold import (
+    CLOSE,
+    automatic_threshold,
+    found_from,
+    otsu_threshold,
+    presence,
+    presence_threshold,
+)
 
 
 def _two_groups(low, high, share, pixels=4000, noise=0.02, seed=0):
@@ -61,3 +68,13 @@ def test_otsu_moves_and_stretches_with_the_scores(scale, shift, share, seed):
     scores = _two_groups(0.2, 0.8, share, seed=seed).double()
     expected = otsu_threshold(scores) * scale + shift
     assert otsu_threshold(scores * scale + shift) == pytest.approx(expected, abs=0.05 * scale)
+
+
+@given(st.floats(0, 1), st.booleans())
+def test_what_is_certain_agrees_with_the_threshold_and_what_is_near_it_is_not(best, compares):
+    """Found has a threshold, absent has none, and between them lies a band around it."""
+    chosen = found_from(torch.tensor([best, 0.0]), compares=compares)
+    certainty = presence(best, compares=compares)
+    near = abs(best - presence_threshold(compares=compares)) < CLOSE
+    assert (certainty == "uncertain") == near
+    assert near or (certainty == "found") == (chosen < math.inf)

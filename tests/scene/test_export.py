@@ -133,8 +133,8 @@ def test_boxes_say_where_things_are_or_why_nothing_is(known, tmp_path):
     assert [query["query"] for query in content["queries"]] == ["orange", "red", "yellow"]
     for found, query in zip(answers, content["queries"], strict=True):
         assert len(query["instances"]) == len(found)
-        assert query["reason"] == found.reason
-        assert bool(query["reason"]) is (len(found) == 0)
+        assert (query["certainty"], query["reason"]) == (found.certainty, found.reason)
+        assert bool(query["reason"]) is (found.certainty != "found")
         assert query["best_score"] == found.best_score
         assert query["threshold"] == (None if found.threshold == math.inf else found.threshold)
         for instance, plain in zip(found, query["instances"], strict=True):
@@ -144,6 +144,7 @@ def test_boxes_say_where_things_are_or_why_nothing_is(known, tmp_path):
     assert len(orange) == 1
     assert orange.threshold < orange[0].score
     assert red.reason.endswith("scattered over a few points")  # a threshold, but no instance
+    assert [each.certainty for each in answers] == ["found", "uncertain", "absent"]
     assert red.best_score is not None
     assert red.threshold < red.best_score
     assert "'yellow' not found: best score" in yellow.reason

@@ -1,6 +1,7 @@
 """``f3rm render``: the files are there, alike in their colours, and say what they show."""
 
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -14,7 +15,9 @@ from f3rm.scene.paths import CameraPathError, choose_path
 from f3rm.scene.writing import VideoFiles, make_writer
 from f3rm.scripts.cli import main
 
-SCALE = Scale(("red mug", "bowl"), (0.6, float("inf")), 0.0, 1.0, 3.0, "dataset units")
+SCALE = Scale(
+    ("red mug", "bowl"), (0.6, float("inf")), ("found", "absent"), 0.0, 1.0, 3.0, "dataset units"
+)
 
 
 def _frames(path):
@@ -28,7 +31,7 @@ def test_pictures_are_written_for_every_view_and_output(run, tmp_path, capsys):
     assert main(["render", str(run.config), *words]) == 0
     said = capsys.readouterr().out
     assert "orange: from 0." in said
-    assert "yellow: not here" in said
+    assert "yellow: not found ('yellow' not found: best score 0." in said
     folders = sorted(folder.name for folder in tmp_path.iterdir())
     assert folders == ["labels", "pca", "rgb", "similarity_1", "similarity_2"]
     for folder in tmp_path.iterdir():
@@ -110,7 +113,11 @@ def test_each_question_has_its_picture_and_the_legend_one_line():
     assert (drawn["labels"][0, 0] == 0).all()
     assert len(np.unique(drawn["labels"][0], axis=0)) == 3
     assert draw_images(images, SCALE, legend=True)["labels"].shape == (4 + 2 * 14, 60, 3)
-    assert SCALE.named(1) == "bowl: not here"
+    assert SCALE.named(0) == "red mug: from 0.60"
+    assert SCALE.named(1) == "bowl: not found"
+    doubtful = replace(SCALE, certainties=("uncertain", "unknown word"))
+    assert doubtful.named(0) == "red mug: uncertain, from 0.60"
+    assert doubtful.named(1) == "bowl: unknown word"
 
 
 def test_frames_of_another_size_and_places_that_cannot_be_written_are_refused(tmp_path):

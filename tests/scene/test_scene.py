@@ -10,11 +10,14 @@ from torch.nn import functional
 
 from f3rm.camera_render import RenderRequest
 from f3rm.evaluation.finding import score_finding, true_box
-from f3rm.language.questions import Questioner
+from f3rm.evaluation.means import MEANS, mean_over
 from f3rm.language.relevancy import make_query, similarity
+from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene import PROMPT_TEMPLATES
 from f3rm.scene.boxes import box_iou
 from f3rm.scene.images import render_bands
+from tests.scene.known_surface import SCATTERED
+from tests.viewer.colour_backbone import COLOURS
 
 OUTPUTS = ["rgb", "depth", "accumulation", "pca", "similarity", "composite", "mask", "labels"]
 
@@ -51,11 +54,10 @@ def test_answers_do_not_depend_on_the_frame_that_points_are_given_in(scene, poin
 
 
 def test_similarity_is_that_of_the_full_features(scene, points):
-    encoder = Questioner(scene.model.heads)
     head = scene.head("colours")
     features = scene.features(points, "colours", frame="nerfstudio")
     phrases = ["a red thing", "grey", "blue"]
-    text = encoder._embed(head.spec, phrases, ("{}",))
+    text = TextEncoder(head.spec.backbone).encode(phrases)
     expected = similarity(features, make_query(text[:1], text[1:], temperature=0.2))[:, 0]
     found = scene.similarity(
         points, "a red thing", negatives=phrases[1:], temperature=0.2, frame="nerfstudio"
@@ -107,8 +109,8 @@ def test_things_are_found_in_metres_and_apart(known, run):
 def test_every_thing_of_a_colour_is_found_best_first(known, run):
     for colour, names in (
         ("orange", ["orange box"]),
-        ("purple", ["shiny purple ring", "purple ball"]),  # two rings
-        ("pink", ["shiny pink bottle", "striped pink cylinder"]),
+        ("pink", ["shiny pink ball", "checkered pink ball"]),
+        ("turquoise", ["turquoise bottle", "turquoise box"]),  # two bottles
     ):
         found = known.find(colour, frame="metres")
         boxes = [true_box(thing) for name in names for thing in _things(run, name)]
@@ -148,40 +150,53 @@ LEAST_RELEVANCY = 1 / (1 + math.exp(1 / 3 / 0.1))
 
 
 def test_questions_are_combined(known):
-    both = known.find("purple or orange")
-    assert len(both) == len(known.find("purple")) + len(known.find("orange")) == 4
-    assert not known.find("purple and orange")
-    assert len(known.find("(purple or orange) and not purple")) == len(known.find("orange"))
-    assert not known.find("purple; orange")  # nothing orange on what is purple
+    both = known.find("pink or orange")
+    assert len(both) == len(known.find("pink")) + len(known.find("orange")) == 3
+    assert not known.find("pink and orange")
+    assert len(known.find("(pink or orange) and not pink")) == len(known.find("orange"))
+    assert not known.find("pink; orange")  # nothing orange on what is pink
     assert len(known.find("orange > orange")) == 1
     assert known.find("orange; orange").question == "orange > orange"
 
 
+def _found(scene, truth):
+    finding = score_finding(scene, truth, None)
+    pairs = zip(truth.absent, finding.absent, strict=True)
+    absent = [{"kind": prompt.kind} | row for prompt, row in pairs]
+    rows = {"queries": finding.queries, "absent": absent}
+    means = {name: mean_over(name, [rows]) for name in MEANS if "find_" in name or "not_" in name}
+    return {name: mean.value for name, mean in means.items() if mean}
+
+
 def test_the_evaluation_counts_what_was_found(known, run):
-    score = score_finding(known, run.truth, None)
-    assert score["find_recall"] == 7 / 8  # all but the bottle of which only a few points are red
-    assert score["find_box_iou"] == pytest.approx(7 / 8, abs=0.02)
+    """Words are asked by their colour: a name finds everything of its colour, and no more."""
+
+    def answers(text):
+        seen = [word for word in text.split() if word in COLOURS and word != SCATTERED]
+        things = [thing for thing in run.truth.objects if thing.kind == "object"]
+        return sum(bool(set(seen) & set(thing.name.split())) for thing in things)
+
+    score = _found(known, run.truth)
+    queries = run.truth.queries
+    hits = sum(len(query.ids) for query in queries if answers(query.text))
+    silent = sum(not answers(query.text) for query in queries)
+    quiet = sum(not answers(prompt.text) for prompt in run.truth.absent)
+    assert score["find_recall"] == hits / sum(len(query.ids) for query in queries)
+    assert score["find_box_iou"] == pytest.approx(score["find_recall"], abs=0.02)
     assert score["find_centre_error"] == pytest.approx(0, abs=2e-3)
-    # Words are asked by their colour: each ring and the ball get 3 answers, pink things 2.
-    assert score["find_precision"] == 7 / (3 + 1 + 3 + 2 + 2 + 0 + 1)
-    assert score["not_here_precision"] == 5 / 6  # and the red bottle
-    assert score["not_here_recall"] == 5 / 8  # an orange ring, an orange bowl, a turquoise bowl
+    assert score["find_precision"] == hits / sum(answers(query.text) for query in queries)
+    assert score["not_found_precision"] == quiet / (quiet + silent)
+    assert score["not_found_recall"] == quiet / len(run.truth.absent)
 
 
 def test_a_trained_field_is_found_in_by_the_evaluation(scene, run):
-    score = score_finding(scene, run.truth, None)
-    assert score["find_centre_error"] is not None
-    assert score["find_recall"] is not None
+    score = _found(scene, run.truth)
     assert score["find_centre_error"] < 0.1
     assert score["find_recall"] > 0.7
-    for value in (
-        score["find_box_iou"],
-        score["find_precision"],
-        score["not_here_precision"],
-        score["not_here_recall"],
-    ):
-        assert value is not None
-        assert 0 < value <= 1
+    assert 0 < score["find_precision"] <= 1
+    assert 0 < score["find_box_iou"] < score["find_box_iou_ceiling"] < 1
+    assert 0 < score["not_found_precision"] <= 1
+    assert 0 < score["not_found_recall"] <= 1
 
 
 def test_pictures_equal_the_models_own(scene, camera):
@@ -202,7 +217,7 @@ def test_pictures_equal_the_models_own(scene, camera):
 
 
 def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
-    query = ["purple", "orange", "yellow"]
+    query = ["pink", "orange", "yellow"]
     images = scene.render(camera, OUTPUTS, query=query)
     height, width = int(camera.height), int(camera.width)
     for name in ("similarity", "mask"):
@@ -215,7 +230,7 @@ def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
     assert not (images["labels"] == 2).any()  # nothing is yellow
     grey = images["composite"][images["labels"] < 0]
     assert float((grey - grey.mean(-1, keepdim=True)).abs().max()) < 1e-5
-    same = scene.render(camera, ["labels"], query="purple; orange; yellow")
+    same = scene.render(camera, ["labels"], query="pink; orange; yellow")
     assert torch.equal(same["labels"], images["labels"])
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from hypothesis import given, settings, strategies as st
 
-from f3rm.scene.find import connected, smoothed, supported
+from f3rm.scene.find import connected, supported
+from f3rm.scene.scored import smoothed
 from f3rm.scene.surface import SurfacePoints, thinned
 
 

@@ -30,7 +30,7 @@ from tests.scene_fixtures import need_raycaster
 OPTION = "--pipeline.datamanager"
 METRICS = {
     "psnr": 25.5,
-    "feature_cosine": 0.75,
+    "feature_cosine_bilinear": 0.75,
     "miou": 0.5,
     "nerfacto_psnr": None,
     "queries": [{"text": "<red> mug", "localisation": 1.0, "miou": 0.625, "teacher_miou": None}],

@@ -153,15 +153,20 @@ def test_poses_are_not_in_metres(scene):
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
 
 
-def test_every_thing_is_well_seen_in_many_views(tmp_path):
+def test_every_thing_is_well_seen_in_many_views_of_a_tabletop_and_a_larger_room(tmp_path):
+    sizes = {}
     for kind in ("tabletop", "room"):
         folder = write_scene(tmp_path / kind, kind, seed=1, views=48, height=45, width=60)
         truth = SceneTruth.read(folder)
         views = [truth.view(item.name) for item in read_items(folder)]
         for query in truth.queries:
             for number in query.ids:
-                sizes = [view.mask([number]).sum() for view in views]
-                assert np.sum(np.array(sizes) >= 6) >= 10, query.text  # 384 pixels of 360 x 480
+                seen = [view.mask([number]).sum() for view in views]
+                assert np.sum(np.array(seen) >= 6) >= 10, query.text  # 384 pixels of 360 x 480
+        surfaces = sum(entry.kind == "surface" for entry in truth.objects)
+        distance = np.mean([np.median(view.depth) for view in views])
+        sizes[kind] = (surfaces, len(truth.objects) - surfaces, distance)
+    assert all(room > 1.2 * table for table, room in zip(*sizes.values(), strict=True))
 
 
 def test_the_lens_is_written_down(scene):

@@ -1,12 +1,12 @@
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from f3rm.synthetic.layouts import ROOM_HALF, SCENE_KINDS, TABLE_HALF, Layout, draw_layout, reach
-from f3rm.synthetic.objects import COLOURS, Part
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, TELLING_MATERIALS, Part
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(SCENE_KINDS)
@@ -24,25 +24,28 @@ def thing_parts(layout: Layout) -> list[Part]:
 
 @given(seed=SEEDS, kind=KINDS)
 @several
-def test_eight_to_twelve_things_of_which_two_share_a_name(seed, kind):
+def test_a_scene_has_its_number_of_things_and_of_twins(seed, kind):
     layout = draw_layout(kind, seed)
     things = [thing for thing in layout.descriptions if thing]
-    assert 8 <= len(things) <= 12
+    least, most, twins = (18, 22, 2) if kind == "room" else (8, 12, 1)
+    assert least <= len(things) <= most
     assert len(thing_parts(layout)) == len(things)
     names = Counter(thing.name for thing in things)
-    assert sorted(names.values()) == [1] * (len(things) - 2) + [2]
-    (twin,) = (name for name, count in names.items() if count == 2)
-    assert [number for name, number in layout.spec.objects if name == twin] == [0, 1]
+    assert sorted(names.values()) == [1] * (len(things) - 2 * twins) + [2] * twins
+    for twin in (name for name, count in names.items() if count == 2):
+        assert [number for name, number in layout.spec.objects if name == twin] == [0, 1]
 
 
 @given(seed=SEEDS, kind=KINDS)
 @several
-def test_names_tell_things_apart(seed, kind):
+def test_names_tell_things_apart_and_some_by_the_material_alone(seed, kind):
     things = {thing.name: thing for thing in draw_layout(kind, seed).descriptions if thing}
-    pairs = Counter((thing.colour, thing.shape) for thing in things.values())
-    assert max(pairs.values()) == 1  # never two that differ in material only
-    assert max(Counter(thing.shape for thing in things.values()).values()) <= 2
-    assert max(Counter(thing.colour for thing in things.values()).values()) <= 2
+    alike = defaultdict(set)
+    for thing in things.values():
+        alike[thing.colour, thing.shape].add(thing.material)
+    pairs = [materials for materials in alike.values() if len(materials) > 1]
+    assert [len(materials) for materials in pairs] == ([2, 2] if kind == "room" else [2])
+    assert all(materials <= set(TELLING_MATERIALS) for materials in pairs)
     for name in things:
         words = set(name.split())
         assert not any(words < set(other.split()) for other in things)
@@ -50,14 +53,32 @@ def test_names_tell_things_apart(seed, kind):
 
 @given(seed=SEEDS, kind=KINDS)
 @several
-def test_absent_names_are_colours_and_shapes_of_nothing_there(seed, kind):
+def test_absent_prompts_of_every_kind_are_true_of_nothing_there(seed, kind):
     layout = draw_layout(kind, seed)
-    assert len(set(layout.absent)) == len(layout.absent) == 8
-    present = {(thing.colour, thing.shape) for thing in layout.descriptions if thing}
-    for name in layout.absent:
-        colour, shape = name.split()
-        assert colour in COLOURS
-        assert (colour, shape) not in present
+    names = [set(thing.name.split()) for thing in layout.descriptions if thing]
+    said = {word for name in names for word in name}
+    known = {*COLOURS, *SHAPES, *MATERIALS}
+    looks = {(thing.colour, thing.shape) for thing in layout.descriptions if thing}
+    assert len({prompt.text for prompt in layout.absent}) == len(layout.absent) == 14
+    for prompt in layout.absent:
+        words = set(prompt.text.split())
+        assert not any(words <= name for name in names)
+        assert prompt.shared_words == max(len(words & name) for name in names) < len(words)
+        *_, colour, shape = ("", *prompt.text.split())
+        assert (words <= known) == (prompt.kind != "unknown_word")
+        if prompt.kind == "absent_word":
+            assert words - said
+        elif prompt.kind != "unknown_word":
+            assert words - set(TELLING_MATERIALS) <= said
+            assert ((colour, shape) in looks) == (prompt.kind == "wrong_material")
+    kinds = Counter(prompt.kind for prompt in layout.absent)
+    assert kinds == {
+        "unknown_word": 2,
+        "absent_word": 3,
+        "swapped": 2,
+        "absent_pair": 3,
+        "wrong_material": 4,
+    }
 
 
 @given(seed=SEEDS)

@@ -5,6 +5,7 @@ from f3rm.synthetic.objects import (
     COLOURS,
     MATERIALS,
     SHAPES,
+    TELLING_MATERIALS,
     Description,
     Part,
     Placement,
@@ -12,6 +13,7 @@ from f3rm.synthetic.objects import (
     Texture,
     build_part,
     draw_description,
+    of_another_material,
     unit_mesh,
 )
 
@@ -91,3 +93,29 @@ def test_only_wooden_things_have_no_colour():
     assert all(
         thing.material == "plain" for thing in (draw_description(rng, fancy=0.0) for _ in range(9))
     )
+
+
+@pytest.mark.parametrize("material", ["plain", *TELLING_MATERIALS])
+def test_another_material_is_all_that_differs(material):
+    rng = np.random.default_rng(0)
+    own = Description("mug", "blue", material)
+    others = {of_another_material(rng, own) for _ in range(60)}
+    assert {other.material for other in others} == {*TELLING_MATERIALS} - {material}
+    assert {(other.shape, other.colour) for other in others} == {("mug", "blue")}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stripes_show_on_a_ring_seen_from_above(shape):
+    """Along z alone a flat ring would have none, and a box's lid one colour."""
+    rng = np.random.default_rng(0)
+    for colour in ("purple", "yellow"):
+        thing = Description(shape, colour, "striped")
+        part = build_part(thing, Placement(0.0, 0.0), 0.13, rng)
+        mesh = unit_mesh(shape)
+        corners = mesh.vertices[mesh.triangles].astype(float)
+        upward = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2] > 1e-6
+        weights = rng.dirichlet((1, 1, 1), (200, 1))
+        points = np.einsum("ntk,tkd->ntd", np.tile(weights, (1, upward.sum(), 1)), corners[upward])
+        colours = part.texture.colours(points.reshape(-1, 3) * part.half_size)
+        share = (colours == np.array(part.texture.second, np.float32)).all(axis=-1).mean()
+        assert 0.1 < share < 0.9

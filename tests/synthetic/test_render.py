@@ -92,15 +92,23 @@ def test_light_is_ambient_plus_lambert_s_cosine_and_a_shadow_is_ambient_alone():
 
 
 @pytest.mark.parametrize("gloss", [0.0, 0.7])
-def test_only_shiny_surfaces_mirror_a_lamp(gloss):
+def test_only_shiny_surfaces_mirror_a_lamp_and_what_is_around(gloss):
     texture = Texture("plain", (0.2, 0.2, 0.2), (0.2, 0.2, 0.2), gloss=gloss)
     floor = Part("floor", "box", (0.0, 0.0, -0.1), (2.0, 2.0, 0.1), texture)
+    red = Texture("plain", (0.9, 0.0, 0.0), (0.9, 0.0, 0.0))
+    wall = Part("wall", "box", (0.0, 1.5, 0.0), (2.0, 0.1, 2.0), red)
     lamp = Light((0.0, 1.0, 1.0), strength=0.5)
-    spec = SceneSpec("lamp", seed=0, parts=(floor,), lights=(lamp,), ambient=0.3)
-    # The camera is where a mirror at the origin reflects the lamp to.
+    spec = SceneSpec("lamp", seed=0, parts=(floor, wall), lights=(lamp,), ambient=0.3)
+    # The camera is where a mirror at the origin reflects the lamp to, and the wall behind it.
     pose = look_at(np.array([0.0, -1.0, 1.0]), np.zeros(3))
     seen = SceneRenderer(spec).render(View(pose, focal=9000.0, height=9, width=9))
-    wanted = 0.2 * (0.3 + 0.5 / np.sqrt(2)) + gloss * 0.5
+    matte = np.full(3, 0.2 * (0.3 + 0.5 / np.sqrt(2)))
+    front = 0.3 * gloss
+    share = (front + (1 - front) * (1 - 1 / np.sqrt(2)) ** 5) if gloss else 0.0
+    towards = np.array([0.0, 1.0 - 1.4, 1.0 - 1.4])  # of the lamp, from where the wall is mirrored
+    cosine = -towards[1] / np.linalg.norm(towards)
+    mirrored = np.array([0.9, 0.0, 0.0]) * (0.3 + 0.5 * cosine)
+    wanted = matte + share * (mirrored - matte) + gloss * 0.5
     assert seen.rgb[4, 4] / 255 == pytest.approx(wanted, abs=0.01)
 
 

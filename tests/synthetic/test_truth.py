@@ -55,12 +55,15 @@ def test_a_query_has_all_objects_of_its_name(folder):
 
 
 def test_words_of_a_name_stand_in_the_file(folder):
+    shapes = [entry.shape for entry in SceneTruth.read(folder).objects]
     for entry in json.loads((folder / "scene.json").read_text())["objects"]:
         if entry["kind"] == "surface":
             assert entry["words"] is None
+            assert shapes[entry["id"]] is None
             continue
         words = [entry["words"][key] for key in ("material", "colour", "shape")]
         assert entry["name"] == " ".join(word for word in words if word not in ("plain", None))
+        assert shapes[entry["id"]] == entry["words"]["shape"]
 
 
 def test_views_are_found_by_relative_and_absolute_paths(folder, monkeypatch):
@@ -134,7 +137,11 @@ def test_a_damaged_description_is_named(damaged, text):
         ("seed", True),
         ("seed", -1),
         ("scene", ""),
-        ("absent", [3]),
+        ("absent", ["red mug"]),
+        ("absent", [{"text": "red mug", "kind": "absent_pair"}]),
+        ("absent", [{"text": "", "kind": "absent_pair", "shared_words": 1}]),
+        ("absent", [{"text": "red mug", "kind": "gone", "shared_words": 1}]),
+        ("absent", [{"text": "red mug", "kind": "absent_pair", "shared_words": -1}]),
         ("queries", [{"text": "mug", "ids": [1000]}]),
         ("queries", [{"text": "mug", "ids": []}]),
         ("queries", [{"ids": [1]}]),
@@ -165,6 +172,7 @@ def test_a_damaged_entry_is_named(damaged, key, value):
         ("centre", [1, 2]),
         ("half_size", [1, 2, "3"]),
         ("yaw", float("inf")),
+        ("kind", "object"),  # without words
     ],
 )
 def test_a_damaged_object_is_named(damaged, key, value):

@@ -1,6 +1,7 @@
 """The program that makes TINYCLIP: what its texts mean, what its batches hold, how it resumes."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,21 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
 from f3rm.backbones.registry import load_backbone
+from f3rm.backbones.weights import local_weights
 from f3rm.store.spec import PRESETS
-from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, TELLING_MATERIALS, Description
 from tools.tinyclip import train
 from tools.tinyclip.batches import CELL, draw_batch, patch_shares
 from tools.tinyclip.clutter import draw_clutter
-from tools.tinyclip.model import build_model, build_tutor, embed_texts, loss_of, tokenizer
+from tools.tinyclip.measure import Whole, material_numbers
+from tools.tinyclip.model import (
+    VOCABULARY_NAME,
+    build_model,
+    build_tutor,
+    embed_texts,
+    loss_of,
+    tokenizer,
+)
 from tools.tinyclip.pictures import HELD_OUT_FROM, load_generated, load_scene, render_scenes
 from tools.tinyclip.schedule import Schedule, rate_at
 from tools.tinyclip.together import average_gradients, helped
@@ -29,8 +39,15 @@ from tools.tinyclip.words import (
     pair_texts,
     single_texts,
     surface_attributes,
+    vocabulary,
 )
 
+MEANINGS = {
+    synonym: word
+    for kind, word, *others in map(str.split, vocabulary().splitlines())
+    for synonym in (word, *others)
+    if kind in ("colour", "material", "shape")
+}
 TEXTS = [*generic_texts(), *single_texts(), *pair_texts(), *material_texts()]
 
 
@@ -117,6 +134,33 @@ def test_a_batch_names_what_its_regions_show(scenes):
     assert (batch.true & (batch.levels > 0)).any(dim=1).all()
 
 
+def test_a_batch_tells_materials_apart_by_texts_that_differ_in_nothing_else(scenes):
+    batch = draw_batch(scenes, np.random.default_rng(3), size=8, grid=(4, 5))
+    said = {frozenset(map(MEANINGS.get, text.split())) - {None} for text in batch.texts}
+    things = [thing for thing in batch.regions.things if thing.colour is not None]
+    assert things
+    for thing in things:
+        others = [replace(thing, material=material) for material in TELLING_MATERIALS]
+        false = [other for other in others if frozenset(other.name.split()) in said]
+        assert sum(other != thing for other in false) >= 2
+    shown = {MATERIALS[number] for number in batch.regions.materials.unique() if number >= 0}
+    assert shown == {thing.material for thing in batch.regions.things}
+
+
+def test_all_words_of_training_are_in_the_vocabulary_that_ships(scenes):
+    folder = local_weights(PRESETS["TINYCLIP"].backbone)
+    assert folder is not None
+    shipped = (folder / VOCABULARY_NAME).read_text(encoding="utf-8")
+    assert shipped == vocabulary()
+    known = {word for line in shipped.splitlines() for word in line.split()[1:]}
+    words = random.Random(0)
+    said = {word for _ in range(20) for text in TEXTS for word in text.say(words).split()}
+    for scene in scenes:
+        batch = draw_batch([scene], np.random.default_rng(0), size=4, grid=(4, 5))
+        said |= {word for text in (*batch.texts, *batch.captions) for word in text.split()}
+    assert said == known
+
+
 def test_texts_are_embedded_as_open_clip_does():
     model = build_model(0).eval()
     texts = ("mug", "a photo of a striped red mug", "the blue ball and a box")
@@ -187,6 +231,36 @@ def test_an_interrupted_training_ends_with_the_same_model(tmp_path, pictures, ca
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
+
+
+def _embed_words(texts):
+    """A text's directions are its words'."""
+    words = ["striped", "dotted", "shiny", "checkered", "red", "mug", "object"]
+    rows = torch.tensor([[float(word in text.split()) for word in words] for text in texts])
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def test_materials_are_measured_between_things_that_differ_in_nothing_else():
+    striped, dotted = (Description("mug", "red", material) for material in ("striped", "dotted"))
+    wholes = [
+        Whole(_embed_words([thing.name])[0], thing, (0, picture))
+        for picture in (0, 1)
+        for thing in (
+            striped,
+            dotted,
+            Description("mug", "red"),
+            Description("box", None, "wooden"),
+        )
+    ]
+    found = material_numbers(wholes, _embed_words)
+    assert found["material_of_two_names"] == found["material_of_two_objects"] == 1
+    assert found["material_of_two_objects_count"] == 8  # each of two with two others, twice
+    assert found["full_name_accepted"] == 1
+    assert found["wrong_material_refused"] == 0  # two of three words are nearer than "object"
+    mistaken = [replace(whole, thing=dotted) for whole in wholes if whole.thing == striped]
+    found = material_numbers(mistaken, _embed_words)
+    assert found["material_of_two_names"] == pytest.approx(2 / 3)
+    assert np.isnan(found["material_of_two_objects"])
 
 
 def test_the_shipped_model_tells_things_apart(tmp_path):

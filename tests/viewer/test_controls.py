@@ -5,12 +5,20 @@ import torch
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
+from f3rm.backbones.known_words import KnownWords
 from f3rm.errors import F3rmError
 from f3rm.language.text_encoder import QueryText, TextEncoder, split_phrases
 from f3rm.viewer import controls as module
 from f3rm.viewer.controls import FeatureControls
 from tests.nerf_fixtures import head
-from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
+from tests.viewer.viewer_fixtures import (
+    FakeTower,
+    FakeViewer,
+    embedding,
+    install_towers,
+    press,
+    wait,
+)
 
 MEANS = {"dino": torch.ones(6), "clip": torch.ones(12)}
 POINT = ((0.0, 0.0, 0.0), (0.0, 0.0, 2.0))
@@ -82,6 +90,19 @@ def test_nothing_asked_shows_nothing(controls, viewer, towers, text):
     controls.ask.a_positives.value = text
     wait(lambda: controls.active_query(MEANS) is None)
     assert towers[0].texts[-1][0] == "mug"
+
+
+def test_an_unknown_word_is_said_with_what_is_known(controls, viewer, towers, monkeypatch):
+    known = KnownWords({"shape": (("mug", "cup"), ("box",))})
+    monkeypatch.setattr(FakeTower, "known_words", known)
+    controls.ask.a_positives.value = "fox, mug"
+    _says(controls, "CLIP does not know 'fox'. It knows the shapes mug, box; use CLIP for")
+    assert "Showing: fox, mug" in controls.ask_status.content
+    assert _asked(controls).is_known == (False,)
+    controls.ask.a_positives.value = "cup"
+    wait(lambda: _asked(controls).is_known == (True,))
+    _says(controls, "Showing: cup")
+    assert "does not know" not in controls.ask_status.content
 
 
 def test_odd_texts_break_nothing(controls, viewer, towers):

@@ -10,7 +10,7 @@ from f3rm.language.active_query import ActiveQuery, DisplaySettings, Example, Wo
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.relevancy import make_query, similarity
 from f3rm.language.text_encoder import QueryText
-from f3rm.viewer.pictures import draw, legend
+from f3rm.viewer.pictures import Drawn, draw, legend
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile, QueryFileError
 from tests.backbones import random_clip as clip
 from tests.nerf_fixtures import head
@@ -25,7 +25,8 @@ def _words(*positives, negatives=1):
     generator = torch.Generator().manual_seed(5)
     vectors = torch.randn(len(labels) + negatives, 12, generator=generator)
     text = QueryText(", ".join(labels), "object", 0.1)
-    return Words(text, labels, vectors[: len(labels)], vectors[len(labels) :])
+    known = tuple("fox" not in label for label in labels)
+    return Words(text, labels, vectors[: len(labels)], vectors[len(labels) :], known)
 
 
 def _asked(*positives, negatives=1, **settings):
@@ -85,12 +86,35 @@ def test_the_threshold_is_the_persons_or_the_pictures():
 
 def test_a_legend_names_every_colour_and_threshold():
     asked = _asked("mug {a}", "cup", several="each alone")
-    text = legend(asked, (0.625, float("inf")))
+    text = legend(asked, Drawn({}, (0.625, float("inf")), ("found", "absent")))
     assert "1. mug &#123;a&#125;: from 0.62 (automatic)" in text
     assert "2. cup: not found" in text
     assert "rgb(86, 180, 233)" in text
     assert "relevancy" in text
-    assert "Scale of cosine" in legend(_asked("mug", score="cosine"), (0.5,))
+    cosine = _asked("mug", score="cosine")
+    assert "Scale of cosine" in legend(cosine, Drawn({}, (0.5,), ("found",)))
+
+
+def test_a_legend_says_how_certain_each_prompt_is():
+    columns = [[0.9, 0.3], [0.58, 0.3], [0.5, 0.3], [0.9, 0.3], [0.3, 0.2]]
+    scores = torch.tensor(columns).T
+    names = ("mug", "cup", "bowl", "fox", "box")
+    asked = _asked(*names, several="each alone")
+    drawn = draw(scores, asked, torch.rand(2, 3))
+    assert drawn.certainties == ("found", "uncertain", "uncertain", "unknown word", "absent")
+    lines = legend(asked, drawn).split("  \n")
+    ends = ["(automatic)", "(automatic)", "bowl: uncertain", "fox: unknown word", "not found"]
+    assert all(line.endswith(end) for line, end in zip(lines[:5], ends, strict=True))
+    assert "cup: uncertain, from 0." in lines[1]
+    yours = _asked(*names, several="each alone", threshold=0.55)
+    drawn = draw(scores, yours, torch.rand(2, 3))
+    assert drawn.thresholds == (0.55,) * 5  # who says so sees it, whatever it means
+    assert drawn.certainties == ("found", "found", "absent", "unknown word", "absent")
+
+
+def test_an_average_with_an_unknown_word_is_unknown():
+    assert _asked("mug", "red fox").is_known == (False,)
+    assert _asked("mug", "red fox", several="each alone").is_known == (True, False)
 
 
 def test_words_and_examples_are_told_from_negatives_of_their_own_kind():

@@ -137,6 +137,7 @@ class FakeTower:
     """A text tower: each text has a direction of its own; some cannot be had."""
 
     loads = 0
+    known_words = None
 
     def __init__(self, channels):
         self.channels = channels

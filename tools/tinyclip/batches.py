@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,15 +12,15 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
-from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, TELLING_MATERIALS, Description
 from tools.tinyclip.pictures import ScenePictures
 from tools.tinyclip.words import (
-    UNSEEN_PAIRS,
     Text,
     attributes,
     describe,
     full_text,
     generic_texts,
+    is_unseen,
     material_texts,
     pair_texts,
     single_texts,
@@ -33,22 +33,23 @@ _SAMPLES = 8
 """Pixels across a cell that decide what the cell shows."""
 _INSIDE = 0.4
 """Share of a cell that an object must cover for the cell to count as its."""
-_MAX_OBJECTS = 32
+_MAX_OBJECTS = 40
 _FALSE_FULL_TEXTS = 24
+_FALSE_MATERIALS = 2
 _FALSE_PAIRS = 0.5
 """Share of the texts of two attributes that a batch is not about."""
 _ZOOM = (0.5, 4.0)
 """Least and largest magnification of a cut-out."""
 _CELLS_ACROSS = (
     (0.0, 0.22, 0.45, 0.55, 1.0),
-    (1.4, 1.2, 1.2, 0.9, 0.9),
+    (1.4, 1.2, 1.2, 0.8, 0.8),
     (1.9, 2.4, 4.2, 7.0, 7.0),
 )
 """Least and most cells across the thing that a cut-out is about, at shares of the training."""
 _NOISE_NUMBERS = 1 << 20
 _CAPTION_OBJECTS = 4
 _LEAST_PATCHES = 2
-NO_SHAPE = -100
+NOTHING = -100
 """Number of what is no thing, as torch's cross entropy leaves it out."""
 
 
@@ -61,7 +62,8 @@ class Regions:
         picture: Which picture each region is in.
         truth: Attributes of each region.
         things: The things among them.
-        shapes: Of each patch, the number of the shape that it shows, or :data:`NO_SHAPE`.
+        shapes: Of each patch, the number of the shape that it shows, or :data:`NOTHING`.
+        materials: Likewise of the material.
     """
 
     weights: Float[Tensor, "regions patches"]
@@ -69,6 +71,7 @@ class Regions:
     truth: tuple[frozenset[str], ...]
     things: frozenset[Description]
     shapes: Int[Tensor, "batch patches"]
+    materials: Int[Tensor, "batch patches"]
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,7 @@ def _regions(
     inside = shares > _INSIDE
     weights, pictures, truths = [], [], []
     things: set[Description] = set()
-    shapes = torch.full(shares.shape[:2], NO_SHAPE)
+    shapes, materials = torch.full((2, *shares.shape[:2]), NOTHING)
     for picture, number in inside.any(dim=1).nonzero().tolist():
         patches = inside[picture, :, number].nonzero()[:, 0]
         scene = scenes[picture]
@@ -242,6 +245,7 @@ def _regions(
         if thing is not None:
             things.add(thing)
             shapes[picture, patches] = SHAPES.index(thing.shape)
+            materials[picture, patches] = MATERIALS.index(thing.material)
         # Alone, a few, or all: what is read out densely are single patches, but shapes are learnt
         # from many.
         for wanted in (len(patches), int(rng.choice([1, 1, 2, 4]))):
@@ -253,7 +257,12 @@ def _regions(
             pictures.append(picture)
             truths.append(_truth(scene, number))
     return Regions(
-        torch.stack(weights), torch.tensor(pictures), tuple(truths), frozenset(things), shapes
+        torch.stack(weights),
+        torch.tensor(pictures),
+        tuple(truths),
+        frozenset(things),
+        shapes,
+        materials,
     )
 
 
@@ -270,9 +279,14 @@ def _truth(scene: ScenePictures, number: int) -> frozenset[str]:
 
 
 def _texts(regions: Regions, words: random.Random) -> list[Text]:
-    """Returns all shortest texts, what is true of the regions, and about as much that is false."""
-    false = {_false_thing(words) for _ in range(_FALSE_FULL_TEXTS)}
-    full = [full_text(thing) for thing in sorted((*regions.things, *false), key=str)]
+    """Returns all shortest texts, what is true of the regions, and about as much that is false.
+
+    The false ones that teach most differ from a true one by one word, the material above all.
+    """
+    things = sorted(regions.things, key=str)
+    false = [_false_thing(words) for _ in range(_FALSE_FULL_TEXTS)]
+    false += [other for thing in things for other in _near_misses(thing, words)]
+    full = [full_text(thing) for thing in sorted({*things, *false}, key=str)]
     truths = set(regions.truth)
     pairs = [
         text
@@ -284,11 +298,22 @@ def _texts(regions: Regions, words: random.Random) -> list[Text]:
 
 
 def _false_thing(words: random.Random) -> Description:
-    while True:
-        material = words.choice(MATERIALS[1:5])
-        thing = Description(words.choice(SHAPES), words.choice(list(COLOURS)), material)
-        if (thing.colour, thing.shape) not in UNSEEN_PAIRS:
-            return thing
+    thing = Description(
+        words.choice(SHAPES), words.choice(list(COLOURS)), words.choice(TELLING_MATERIALS)
+    )
+    return _false_thing(words) if is_unseen(thing) else thing
+
+
+def _near_misses(thing: Description, words: random.Random) -> list[Description]:
+    """Returns things that differ by one word: two of other materials, a colour and a shape."""
+    if thing.colour is None:
+        return []
+    materials = [material for material in TELLING_MATERIALS if material != thing.material]
+    near = [replace(thing, material=other) for other in words.sample(materials, _FALSE_MATERIALS)]
+    if thing.material != "plain":
+        near.append(replace(thing, colour=words.choice(list(COLOURS))))
+        near.append(replace(thing, shape=words.choice(SHAPES)))
+    return [other for other in near if not is_unseen(other)]
 
 
 def _caption(

@@ -5,6 +5,7 @@ but neither layout nor surroundings.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,15 @@ from f3rm.synthetic.objects import (
     Vector,
     build_part,
     draw_description,
+    of_another_material,
 )
 from tools.tinyclip.words import is_unseen
 
 _TRIES = 60
+_FANCY = 0.7
+"""Share of things of a material other than plain."""
+_TWINS = 0.35
+"""Share of things that are like another of their scene but for the material."""
 _COLOUR_JITTER = 0.07
 _SURFACE_PATTERNS: tuple[Pattern, ...] = ("waves", "waves", "grain", "plain", "checker", "stripes")
 
@@ -56,9 +62,9 @@ def draw_clutter(seed: int, *, unseen: bool = False) -> Clutter:
     things: list[Description | None] = [None] * len(parts)
     taken: list[tuple[float, float, float]] = []
     for index in range(int(rng.integers(6, 15))):
-        thing = draw_description(rng, fancy=0.6)
+        thing = _draw_thing(rng, things)
         while is_unseen(thing) and not unseen:
-            thing = draw_description(rng, fancy=0.6)
+            thing = _draw_thing(rng, things)
         radius = float(rng.uniform(0.05, 0.16))
         spot = _free_spot(rng, taken, radius, half)
         if spot is None:
@@ -68,6 +74,14 @@ def draw_clutter(seed: int, *, unseen: bool = False) -> Clutter:
         things.append(thing)
     spec = SceneSpec("clutter", seed, tuple(parts), _lights(rng), float(rng.uniform(0.3, 0.6)))
     return Clutter(spec, tuple(things))
+
+
+def _draw_thing(rng: np.random.Generator, others: Sequence[Description | None]) -> Description:
+    """Draws a thing, often one that differs from another of the scene by material alone."""
+    coloured = [other for other in others if other is not None and other.colour is not None]
+    if coloured and rng.random() < _TWINS:
+        return of_another_material(rng, coloured[int(rng.integers(len(coloured)))])
+    return draw_description(rng, fancy=_FANCY)
 
 
 def draw_view(rng: np.random.Generator, clutter: Clutter, height: int, width: int) -> View:

@@ -1,6 +1,7 @@
 """How well TINYCLIP knows held-out scenes: accuracy per patch, and pairs that it never saw."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.clip.resnet import RESNET_STRIDE
-from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, Description
+from f3rm.synthetic.objects import COLOURS, MATERIALS, SHAPES, TELLING_MATERIALS, Description
 from tools.tinyclip.batches import patch_shares
 from tools.tinyclip.pictures import ScenePictures
 from tools.tinyclip.words import UNSEEN_PAIRS
@@ -18,6 +19,22 @@ Encode = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch 
 """RGB in [0, 1] to features of the patches."""
 EncodeTexts = Callable[[tuple[str, ...]], Float[Tensor, "texts channels"]]
 """Texts to unit embeddings."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An object in a picture.
+
+    Attributes:
+        feature: Mean of the patches that lie inside it.
+        thing: What it is.
+        picture: Number of the scene, and of the picture in it.
+    """
+
+    feature: Float[Tensor, " channels"]
+    thing: Description
+    picture: tuple[int, int]
+
 
 SCALE = 1.0
 """Pixels of the network's input per pixel of a picture; a usual thing is 40 to 130 wide there."""
@@ -41,6 +58,9 @@ def measure(
         Accuracies in [0, 1]: of colours among all colours, and likewise of shapes, materials, and
         pairs of colour and shape; of pairs for whole objects, and for the pairs that training left
         out; how often relevancy above one half is right for pairs; and what chance gives for pairs.
+        Of whole objects and full names: how often the right material beats another one, and which
+        of two objects in a picture that differ by material alone a name takes; how often relevancy
+        accepts the right name, and refuses one with a wrong material.
     """
     patches, wholes = _gather(encode, scenes)
     features = F.normalize(torch.stack([feature for feature, _ in patches]), dim=-1)
@@ -48,10 +68,10 @@ def measure(
     coloured = [index for index, thing in enumerate(things) if thing.colour is not None]
     made = [index for index, thing in enumerate(things) if thing.material != "plain"]
     scores = Scores(features, things, encode_texts)
-    whole_features = F.normalize(torch.stack([feature for feature, _ in wholes]), dim=-1)
-    whole = Scores(whole_features, [thing for _, thing in wholes], encode_texts)
-    whole_coloured = [i for i, (_, thing) in enumerate(wholes) if thing.colour is not None]
-    unseen = [i for i in whole_coloured if _pair(wholes[i][1]) in UNSEEN_PAIRS]
+    whole_features = F.normalize(torch.stack([one.feature for one in wholes]), dim=-1)
+    whole = Scores(whole_features, [one.thing for one in wholes], encode_texts)
+    whole_coloured = [i for i, one in enumerate(wholes) if one.thing.colour is not None]
+    unseen = [i for i in whole_coloured if _pair(wholes[i].thing) in UNSEEN_PAIRS]
     unseen_patches = [i for i in coloured if _pair(things[i]) in UNSEEN_PAIRS]
     return {
         "patches": float(len(things)),
@@ -68,7 +88,59 @@ def measure(
         "unseen_pairs_whole_top5": whole.pair_accuracy(unseen, best=5),
         "unseen_pairs_count": float(len(unseen)),
         "chance_pairs": 1 / len(_PAIRS),
+        **material_numbers(wholes, encode_texts),
     }
+
+
+def material_numbers(wholes: Sequence[Whole], encode_texts: EncodeTexts) -> dict[str, float]:
+    """Measures full names such as "striped red mug" on whole objects that have a colour.
+
+    Args:
+        wholes: Objects in pictures.
+        encode_texts: The text tower.
+    """
+    wholes = [whole for whole in wholes if whole.thing.colour is not None]
+    names = [_names(whole.thing) for whole in wholes]
+    texts = sorted({name for own in names for name in own.values()})
+    features = F.normalize(torch.stack([whole.feature for whole in wholes]), dim=-1)
+    scores = features @ encode_texts((*texts, *_CANONICAL)).T
+    least = scores[:, len(texts) :].amax(dim=1)
+    of = [
+        {m: float(row[texts.index(name)]) for m, name in own.items()}
+        for row, own in zip(scores, names, strict=True)
+    ]
+    told, taken, right, refused = [], [], [], []
+    for index, whole in enumerate(wholes):
+        own = whole.thing.material
+        wrong = [score for material, score in of[index].items() if material != own]
+        refused += [score < least[index] for score in wrong]
+        if own == "plain":
+            continue
+        told += [of[index][own] > score for score in wrong]
+        right.append(of[index][own] > least[index])
+        twins = (
+            other
+            for other, candidate in enumerate(wholes)
+            if candidate.picture == whole.picture
+            and candidate.thing != whole.thing
+            and _pair(candidate.thing) == _pair(whole.thing)
+        )
+        taken += [of[index][own] > of[twin][own] for twin in twins]
+    return {
+        "material_of_two_names": _share(told),
+        "material_of_two_objects": _share(taken),
+        "material_of_two_objects_count": float(len(taken)),
+        "full_name_accepted": _share(right),
+        "wrong_material_refused": _share(refused),
+    }
+
+
+def _names(thing: Description) -> dict[str, str]:
+    return {material: replace(thing, material=material).name for material in TELLING_MATERIALS}
+
+
+def _share(values: Sequence[bool | Tensor]) -> float:
+    return float(np.mean([bool(value) for value in values])) if values else float("nan")
 
 
 class Scores:
@@ -131,11 +203,11 @@ def _pair(thing: Description) -> tuple[str, str]:
 
 def _gather(
     encode: Encode, scenes: Sequence[ScenePictures]
-) -> tuple[list[tuple[Tensor, Description]], list[tuple[Tensor, Description]]]:
+) -> tuple[list[tuple[Tensor, Description]], list[Whole]]:
     """Returns features of patches inside one thing, and their means, with the things."""
     patches: list[tuple[Tensor, Description]] = []
-    wholes: list[tuple[Tensor, Description]] = []
-    for scene in scenes:
+    wholes: list[Whole] = []
+    for where, scene in enumerate(scenes):
         rows, cols = (round(SCALE * side / RESNET_STRIDE) for side in scene.ids.shape[1:])
         size = (rows * RESNET_STRIDE, cols * RESNET_STRIDE)
         ids = torch.from_numpy(scene.ids)[:, None].float()
@@ -151,5 +223,5 @@ def _gather(
                     continue
                 mine = features[picture, inside]
                 patches += [(feature, thing) for feature in mine]
-                wholes.append((mine.mean(dim=0), thing))
+                wholes.append(Whole(mine.mean(dim=0), thing, (where, picture)))
     return patches, wholes

@@ -15,9 +15,11 @@ from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.clip.resnet import project_cells, resnet_features, resnet_maps
 from f3rm.backbones.clip.source import CONFIG_NAME, WEIGHT_NAMES
-from f3rm.synthetic.objects import SHAPES
-from tools.tinyclip.batches import CELL, NO_SHAPE, Batch
+from f3rm.synthetic.objects import MATERIALS, SHAPES
+from tools.tinyclip.batches import CELL, NOTHING, Batch
+from tools.tinyclip.words import vocabulary
 
+VOCABULARY_NAME = "vocabulary.txt"
 CONTEXT = 24
 CONFIG: dict[str, Any] = {
     "embed_dim": 128,
@@ -39,6 +41,7 @@ LOGIT_SCALE = 16.0
 """One over the temperature of training."""
 
 _CAPTION_WEIGHT = 0.15
+_MATERIAL_WEIGHT = 0.5
 
 
 def build_model(seed: int) -> open_clip.CLIP:
@@ -120,9 +123,13 @@ def loss_of(
     to_text = _region_to_text(scores, batch.true, batch.levels)
     to_region = _text_to_region(scores, batch.true, batch.levels)
     named = tutor(maps.flatten(2).transpose(1, 2)).flatten(0, 1)
-    shape = F.cross_entropy(named, batch.regions.shapes.flatten(), ignore_index=NO_SHAPE)
-    loss = to_text + 0.5 * to_region + shape
-    terms = {"to_text": to_text.item(), "to_region": to_region.item(), "tutor": shape.item()}
+    shapes, materials = named.split([len(SHAPES), len(MATERIALS)], dim=1)
+    tutored = F.cross_entropy(shapes, batch.regions.shapes.flatten(), ignore_index=NOTHING)
+    tutored = tutored + _MATERIAL_WEIGHT * F.cross_entropy(
+        materials, batch.regions.materials.flatten(), ignore_index=NOTHING
+    )
+    loss = to_text + 0.5 * to_region + tutored
+    terms = {"to_text": to_text.item(), "to_region": to_region.item(), "tutor": tutored.item()}
     if batch.images.shape[-1] == CONFIG["vision_cfg"]["image_size"]:  # what is pooled has one size
         pictures = visual.attnpool(maps)
         captions = embed_texts(model, batch.captions)
@@ -133,11 +140,11 @@ def loss_of(
 
 
 def build_tutor() -> nn.Linear:
-    """Returns what names shapes from the last feature map, in training only.
+    """Returns what names shapes and materials from the last feature map, in training only.
 
     Without it the first thousand steps learn colours alone: texts tell shapes apart late.
     """
-    return nn.Linear(CONFIG["vision_cfg"]["width"] * 32, len(SHAPES))
+    return nn.Linear(CONFIG["vision_cfg"]["width"] * 32, len(SHAPES) + len(MATERIALS))
 
 
 def _pool(batch: Batch, cells: Float[Tensor, "batch cells dims"]) -> Float[Tensor, "regions dims"]:
@@ -193,7 +200,7 @@ def _text_to_region(
 
 @torch.no_grad()
 def publish(model: open_clip.CLIP, folder: Path, used_tokens: Bool[Tensor, " vocabulary"]) -> Path:
-    """Writes the model in fp16 in the layout of open_clip's hub repositories.
+    """Writes the model in fp16 in the layout of open_clip's hub repositories, and its vocabulary.
 
     Embeddings of words that training never used are set to zero: they would be random directions,
     and a phrase should mean what its known words mean.
@@ -211,6 +218,7 @@ def publish(model: open_clip.CLIP, folder: Path, used_tokens: Bool[Tensor, " voc
     folder.mkdir(parents=True, exist_ok=True)
     published = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESSING}
     (folder / CONFIG_NAME).write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+    (folder / VOCABULARY_NAME).write_text(vocabulary(), encoding="utf-8")
     halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()

@@ -66,7 +66,7 @@ class Train:
     """Scenes of f3rm make-scene tabletop for measuring."""
     views: int = 12
     """Photographs of each of them."""
-    steps: int = 6000
+    steps: int = 7000
     """Training steps."""
     rate: float = 4e-3
     """Highest learning rate."""

@@ -127,6 +127,24 @@ def full_text(thing: Description) -> Text:
     return describe(*thing.name.split())
 
 
+def vocabulary() -> str:
+    """Returns the words that the model is taught, a line for each: kind, word, synonyms."""
+    kinds = {
+        "colour": COLOURS,
+        "material": MATERIALS[1:],
+        "shape": SHAPES,
+        "surface": SURFACES,
+        "canonical": (*_OBJECT_WORDS, *_SURFACE_WORDS),
+        "template": sorted({*" ".join(_TEMPLATES).replace("{}", "").split(), "and"}),
+    }
+    lines = [
+        " ".join((kind, *dict.fromkeys((word, *_SYNONYMS.get(word, ())))))
+        for kind, words in kinds.items()
+        for word in words
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def is_unseen(thing: Description) -> bool:
     """Returns whether training leaves an object of this colour and shape out."""
     return (thing.colour, thing.shape) in UNSEEN_PAIRS

@@ -22,10 +22,17 @@ from f3rm.backbones.clip.towers import (
     require_supported_image,
 )
 from f3rm.backbones.clip.vit import AVERAGED_RULES, clip_vit, rules_of
+from f3rm.backbones.known_words import read_known_words
 from f3rm.backbones.layers import LayerInfo, dense_layer
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.vit import Vit
-from f3rm.backbones.weights import not_loaded, provenance_of, require_several, unavailable
+from f3rm.backbones.weights import (
+    local_weights,
+    not_loaded,
+    provenance_of,
+    require_several,
+    unavailable,
+)
 from f3rm.errors import BackboneRef
 
 
@@ -56,6 +63,7 @@ class ClipBackbone(Backbone):
         self.mean = source.mean
         self.std = source.std
         self.has_text = has_supported_text(source.config)
+        self.known_words = read_known_words(local_weights(ref))
         self.visual = visual
         self.text = text
         self._vit: Vit | None = None

@@ -50,6 +50,7 @@ class ProxyBackbone(Backbone):
         self.channels = clip.channels
         self.mean, self.std = clip.mean, clip.std
         self.has_text = clip.has_text
+        self.known_words = clip.known_words
         self.patch_size = clip.patch_size if proxy is None else proxy.patch_size
         self._clip = clip
         self._proxy = proxy

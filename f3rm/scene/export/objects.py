@@ -161,6 +161,7 @@ def _to_dict(found: Found) -> dict[str, object]:
         "query": found.question,
         "threshold": found.threshold if math.isfinite(found.threshold) else None,  # JSON has no inf
         "best_score": found.best_score,
+        "certainty": found.certainty,
         "reason": found.reason,
         "instances": [
             {

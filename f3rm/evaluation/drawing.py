@@ -1,0 +1,80 @@
+"""What an evaluation draws while it renders: the folder of pictures, and the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from f3rm.camera_render import CameraOutputs
+from f3rm.errors import StrPath
+from f3rm.evaluation.held_out import ScoredView
+from f3rm.evaluation.page import PageViews, next_commands, page_html
+from f3rm.evaluation.pictures import PictureFolder
+from f3rm.evaluation.report import Evaluation
+from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.model import FeatureFieldModel
+from f3rm.scene.run_loading import LoadedRun
+from f3rm.synthetic.truth import SceneTruth
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The folder and the page that an evaluation draws."""
+
+    folder: PictureFolder
+    page: PageViews
+
+    @classmethod
+    def open(
+        cls,
+        pictures: StrPath,
+        run: LoadedRun,
+        model: FeatureFieldModel,
+        *,
+        truth: SceneTruth | None,
+        vocabulary: Vocabulary | None,
+        head: str | None,
+        queries: Sequence[str],
+    ) -> "Drawing":
+        """Creates the folder, before views are rendered: what cannot be written fails at once.
+
+        Args:
+            pictures: The folder.
+            run: The run.
+            model: The run's model.
+            truth: The dataset's truth; None for photographs of one's own.
+            vocabulary: The phrases that panels show; None for none.
+            head: The head to ask; None for the first with a text tower.
+            queries: Phrases that the page asks; if empty, names of objects in its views.
+
+        Raises:
+            F3rmError: If the folder cannot be written to, or the head cannot be asked.
+        """
+        folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
+        return cls(folder, PageViews(run, model, truth, head=head, queries=queries))
+
+    def add(
+        self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None
+    ) -> None:
+        """Draws a rendered view; see :data:`f3rm.evaluation.held_out.Watch`."""
+        self.page.add(index, photograph, outputs)
+        if view is not None:
+            self.folder.add(view)
+
+    def finish(self, run: LoadedRun, found: Evaluation, *, device: str) -> None:
+        """Writes the overview and the page.
+
+        Args:
+            run: The run.
+            found: Its numbers.
+            device: ``cpu`` or ``cuda``, for the commands on the page.
+
+        Raises:
+            F3rmError: If a file cannot be written.
+        """
+        self.folder.write_overview()
+        where = self.folder.path
+        commands = next_commands(
+            run.config_path, pictures=where, video=where / "pca.mp4", device=device
+        )
+        self.folder.write_page(page_html(self.page.views, found.to_dict(), "\n".join(commands)))
