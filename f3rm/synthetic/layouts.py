@@ -299,7 +299,7 @@ def _draw_lights(rng: np.random.Generator, *, height: float, spread: float) -> t
 def _shell(rng: np.random.Generator, half: float, *, floor: float, ceiling: float) -> list[Part]:
     """Returns the walls with the ceiling, as the inside of one box, and the floor."""
     wall = _surface_texture(rng, _WALLS, ("waves",), period=float(rng.uniform(0.9, 1.4)))
-    ground = _surface_texture(rng, _FLOORS, ("grain", "waves"), period=0.7)
+    ground = _surface_texture(rng, _FLOORS, ("grain",), period=0.7)
     # The walls end below the floor: of two surfaces in one plane, rounding would choose per pixel.
     cellar = floor - 2 * _THICK
     middle, height = (ceiling + cellar) / 2, (ceiling - cellar) / 2

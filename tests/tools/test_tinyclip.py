@@ -259,7 +259,7 @@ def test_materials_are_measured_between_things_that_differ_in_nothing_else():
     assert found["wrong_material_refused"] == 0  # two of three words are nearer than "object"
     mistaken = [replace(whole, thing=dotted) for whole in wholes if whole.thing == striped]
     found = material_numbers(mistaken, _embed_words)
-    assert found["material_of_two_names"] == pytest.approx(2 / 3)
+    assert found["material_of_two_names"] == 0
     assert np.isnan(found["material_of_two_objects"])
 
 
@@ -270,6 +270,8 @@ def test_the_shipped_model_tells_things_apart(tmp_path):
     assert found["colour"] >= 0.9
     assert found["colour_and_shape"] >= 0.8
     assert found["whole_colour_and_shape"] >= 0.8
+    assert found["material_of_two_objects"] >= 0.8
+    assert found["wrong_material_refused"] >= 0.8
     render_scenes(tmp_path, [HELD_OUT_FROM + 500, HELD_OUT_FROM + 501], processes=1)
     clutter = [load_scene(tmp_path, HELD_OUT_FROM + 500 + index) for index in range(2)]
     found = train.measure(*train.towers(backbone), clutter)
