@@ -11,14 +11,15 @@ from f3rm.evaluation.finding import ROUND_SHAPES, overlap, pair, true_box
 from f3rm.scene.boxes import OrientedBox, box_iou
 from f3rm.scene.found import Instance
 from f3rm.synthetic.objects import SHAPES
-from f3rm.synthetic.truth import TruthObject
+from f3rm.synthetic.truth import TruthObject, TruthWords
 
 ANGLES = st.floats(-10, 10)
 LENGTHS = st.floats(0.05, 0.5)
 
 
 def _thing(centre, half_size=(0.1, 0.2, 0.3), yaw=0.4, shape="mug"):
-    return TruthObject(0, "mug", 0, "object", centre, half_size, yaw, shape)
+    words = TruthWords("red", "plain", shape)
+    return TruthObject(0, "mug", 0, "object", centre, half_size, yaw, words)
 
 
 def _found(thing, shift=(0.0, 0.0, 0.0)):

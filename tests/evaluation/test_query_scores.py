@@ -17,6 +17,7 @@ from f3rm.synthetic.truth import (
     SceneTruth,
     TruthObject,
     TruthQuery,
+    TruthWords,
 )
 
 VOCABULARY = Vocabulary(
@@ -162,7 +163,8 @@ def test_absent_phrases_are_judged_by_their_highest_scores():
 def test_words_come_from_the_truth_and_rivals_share_no_object():
     def thing(number, name, kind: ObjectKind = "object"):
         centre = half = (0.0, 0.0, 0.0)
-        return TruthObject(number, name, 0, kind, centre, half, 0.0, None)
+        words = TruthWords("red", "plain", "mug") if kind == "object" else None
+        return TruthObject(number, name, 0, kind, centre, half, 0.0, words)
 
     truth = SceneTruth(
         folder=Path(),

@@ -118,7 +118,7 @@ def test_scores_of_an_unknown_word_are_made_and_said_once(known, monkeypatch, ca
     assert found.reason.startswith("COLOURS does not know 'fox'. It knows the colours red, orange,")
     assert known.threshold("orange") < known.threshold("orange fox") == math.inf
     points = known.cells.positions[:5]
-    for _ in range(2):
-        scores = known.similarity(points, "orange fox", frame="nerfstudio")
+    scores = known.similarity(points, "orange fox", frame="nerfstudio")
+    known.similarity(points, "orange fox", frame="nerfstudio")
     torch.testing.assert_close(scores, known.similarity(points, "orange", frame="nerfstudio"))
     assert [text for text in caplog.messages if "fox" in text] == [found.reason]
