@@ -1,6 +1,6 @@
 """Ask: opens a trained run, finds objects by their names and scores points.
 
-    python examples/02_ask.py --queries "orange box" "purple ball or purple ring"
+    python examples/02_ask.py --queries "orange cone" "pink cone or black mug"
 
 Needs the run of 01_train.py, or any other run with a text tower. A query that nothing matches has a
 reason instead of instances.
@@ -15,7 +15,7 @@ import f3rm
 
 def main(
     run: Path = Path("outputs/tabletop/f3rm-lite/run"),
-    queries: tuple[str, ...] = ("orange box", "purple ball or purple ring"),
+    queries: tuple[str, ...] = ("orange cone", "pink cone or black mug"),
     rays: int = 20_000,
 ) -> None:
     """Prints the instances of each query, and the best score on the surfaces.

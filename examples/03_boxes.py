@@ -1,6 +1,6 @@
 """Boxes: writes the upright boxes of objects as JSON, in metres, for a robot to grasp.
 
-    python examples/03_boxes.py --queries "orange box" "pink bottle" --out boxes.json
+    python examples/03_boxes.py --queries "orange cone" "pink bottle" --out boxes.json
 
 Needs the run of 01_train.py. docs/export.md lists the keys of the file.
 """
@@ -16,7 +16,7 @@ from f3rm.scene.export import export_boxes
 def main(
     run: Path = Path("outputs/tabletop/f3rm-lite/run"),
     out: Path = Path("boxes.json"),
-    queries: tuple[str, ...] = ("orange box", "pink bottle"),
+    queries: tuple[str, ...] = ("orange cone", "pink bottle"),
     max_width: float = 0.4,
     rays: int = 20_000,
 ) -> None:

@@ -61,7 +61,7 @@ def test_a_run_is_trained_and_asked(ran):
     assert (run / "config.yml").is_file()
     assert list((run / "nerfstudio_models").glob("*.ckpt"))
     assert printed["01_train"].endswith("Trained outputs/tabletop/f3rm-lite/run\n")
-    assert re.search(r"^orange box: \d+ found$", printed["02_ask"], re.MULTILINE)
+    assert re.search(r"^orange cone: \d+ found$", printed["02_ask"], re.MULTILINE)
     assert re.search(
         r"^  best of \d+ surface points: \d\.\d\d at \[.*\] m$", printed["02_ask"], re.M
     )
@@ -72,7 +72,7 @@ def test_boxes_points_features_and_a_mesh_are_written(ran):
     folder, printed = ran
     boxes = json.loads((folder / "boxes.json").read_text())
     assert boxes["frame"] == "metres"
-    assert [answer["query"] for answer in boxes["queries"]] == ["orange box", "pink bottle"]
+    assert [answer["query"] for answer in boxes["queries"]] == ["orange cone", "pink bottle"]
     assert printed["03_boxes"].endswith("Wrote boxes.json\n")
     assert "128 channels, in metres\n" in printed["04_export"]
     files = ["features.safetensors", "mesh.ply", "points.ply"]
