@@ -1,7 +1,7 @@
 """Answers of a scene: the instances that match a query, or why there are none; labels of points."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Instance:
     score: float
     confidence: float
     box: OrientedBox
-    points: Float[Tensor, "points 3"]
+    points: Float[Tensor, "points 3"] = field(repr=False)
     spacing: float
     frame: FrameName
 
@@ -45,6 +45,13 @@ class Instance:
     def extent(self) -> Float[np.ndarray, "3"]:
         """Full lengths of its box along the box's axes."""
         return self.box.extent
+
+    def __str__(self) -> str:
+        """Returns score, centre and size of its box as a line."""
+        unit = "m" if self.frame == "metres" else f"units of the frame {self.frame}"
+        centre = ", ".join(f"{value:.2f}" for value in self.centre)
+        size = " x ".join(f"{value:.2f}" for value in self.extent)
+        return f"score {self.score:.2f}, centre ({centre}), size {size} {unit}"
 
     def to_dict(self) -> dict[str, float | list[float] | list[list[float]]]:
         """Returns plain values for JSON, without the points."""
@@ -73,6 +80,15 @@ class Found:
     best_score: float | None
     threshold: float
     frame: FrameName
+
+    def __str__(self) -> str:
+        """Returns a line for each instance, or the reason why there is none."""
+        if not self.instances:
+            return f"{self.question}: {self.certainty}, {self.reason}"
+        return "\n".join(
+            f"{self.question} {number}: {self.certainty}, {instance}"
+            for number, instance in enumerate(self.instances, start=1)
+        )
 
     def __len__(self) -> int:
         return len(self.instances)

@@ -1,12 +1,14 @@
 """Surface points with the scores of a query, and the threshold that cuts them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from f3rm.colours.palette import best_query_index
 from f3rm.language.questions import Question
 from f3rm.language.threshold import found_from
 from f3rm.scene.surface import SurfacePoints
@@ -26,6 +28,7 @@ class ScoredSurface:
         scores: Its smoothed score at each point.
         threshold: The least score of a matching point; infinity where none can match.
         is_automatic: Whether the threshold was chosen from the scores, not given.
+        rival: The competing query that fits all of its matches better; empty for none.
     """
 
     points: SurfacePoints
@@ -34,6 +37,7 @@ class ScoredSurface:
     scores: Float[Tensor, " points"]
     threshold: float
     is_automatic: bool
+    rival: str = ""
 
 
 def score_surface(
@@ -53,8 +57,32 @@ def score_surface(
     smooth, chosen = smoothed(points.positions, scores), threshold
     if chosen is None:
         compares = question.compares
-        chosen = torch.inf if question.unknown else found_from(smooth, compares=compares)
+        present = question.is_present
+        chosen = found_from(smooth, compares=compares, is_present=present)
+        chosen = torch.inf if question.unknown else chosen
     return ScoredSurface(points, spacing, question, smooth, chosen, is_automatic=threshold is None)
+
+
+def competing(answers: Sequence[ScoredSurface]) -> list[ScoredSurface]:
+    """Leaves each point to the best of the queries that it matches; the others lose it.
+
+    Args:
+        answers: The same points, scored for several queries.
+    """
+    scores = torch.stack([each.scores for each in answers], dim=-1)
+    owners = best_query_index(scores, tuple(each.threshold for each in answers))
+    left: list[ScoredSurface] = []
+    for number, each in enumerate(answers):
+        lost = (each.scores >= each.threshold) & (owners != number)
+        if not bool(lost.any()):
+            left.append(each)
+        elif bool((owners == number).any()):
+            below = torch.tensor(each.threshold).nextafter(torch.tensor(-torch.inf))
+            left.append(replace(each, scores=torch.where(lost, below, each.scores)))
+        else:
+            winner = answers[int(owners[lost].mode().values)].question.label
+            left.append(replace(each, threshold=torch.inf, rival=winner))
+    return left
 
 
 def smoothed(
