@@ -257,8 +257,9 @@ def questions_in(query: Query) -> list[str | Question]:
     Raises:
         F3rmError: If there is none, there are too many, or one cannot be parsed.
     """
-    asked = [query] if isinstance(query, Question) else query
-    asked = split_questions(asked) if isinstance(asked, str) else list(asked)
+    asked: list[str | Question] = [query] if isinstance(query, Question) else []
+    if not isinstance(query, Question):
+        asked = [*(split_questions(query) if isinstance(query, str) else query)]
     if not asked:
         msg = f"A query must hold at least one phrase, got {query!r}. Say what to look for."
         raise F3rmError(msg)
@@ -295,10 +296,10 @@ def question_like(
     """
     weight = head.weight.detach()
     query = make_query(examples.to(weight), background.to(weight)[None], temperature=temperature)
-    phrases = tuple(Phrase(f"{label} {number + 1}") for number in range(len(examples)))
+    phrases = [Phrase(f"{label} {number + 1}") for number in range(len(examples))]
     return Question(
         label=label,
-        expression=Either(phrases) if len(phrases) > 1 else phrases[0],
+        expression=Either(tuple(phrases)) if len(phrases) > 1 else phrases[0],
         query=to_hidden(query, weight),
         is_present=is_present,
     )

@@ -7,6 +7,7 @@ training photographs as the negative.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor
 from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.feature_field import FeatureHead
 from f3rm.language.active_query import shortened
-from f3rm.language.image_encoder import ImageEncoder
+from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.questions import Question, question_like
 from f3rm.scene.frames import FrameName, single
 from f3rm.scene.points import FieldAtPoints, Points
@@ -82,39 +83,37 @@ class ExampleEncoder:
         self, example: Like, head: FeatureHead, frame: FrameName
     ) -> tuple[str, Float[Tensor, "_ channels"], bool]:
         """Returns an example's label, its features, and whether it is from the scene."""
-        if isinstance(example, str | os.PathLike):
-            return as_path(example).name, self._image(example, None, head)[None], False
-        if isinstance(example, tuple) and isinstance(example[0], str | os.PathLike | Cameras):
-            place, *numbers = example
-            values = [float(number) for number in numbers[0]] if len(numbers) == 1 else []
-            if len(values) == 4 and not isinstance(place, Cameras):
-                return as_path(place).name, self._image(place, values, head)[None], False
-            if len(values) == 2:
-                label, hidden = self._pixel(place, (values[0], values[1]), frame)
-                return label, head(hidden)[None].detach(), True
-            msg = (
-                "An example must be (camera or view, (x, y)) or (file, (left, top, right, "
-                f"bottom)), got {shortened(repr(numbers))} beside a camera, view or file."
-            )
-            raise F3rmError(msg)
-        features = self._field.features(example, head.spec.name, frame=frame)
-        if not len(features) or not bool(self._field.contains(example, frame=frame).all()):
+        placed = _placed(example)
+        if placed is None:
+            return self._points(cast("Points", example), head, frame)
+        place, numbers = placed
+        if isinstance(place, Cameras) or len(numbers) == 2:
+            label, hidden = self._pixel(place, numbers, frame)
+            return label, head(hidden)[None].detach(), True
+        return as_path(place).name, self._image(place, numbers, head)[None], False
+
+    def _points(
+        self, points: Points, head: FeatureHead, frame: FrameName
+    ) -> tuple[str, Float[Tensor, "_ channels"], bool]:
+        features = self._field.features(points, head.spec.name, frame=frame)
+        seen = int(self._field.contains(points, frame=frame).sum())
+        if not 0 < seen == len(features):
             msg = (
                 "Points to ask with must be in the view of a training camera, got "
-                f"{len(features)} points of which some are not. Choose points on surfaces."
+                f"{len(features)} points of which {seen} are. Choose points on surfaces."
             )
             raise F3rmError(msg)
-        return f"{len(features)} points", features, True
+        return f"{seen} points", features, True
 
     def _image(
-        self, file: StrPath, crop: Sequence[float] | None, head: FeatureHead
+        self, file: StrPath, crop: Sequence[float], head: FeatureHead
     ) -> Float[Tensor, " channels"]:
         encoder = self._encoders.setdefault(head.spec.name, ImageEncoder(head.spec))
-        corners = None if crop is None else tuple(int(number) for number in crop)
-        return encoder.encode(as_path(file), corners)  # pyright: ignore[reportArgumentType]
+        corners = parse_crop(" ".join(str(int(number)) for number in crop))
+        return encoder.encode(as_path(file), corners)
 
     def _pixel(
-        self, place: StrPath | Cameras, pixel: tuple[float, float], frame: FrameName
+        self, place: StrPath | Cameras, pixel: Sequence[float], frame: FrameName
     ) -> tuple[str, Float[Tensor, " hidden"]]:
         if isinstance(place, Cameras):
             camera = self._field.frames.get(frame).cameras_to_scene(single(place))
@@ -145,3 +144,24 @@ class ExampleEncoder:
             )
             raise F3rmError(msg)
         return f"{name} at {x:g}, {y:g}", hidden[0, 0].to(model.device)
+
+
+def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:
+    """Splits a view, camera or file from its numbers; None for points.
+
+    Raises:
+        F3rmError: If the numbers are neither a pixel nor a crop.
+    """
+    if isinstance(example, str | os.PathLike):
+        return example, []
+    if not (isinstance(example, tuple) and isinstance(example[0], str | os.PathLike | Cameras)):
+        return None
+    place, *rest = cast("tuple[StrPath | Cameras, Sequence[float]]", example)
+    numbers = [float(number) for row in rest for number in row]
+    if len(numbers) == 2 or (len(numbers) == 4 and not isinstance(place, Cameras)):
+        return place, numbers
+    msg = (
+        "An example must be (camera or view, (x, y)) or (file, (left, top, right, bottom)), got "
+        f"{shortened(str(numbers))} beside a camera, view or file."
+    )
+    raise F3rmError(msg)

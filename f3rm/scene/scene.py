@@ -305,8 +305,10 @@ class Scene(FieldAtPoints):
         if (question is None) == (like is None):
             raise F3rmError("find needs either a question or like=. Give one of the two.")
         if like is not None:
-            settings = {name: options[name] for name in ("head", "temperature") if name in options}
-            question = self.like(like, frame=frame, **settings)
+            temperature = options.get("temperature", TEMPERATURE)
+            question = self.like(
+                like, head=options.get("head"), temperature=temperature, frame=frame
+            )
         asked = [self._asked(text, **options) for text in questions_in(question or "")]
         scored = [score_surface(self.cells, SPACING, each, threshold) for each in asked]
         upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)

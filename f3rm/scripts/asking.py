@@ -62,6 +62,10 @@ class Asked:
             F3rmError: If head, view, image or point cannot be used.
         """
         head = options.get("head")
+        if self.examples and "negatives" in options:
+            raise F3rmError(
+                "--negatives are phrases that words must beat; leave them out of --like."
+            )
         likes = [
             scene.like(*examples, name=label, head=head, frame=frame)
             for label, examples in self.examples.items()
