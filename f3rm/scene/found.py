@@ -84,11 +84,17 @@ class Found:
     def __str__(self) -> str:
         """Returns a line for each instance, or the reason why there is none."""
         if not self.instances:
-            return f"{self.question}: {self.certainty}, {self.reason}"
+            return self.verdict
         return "\n".join(
             f"{self.question} {number}: {self.certainty}, {instance}"
             for number, instance in enumerate(self.instances, start=1)
         )
+
+    @property
+    def verdict(self) -> str:
+        """The certainty and its reason, as a line."""
+        reason = self.reason.removeprefix(f"{self.question!r} not found: ")
+        return f"{self.question}: {self.certainty}" + (reason and f", {reason}")
 
     def __len__(self) -> int:
         return len(self.instances)

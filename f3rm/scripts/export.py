@@ -160,11 +160,7 @@ class Export(Command):
 
 
 def _counted(answers: list[Found]) -> str:
-    return "\n".join(
-        f"{len(found)} x {found.question}"
-        + (found.reason and f": {found.certainty}, {found.reason}")
-        for found in answers
-    )
+    return "\n".join(f"{len(found)} x {found.verdict}" for found in answers)
 
 
 def _extent(positions: ndarray) -> str:

@@ -69,10 +69,11 @@ class Find(Command):
         scene = f3rm.load(self.config, data=self.data, device=self.device, show_progress=True)
         frame = self.frame or ("metres" if "metres" in scene.frames.known else "dataset")
         answers = scene.find(
-            asked.questions(scene, frame, **options),
+            list(asked.words) or asked.questions(scene, frame, **options),
             threshold=self.threshold,
             compete=self.compete,
             frame=frame,
+            **options,
         )
         if self.json:
             print(boxes_as_json(scene, answers, frame), end="")
@@ -92,12 +93,12 @@ class Find(Command):
 
 def print_table(answers: list[Found], unit: str) -> None:
     """Prints a row for each instance, and below the reason of each answer that is uncertain."""
-    table = Table("instance", "certainty", "score", box=None)
-    table.add_column(f"centre ({unit})")
-    table.add_column(f"size ({unit})")
+    table = Table("instance", "certainty", "score", box=None, pad_edge=False)
+    table.add_column(f"centre ({unit})", no_wrap=True)
+    table.add_column(f"size ({unit})", no_wrap=True)
     for found in answers:
         for number, instance in enumerate(found, start=1):
-            centre = " ".join(f"{value:6.2f}" for value in instance.centre)
+            centre = " ".join(f"{value:5.2f}" for value in instance.centre)
             size = " x ".join(f"{value:.2f}" for value in instance.extent)
             name, score = f"{found.question} {number}", f"{instance.score:.2f}"
             table.add_row(Text(printable(name)), found.certainty, score, centre, size)
@@ -105,4 +106,4 @@ def print_table(answers: list[Found], unit: str) -> None:
         Console().print(table)
     for found in answers:
         if found.reason:
-            print(printable(f"{found.question}: {found.certainty}: {found.reason}"))
+            print(printable(found.verdict))

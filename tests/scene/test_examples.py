@@ -124,7 +124,8 @@ def test_answers_and_scenes_say_what_they_hold(known, scene):
     assert lines[0].startswith(f"pink 1: found, score {found[0].score:.2f}, centre (")
     assert lines[0].endswith(" m")
     nothing = known.find("yellow")
-    assert str(nothing) == f"yellow: absent, {nothing.reason}"
+    assert str(nothing) == nothing.verdict
+    assert nothing.verdict.startswith("yellow: absent, best score 0.")
     assert "tensor" not in repr(found)
     assert "heads colours (9 channels, text), mute (9 channels)" in repr(scene)
     assert "22 training and 2 held-out photographs" in repr(scene)

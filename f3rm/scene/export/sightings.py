@@ -69,7 +69,7 @@ def write_sightings(scene: Scene, answers: Sequence[Found], file: StrPath) -> Pa
         picture = picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)))
         for number in shown:
             draw_box(picture, scene, view, instances[number], *labels[number])
-        texts = [view.name, *(f"{each.question}: {each.certainty}" for each in answers)]
+        texts = [view.name, *(each.verdict for each in answers)]
         below = text_lines([printable(text) for text in texts], [_BACK, *colours], _WIDTH)
         panels.append(np.concatenate((np.asarray(picture), below)))
     if not panels:
