@@ -25,7 +25,7 @@ from f3rm.scene.run_loading import LoadedRun
 from f3rm.scene.surface import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
 from f3rm.scene.views import find_view
 
-Like = StrPath | tuple[StrPath | Cameras, Sequence[float]] | Points
+Like = StrPath | tuple[StrPath | Cameras, Sequence[int | float]] | Points
 """An example: ``(camera, (x, y))`` or ``(view, (x, y))``, a pixel of a camera, or of a photograph
 by its name; an image file, or ``(file, (left, top, right, bottom))``, a part of it; or points of
 shape (points, 3)."""
@@ -156,7 +156,7 @@ def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:
         return example, []
     if not (isinstance(example, tuple) and isinstance(example[0], str | os.PathLike | Cameras)):
         return None
-    place, *rest = cast("tuple[StrPath | Cameras, Sequence[float]]", example)
+    place, *rest = cast("tuple[StrPath | Cameras, Sequence[int | float]]", example)
     numbers = [float(number) for row in rest for number in row]
     if len(numbers) == 2 or (len(numbers) == 4 and not isinstance(place, Cameras)):
         return place, numbers

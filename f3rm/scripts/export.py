@@ -57,6 +57,8 @@ class Export(Command):
     """What to look for, with semicolons between several queries: "red mug; bowl"."""
     like: str = ""
     """Examples in place of words: VIEW@X,Y is a pixel of a photograph; see f3rm find --help."""
+    compete: bool = True
+    """Of object and boxes: whether what matches several queries belongs to the best one only."""
     threshold: float | None = None
     """Least score of a point that matches the query; without it chosen from the scene's scores."""
     head: str | None = None
@@ -134,6 +136,7 @@ class Export(Command):
             self._look,
             query=questions,
             threshold=self.threshold,
+            compete=self.compete,
         )
         return _counted(answers)
 
@@ -154,6 +157,7 @@ class Export(Command):
             self.out,
             query=questions,
             threshold=self.threshold,
+            compete=self.compete,
             frame=self.frame,
         )
         return _counted(answers)

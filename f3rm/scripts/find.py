@@ -1,5 +1,7 @@
 """``f3rm find``: where things are in a trained run, as a table, as JSON, or as a picture."""
 
+import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +68,8 @@ class Find(Command):
             raise F3rmError(msg)
         if self.picture is not None:
             check_file(self.picture, PICTURE_SUFFIXES, what="a picture")
-        scene = f3rm.load(self.config, data=self.data, device=self.device, show_progress=True)
+        with contextlib.redirect_stdout(sys.stderr):  # Nerfstudio prints while it opens a run
+            scene = f3rm.load(self.config, data=self.data, device=self.device, show_progress=True)
         frame = self.frame or ("metres" if "metres" in scene.frames.known else "dataset")
         answers = scene.find(
             list(asked.words) or asked.questions(scene, frame, **options),

@@ -157,12 +157,12 @@ def test_the_views_of_a_picture_show_the_things(known, run):
         (("frame_00001", (1, 2, 3)), r"must be \(camera or view, \(x, y\)\) or \(file"),
         ("nowhere.png", "nowhere.png"),
         ([[0.0, 0.0]], r"shape \(points, 3\)"),
-        ([[1e6, 0.0, 0.0]], "must be in the view of a training camera"),
+        ([[0.0, 0.0, 1e6]], "must be in the view of a training camera"),
     ],
 )
 def test_examples_that_cannot_be_used_are_refused(scene, example, message):
     with pytest.raises(F3rmError, match=message):
-        scene.find(like=example)
+        scene.find(like=example, frame="metres")
 
 
 def test_a_crop_without_pixels_is_refused(scene, click):
@@ -181,7 +181,7 @@ def test_either_words_or_an_example_is_asked(scene, click):
 
 def test_questions_that_are_too_long_too_many_or_empty_are_refused_at_once(scene):
     for question, message in [
-        ("red " * 2500, r"may have 1000 letters, got 10000: 'red red"),
+        ("red." * 2500, r"may have 1000 letters, got 10000: 'red\.red"),
         (["red"] * 500, "may hold 255 questions, got 500"),
         ("; ".join(["red"] * 500), "may hold 255 questions, got 500"),
         ("", "at least one phrase"),

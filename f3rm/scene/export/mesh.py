@@ -132,7 +132,7 @@ def export_mesh(
     instances: list[Instance] = []
     if query is not None:
         _, instances = found_instances(
-            scene, query, head=head, threshold=threshold, frame="nerfstudio"
+            scene, query, head=head, threshold=threshold, compete=False, frame="nerfstudio"
         )
     if meshing.voxel is not None:
         voxel = meshing.voxel * known.scene_per_unit

@@ -30,7 +30,13 @@ REACH = 1.5
 
 
 def found_instances(
-    scene: Scene, query: Query, *, head: str | None, threshold: float | None, frame: FrameName
+    scene: Scene,
+    query: Query,
+    *,
+    head: str | None,
+    threshold: float | None,
+    compete: bool,
+    frame: FrameName,
 ) -> tuple[list[Found], list[Instance]]:
     """Finds the instances of all questions of a query, for files that cannot be empty.
 
@@ -38,7 +44,9 @@ def found_instances(
         ExportError: If there are none; the message says why.
         F3rmError: If query, head or frame cannot be used.
     """
-    answers = scene.find(questions_in(query), threshold=threshold, head=head, frame=frame)
+    answers = scene.find(
+        questions_in(query), threshold=threshold, compete=compete, head=head, frame=frame
+    )
     instances = [instance for found in answers for instance in found]
     if not instances:
         reasons = "; ".join(found.reason for found in answers)
@@ -55,6 +63,7 @@ def export_object(
     *,
     query: Query,
     threshold: float | None = None,
+    compete: bool = True,
 ) -> list[Found]:
     """Writes the points of a query's instances as PLY.
 
@@ -68,6 +77,7 @@ def export_object(
         look: Their colours.
         query: The query.
         threshold: The least score of a matching point; None to choose it from the scene's scores.
+        compete: Whether a place that matches several questions belongs to the best one only.
 
     Returns:
         The answer to each question.
@@ -79,7 +89,12 @@ def export_object(
     path = check_file(as_path(file), CLOUD_SUFFIXES, what="an object's points")
     asked = [scene.question(each, head=look.head) for each in questions_in(query)]
     answers, instances = found_instances(
-        scene, asked, head=look.head, threshold=threshold, frame=sampling.frame
+        scene,
+        asked,
+        head=look.head,
+        threshold=threshold,
+        compete=compete,
+        frame=sampling.frame,
     )
     points = surface(scene, sampling)
     owner = nearest_instance(instances, points.positions)
