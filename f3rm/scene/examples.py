@@ -154,7 +154,9 @@ def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:
     """
     if isinstance(example, str | os.PathLike):
         return example, []
-    if not (isinstance(example, tuple) and isinstance(example[0], str | os.PathLike | Cameras)):
+    if not isinstance(example, tuple) or not isinstance(
+        next(iter(example), None), str | os.PathLike | Cameras
+    ):
         return None
     place, *rest = cast("tuple[StrPath | Cameras, Sequence[int | float]]", example)
     numbers = [float(number) for row in rest for number in row]

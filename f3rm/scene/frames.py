@@ -226,8 +226,8 @@ class FileCamera:
         if int(self._camera.camera_type[0]) != CameraType.PERSPECTIVE.value:
             kind = CameraType(int(self._camera.camera_type[0])).name
             msg = (
-                f"Cameras of a dataset with truth must be perspective, got {kind}. "
-                "Undistort the photographs, or evaluate without truth."
+                f"Cameras whose pixels are compared or drawn on must be perspective, got {kind}. "
+                "Undistort the photographs, or do without truth and pictures of boxes."
             )
             raise DatasetError(msg)
         size = torch.tensor([int(self._camera.width[0]), int(self._camera.height[0])])

@@ -91,7 +91,9 @@ class Export(Command):
         """
         asked = Asked.read(self.query, self.like)
         if not asked and (self.kind in ("object", "boxes") or self.colour == "similarity"):
-            raise ExportError(f"{self.kind} needs a query, got none. Give --query or --like.")
+            raise ExportError(
+                f"{self.kind} needs a query, got none. Give one with --query or --like."
+            )
         check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # opening the run takes long
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
         # The head of other colours may have no text tower.
