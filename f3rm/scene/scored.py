@@ -4,63 +4,51 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.language.questions import Question
 from f3rm.language.threshold import found_from
-from f3rm.scene.surface import SurfacePoints
-
-_NEIGHBOURS = 8
-"""A point's score is the mean over this many nearest points, so that no single ray decides."""
+from f3rm.scene.surface import Surface, SurfacePoints
 
 
 @dataclass(frozen=True)
 class ScoredSurface:
-    """Surface points with the scores of a query.
+    """A surface with the scores of a query.
 
     Attributes:
-        points: The points, thinned, in the scene frame.
-        spacing: Edge of a grid cell.
+        surface: The surface, in the scene frame.
         question: The query.
         scores: Its smoothed score at each point.
         threshold: The least score of a matching point; infinity where none can match.
         is_automatic: Whether the threshold was chosen from the scores, not given.
     """
 
-    points: SurfacePoints
-    spacing: float
+    surface: Surface
     question: Question
     scores: Float[Tensor, " points"]
     threshold: float
     is_automatic: bool
 
+    @property
+    def points(self) -> SurfacePoints:
+        """The surface's points."""
+        return self.surface.points
 
-def score_surface(
-    points: SurfacePoints, spacing: float, question: Question, threshold: float | None
-) -> ScoredSurface:
+
+def score_surface(surface: Surface, question: Question, threshold: float | None) -> ScoredSurface:
     """Scores surface points and chooses the threshold.
 
     Args:
-        points: The points, thinned, in the scene frame.
-        spacing: Edge of a grid cell.
+        surface: The surface, in the scene frame.
         question: The query.
         threshold: The least score of a matching point; None to choose it from the scores.
     """
+    points = surface.points
     scores = question.scores(points.hidden.to(question.device)).float().cpu()
     if not len(scores):
-        return ScoredSurface(points, spacing, question, scores, torch.inf, is_automatic=True)
-    smooth, chosen = smoothed(points.positions, scores), threshold
+        return ScoredSurface(surface, question, scores, torch.inf, is_automatic=True)
+    smooth, chosen = surface.smoothed(scores), threshold
     if chosen is None:
         compares = question.compares
         chosen = torch.inf if question.unknown else found_from(smooth, compares=compares)
-    return ScoredSurface(points, spacing, question, smooth, chosen, is_automatic=threshold is None)
-
-
-def smoothed(
-    positions: Float[Tensor, "points 3"], values: Float[Tensor, " points"]
-) -> Float[Tensor, " points"]:
-    """Returns each point's mean over its eight nearest points, itself among them."""
-    count = min(_NEIGHBOURS, len(positions))
-    _, near = KDTree(positions.numpy()).query(positions.numpy(), k=count)
-    return values[torch.from_numpy(near).reshape(len(positions), count)].mean(dim=1)
+    return ScoredSurface(surface, question, smooth, chosen, is_automatic=threshold is None)
