@@ -25,6 +25,8 @@ _SIGNS = frozenset("()>;")
 _DEEPEST = 32
 """Levels of brackets, negations and parts: far more than anyone asks, far fewer than Python's."""
 _SHOWN_LETTERS = 200
+_LONGEST = 1000
+"""Letters of a question: CLIP reads 77 word pieces, about 300 letters, of each phrase."""
 
 
 class ExpressionError(F3rmError):
@@ -108,8 +110,14 @@ def parse(text: str) -> Expression:
         text: The question, in the syntax of this module.
 
     Raises:
-        ExpressionError: If it is empty, or operators and brackets do not fit.
+        ExpressionError: If it is empty or too long, or operators and brackets do not fit.
     """
+    if len(text) > _LONGEST:
+        msg = (
+            f"A question may have {_LONGEST} letters, got {len(text)}: {text[:40]!r}... Name one "
+            "object in a few words; semicolons separate several questions."
+        )
+        raise ExpressionError(msg)
     reader = _Reader(text)
     expression = reader.either()
     reader.end()

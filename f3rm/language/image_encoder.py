@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from f3rm.backbones.base import Backbone
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import F3rmError, HeadSpec
-from f3rm.extract.prepare import prepare
+from f3rm.extract.tables.live import FeatureExtractor
 from f3rm.store.geometry import Prep
 from f3rm.store.images import read_image
 from f3rm.store.spec import FeatureSpec
@@ -21,12 +20,12 @@ class ImageEncoder:
     """A backbone's image tower, loaded when first needed and kept out of every checkpoint.
 
     Args:
-        spec: The head whose backbone looks at images.
+        spec: The head whose backbone looks at images, at the head's tap.
     """
 
     def __init__(self, spec: HeadSpec) -> None:
         self._spec = spec
-        self._backbone: Backbone | None = None
+        self._extractor: FeatureExtractor | None = None
 
     @torch.no_grad()
     def encode(self, path: Path, crop: tuple[int, int, int, int] | None) -> Float[Tensor, " chan"]:
@@ -57,17 +56,14 @@ class ImageEncoder:
                 )
                 raise F3rmError(msg)
             pixels = pixels[top:bottom, left:right].copy()
-        if self._backbone is None:
-            self._backbone = load_backbone(self._spec.backbone, device="cpu", towers=("image",))
-        backbone = self._backbone
-        height, width = pixels.shape[:2]
-        place = Prep(size=_SHORT_SIDE).place((height, width), backbone.patch_size)
-        image = prepare(pixels, place.canvas, device=backbone.device)
-        mean, std = (
-            torch.tensor(values)[:, None, None] for values in (backbone.mean, backbone.std)
-        )
-        features = backbone.encode_image(((image - mean) / std)[None])  # (1, rows, cols, channels)
-        return features.float().mean(dim=(0, 1, 2)).cpu()
+        if self._extractor is None:
+            backbone = load_backbone(self._spec.backbone, device="cpu", towers=("image",))
+            # The identity ends with the tap; runs of older versions have none.
+            tap = self._spec.identity.rpartition(" ")[2] or backbone.default_tap
+            spec = FeatureSpec(self._spec.backbone, (tap,), Prep(size=_SHORT_SIDE))
+            self._extractor = FeatureExtractor(spec, backbone=backbone)
+        (features,) = self._extractor(pixels).values()  # (1, rows, cols, channels)
+        return features.float().flatten(0, -2).mean(dim=0)
 
 
 def image_below(folder: Path, typed: str) -> Path:

@@ -1,4 +1,4 @@
-"""Questions in words: phrases are embedded once, questions are scored on hidden vectors."""
+"""Questions in words or by examples, embedded once; scored on hidden vectors."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from f3rm.errors import F3rmError, HeadSpec
 from f3rm.language.expressions import (
+    Either,
     Expression,
     Phrase,
     combined,
@@ -36,6 +37,9 @@ PROMPT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a close-up photo of a {}",
 """Sentences that a phrase may be put into; their embeddings are averaged."""
 
 AS_IT_STANDS = ("{}",)
+
+MOST_QUESTIONS = 255
+"""Questions of one call: a picture of labels has a byte per pixel, and one value is for none."""
 
 
 @runtime_checkable
@@ -82,6 +86,7 @@ class Question:
         unknown: Which of its words the text tower does not know, as a sentence; empty for none.
         rivals: Phrases that contradict it, where the tower knows few words and it is one phrase.
         rival_query: These in the head's hidden space; None where there are none.
+        is_present: Whether it is known to be in the scene, as an example from there is.
     """
 
     label: str
@@ -91,6 +96,7 @@ class Question:
     unknown: str = ""
     rivals: tuple[str, ...] = ()
     rival_query: HiddenQuery | None = None
+    is_present: bool = False
 
     @property
     def compares(self) -> bool:
@@ -129,6 +135,10 @@ class Question:
             chosen = choose(question.score_of(whole, hidden().to(self.device)))
             question = replace(question, thresholds={**question.thresholds, whole: chosen})
         return question
+
+
+Query = str | Question | Sequence[str | Question]
+"""A question, several as a text with semicolons between them, or a list."""
 
 
 class Questioner:
@@ -171,7 +181,8 @@ class Questioner:
         if spec is None:
             msg = (
                 f"{text!r} cannot be asked: none of the heads {list(self._heads)} has a text "
-                "tower. Train with a feature type that has one, such as CLIP."
+                "tower. Ask with an example (like=, --like), or train with a feature type that has "
+                "one, such as CLIP."
             )
             raise LanguageError(msg)
         expression = parse(text)
@@ -240,23 +251,58 @@ def choose_head(heads: Mapping[str, Head], wanted: str | None) -> HeadSpec | Non
     return spec
 
 
-def questions_in(query: str | Sequence[str]) -> list[str]:
+def questions_in(query: Query) -> list[str | Question]:
     """Returns the questions of a text with semicolons between them, or of a list.
 
     Raises:
-        F3rmError: If there is none.
+        F3rmError: If there is none, there are too many, or one cannot be parsed.
     """
-    texts = split_questions(query) if isinstance(query, str) else list(query)
-    if not texts:
+    asked: list[str | Question] = [query] if isinstance(query, Question) else []
+    if not isinstance(query, Question):
+        asked = [*(split_questions(query) if isinstance(query, str) else query)]
+    if not asked:
         msg = f"A query must hold at least one phrase, got {query!r}. Say what to look for."
         raise F3rmError(msg)
-    return texts
+    if len(asked) > MOST_QUESTIONS:
+        msg = (
+            f"A query may hold {MOST_QUESTIONS} questions, got {len(asked)}. Ask them in several "
+            "calls."
+        )
+        raise F3rmError(msg)
+    for question in asked:
+        if isinstance(question, str):
+            parse(question)
+    return asked
 
 
-def as_part(question: str) -> str:
-    """Returns a question in which ``object; part`` is written ``object > part``."""
-    pieces = questions_in(question)
-    return pieces[0] if len(pieces) == 1 else " > ".join(f"({piece})" for piece in pieces)
+def question_like(
+    label: str,
+    examples: Float[Tensor, "examples channels"],
+    head: Head,
+    background: Float[Tensor, " channels"],
+    *,
+    temperature: float = TEMPERATURE,
+    is_present: bool,
+) -> Question:
+    """Makes a question of the features of examples: what is as near as possible to one of them.
+
+    Args:
+        label: Its name.
+        examples: At least one feature.
+        head: Their head.
+        background: The negative: the mean feature of all that the head was trained on.
+        temperature: Soft-max temperature of the relevancy.
+        is_present: Whether the examples are from the scene.
+    """
+    weight = head.weight.detach()
+    query = make_query(examples.to(weight), background.to(weight)[None], temperature=temperature)
+    phrases = [Phrase(f"{label} {number + 1}") for number in range(len(examples))]
+    return Question(
+        label=label,
+        expression=Either(tuple(phrases)) if len(phrases) > 1 else phrases[0],
+        query=to_hidden(query, weight),
+        is_present=is_present,
+    )
 
 
 def all_scores(

@@ -43,6 +43,8 @@ def judge(scored: ScoredSurface, pieces: Pieces) -> Verdict:
 def _none(scored: ScoredSurface) -> Verdict:
     question, best, least = scored.question, float(scored.scores.max()), scored.threshold
     absent = f"{question.label!r} not found"
+    if scored.rival:
+        return "absent", f"{absent}: all that matches it fits {scored.rival!r} better"
     if best >= least:
         return "uncertain", f"{absent}: its matches are scattered over a few points"
     kind = "threshold"
@@ -55,7 +57,8 @@ def _none(scored: ScoredSurface) -> Verdict:
 
 def _some(scored: ScoredSurface, pieces: Pieces) -> Verdict:
     question, best = scored.question, float(scored.scores.max())
-    if scored.is_automatic and presence(best, compares=question.compares) == "uncertain":
+    close = presence(best, compares=question.compares) == "uncertain"
+    if scored.is_automatic and close and not question.is_present:
         least = presence_threshold(compares=question.compares)
         return "uncertain", f"best score {best:.2f} is close to the presence threshold {least:.2f}"
     largest = max(map(len, pieces))

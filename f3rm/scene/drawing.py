@@ -108,11 +108,11 @@ def _legend(name: str, question: int, scale: Scale, width: int) -> Picture | Non
     if name == "depth":
         return _bar(f"depth in {scale.unit}: ", 0.0, scale.farthest, width)
     if name == "mask":
-        return _lines([scale.named(question)], [(255, 255, 255)], width)
+        return text_lines([scale.named(question)], [(255, 255, 255)], width)
     if name in ("labels", "composite"):
         texts = [scale.named(number) for number in range(len(scale.labels))]
         colours = [tuple(row) for row in (palette(len(texts)) * 255 + 0.5).byte().tolist()]
-        return _lines(texts, colours, width)
+        return text_lines(texts, colours, width)
     return None
 
 
@@ -123,7 +123,7 @@ def _bar(text: str, low: float, high: float, width: int) -> Picture:
     return np.concatenate((np.asarray(words), to_picture(colours, (_SWATCH, width))))
 
 
-def _lines(texts: Sequence[str], colours: Sequence[tuple[int, ...]], width: int) -> Picture:
+def text_lines(texts: Sequence[str], colours: Sequence[tuple[int, ...]], width: int) -> Picture:
     """Returns lines of text, each behind a square of its colour."""
     canvas = _canvas(texts, width, left=2 * _MARGIN + _SWATCH)
     draw = ImageDraw.Draw(canvas)

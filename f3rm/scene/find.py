@@ -22,7 +22,7 @@ from f3rm.scene.completion import complete
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import Frame, FrameName
 from f3rm.scene.pieces import area, connected, supported
-from f3rm.scene.scored import ScoredSurface, score_surface
+from f3rm.scene.scored import ScoredSurface
 from f3rm.scene.separation import separated
 from f3rm.scene.surface import Surface
 
@@ -103,16 +103,12 @@ def _connected(scored: ScoredSurface, points: Piece) -> list[Piece]:
 
 
 def _closer(scored: ScoredSurface, look_closer: LookCloser) -> ScoredSurface:
-    """Scores the surface as it is where something matches, by the same threshold."""
+    """Samples the surface densely where something matches, and scores it again."""
     matching = _matching(scored)
     worth = [piece for piece in _connected(scored, matching) if len(piece) >= _WORTH_POINTS]
     if not worth or len(matching) > _MOST_POINTS:
         return scored
-    surface = look_closer(scored.surface, matching, worth[:_WORTH_PIECES])
-    again = score_surface(surface, scored.question, scored.threshold)
-    return ScoredSurface(
-        surface, scored.question, again.scores, scored.threshold, scored.is_automatic
-    )
+    return scored.on(look_closer(scored.surface, matching, worth[:_WORTH_PIECES]))
 
 
 def _floor(scored: ScoredSurface) -> float:

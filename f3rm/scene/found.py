@@ -1,7 +1,7 @@
 """Answers of a scene: the instances that match a query, or why there are none; labels of points."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ class Instance:
     score: float
     confidence: float
     visible: OrientedBox
-    points: Float[Tensor, "points 3"]
+    points: Float[Tensor, "points 3"] = field(repr=False)
     spacing: float
     frame: FrameName
     completed: OrientedBox | None = None
@@ -61,6 +61,13 @@ class Instance:
     def extent(self) -> Float[np.ndarray, "3"]:
         """Full lengths of its box along the box's axes."""
         return self.box.extent
+
+    def __str__(self) -> str:
+        """Returns score, centre and size of its box as a line."""
+        unit = "m" if self.frame == "metres" else f"units of the frame {self.frame}"
+        centre = ", ".join(f"{value:.2f}" for value in self.centre)
+        size = " x ".join(f"{value:.2f}" for value in self.extent)
+        return f"score {self.score:.2f}, centre ({centre}), size {size} {unit}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, without the points."""
@@ -91,6 +98,21 @@ class Found:
     best_score: float | None
     threshold: float
     frame: FrameName
+
+    def __str__(self) -> str:
+        """Returns a line for each instance, or the reason why there is none."""
+        if not self.instances:
+            return self.verdict
+        return "\n".join(
+            f"{self.question} {number}: {self.certainty}, {instance}"
+            for number, instance in enumerate(self.instances, start=1)
+        )
+
+    @property
+    def verdict(self) -> str:
+        """The certainty and its reason, as a line."""
+        reason = self.reason.removeprefix(f"{self.question!r} not found: ")
+        return f"{self.question}: {self.certainty}" + (reason and f", {reason}")
 
     def __len__(self) -> int:
         return len(self.instances)

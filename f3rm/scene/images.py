@@ -54,6 +54,7 @@ class Wanted:
         head: The head of ``pca`` and ``features``.
         questions: The queries.
         thresholds: Each query's least score of a matching pixel.
+        compete: Whether a pixel is in the mask of its best query only.
         units_per_scene: Length of the scene frame's unit in that of ``depth``.
     """
 
@@ -61,6 +62,7 @@ class Wanted:
     head: FeatureHead
     questions: tuple[Question, ...]
     thresholds: tuple[float, ...]
+    compete: bool
     units_per_scene: float
 
     def __post_init__(self) -> None:
@@ -155,22 +157,25 @@ def _band_images(band: CameraOutputs, wanted: Wanted) -> dict[str, Tensor]:
     if "features" in names:
         images["features"] = wanted.head(hidden)
     if ASKING & set(names):
-        images |= _query_images(band, all_scores(wanted.questions, hidden), wanted.thresholds)
+        images |= _query_images(band, all_scores(wanted.questions, hidden), wanted)
     return {name: images[name] for name in names}
 
 
 def _query_images(
     band: CameraOutputs,
     scores: Float[Tensor, "rows width questions"],
-    thresholds: tuple[float, ...],
+    wanted: Wanted,
 ) -> dict[str, Tensor]:
+    thresholds = wanted.thresholds
     on_surface: Bool[Tensor, "rows width 1"] = band["accumulation"] >= LEAST_ACCUMULATION
     # A ray without a surface still has a score, of next to nothing; it must not match.
     matchable = torch.where(on_surface, scores, -torch.inf)
+    labels = best_query_index(matchable, thresholds)
+    own = labels[..., None] == torch.arange(len(thresholds), device=labels.device)
     return {
         "similarity": scores,
-        "mask": matchable >= matchable.new_tensor(thresholds),
-        "labels": best_query_index(matchable, thresholds),
+        "mask": own if wanted.compete else matchable >= matchable.new_tensor(thresholds),
+        "labels": labels,
         "composite": composite(band["rgb"], matchable, thresholds),
     }
 

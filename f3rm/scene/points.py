@@ -1,15 +1,21 @@
 """The field at points, and the part of space that the training cameras see."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from f3rm.errors import F3rmError
+from f3rm.feature_field import FeatureHead
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.frames import FrameName, Frames
+
+Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 
 _BATCH = 1 << 15
 _CONE_SLACK = 1e-4
@@ -134,3 +140,108 @@ class SeenSpace:
             towards = functional.normalize(positions[unseen] - eye, dim=-1)
             seen[unseen] = towards @ forward >= least
         return seen
+
+
+class FieldAtPoints:
+    """A feature field, read at positions of any frame; the part of a scene that needs no surface.
+
+    Args:
+        model: The trained model.
+        frames: The frames of positions.
+        cameras: The training cameras, in the scene frame.
+    """
+
+    def __init__(self, model: FeatureFieldModel, frames: Frames, cameras: Cameras) -> None:
+        self.model, self.frames = model, frames
+        self._cameras = cameras
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the feature heads."""
+        return tuple(self.model.heads)
+
+    def contains(self, points: Points, *, frame: FrameName = "dataset") -> Bool[Tensor, " points"]:
+        """Returns which points are in the view of a training camera.
+
+        Raises:
+            F3rmError: If the points are not finite, or the frame is not known.
+        """
+        return self._seen_space.contains(self._positions(points, frame))
+
+    @cached_property
+    def _seen_space(self) -> SeenSpace:
+        return SeenSpace(self._cameras)
+
+    def _positions(self, points: Points, frame: FrameName) -> Float[Tensor, "points 3"]:
+        positions = check_points(torch.as_tensor(points).detach().cpu())
+        return self.frames.get(frame).to_scene(positions).float()
+
+    def hidden(
+        self, points: Points, *, frame: FrameName = "dataset"
+    ) -> Float[Tensor, "points hidden"]:
+        """Returns the field's hidden vectors at points; a head's features are linear in them.
+
+        Args:
+            points: Positions, shape (points, 3).
+            frame: Their frame.
+
+        Raises:
+            F3rmError: If the points are not finite, or the frame is not known.
+        """
+        channels = self.model.feature_field.hidden_dim
+        return self._at(self._positions(points, frame), nn.Identity(), channels)
+
+    def features(
+        self, points: Points, head: str | None = None, *, frame: FrameName = "dataset"
+    ) -> Float[Tensor, "points channels"]:
+        """Returns the field's features at points.
+
+        Args:
+            points: Positions, shape (points, 3).
+            head: The feature head; None for the first.
+            frame: Their frame.
+
+        Raises:
+            F3rmError: If the points are not finite, or head or frame are not known.
+        """
+        module = self.head(head)
+        return self._at(self._positions(points, frame), module, module.spec.channels)
+
+    def head(self, name: str | None = None) -> FeatureHead:
+        """Returns a feature head; None for the first.
+
+        Raises:
+            F3rmError: If there is none, or none of that name.
+        """
+        if not self.heads:
+            msg = (
+                "This run has no feature heads: its checkpoint was made without a feature cache. "
+                "Run f3rm extract, then train again."
+            )
+            raise F3rmError(msg)
+        return self.model.feature_field.head(self.heads[0] if name is None else name)
+
+    def _at(
+        self,
+        positions: Float[Tensor, "points 3"],
+        made: Callable[[Tensor], Tensor],
+        channels: int | None,
+        *,
+        outside: float = 0.0,
+    ) -> Tensor:
+        seen = self._seen_space.contains(positions)
+        return values_at(self.model, positions, seen, made, channels, outside=outside)
+
+    def density(self, points: Points, *, frame: FrameName = "dataset") -> Float[Tensor, " points"]:
+        """Returns the volume density at points, per unit of length of their frame.
+
+        Args:
+            points: Positions, shape (points, 3).
+            frame: Their frame.
+
+        Raises:
+            F3rmError: If the points are not finite, or the frame is not known.
+        """
+        positions = self._positions(points, frame)
+        seen = self._seen_space.contains(positions)
+        return density_at(self.model, positions, seen) * self.frames.get(frame).scene_per_unit

@@ -1,38 +1,38 @@
 """A trained run, open for questions: ``scene = f3rm.load(run)``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError
-from f3rm.feature_field import FeatureHead
 from f3rm.language.questions import (
+    Query,
     Question,
     Questioner,
     QuestionOptions,
     all_scores,
-    as_part,
     questions_in,
 )
+from f3rm.language.relevancy import TEMPERATURE
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
-from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import look_closer, sample_surface
+from f3rm.scene.examples import ExampleEncoder, Like
 from f3rm.scene.find import Wish, find_instances
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, Frames, single
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
-from f3rm.scene.points import SeenSpace, check_points, density_at, values_at
+from f3rm.scene.points import FieldAtPoints, Points
 from f3rm.scene.run_loading import LoadedRun, Split, field_model, load_run
-from f3rm.scene.scored import score_surface
+from f3rm.scene.scored import competing, score_surface
 from f3rm.scene.surface import Surface, SurfacePoints, thinned
 from f3rm.store.device import resolve_device
 
@@ -46,7 +46,6 @@ SPACING = 0.01
 _MASK_REACH = 1.5
 """A pixel shows an instance if its surface is within so many cells of one of its points."""
 
-Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 SplitName = Literal["train", "eval"]
 
 
@@ -78,7 +77,7 @@ def load(
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
-class Scene:
+class Scene(FieldAtPoints):
     """A trained run, open for questions.
 
     Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
@@ -90,19 +89,28 @@ class Scene:
     def __init__(
         self, run: LoadedRun, *, surface_rays: int = NUM_RAYS, show_progress: bool = False
     ) -> None:
+        frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
+        super().__init__(field_model(run), frames, run.train.cameras)
         self.run = run
         self._surface_rays = surface_rays
-        self.model: FeatureFieldModel = field_model(run)
-        self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
         self._questioner = Questioner(self.model.heads)
+        self._examples = ExampleEncoder(run, self)
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
         self._sampled = lru_cache(maxsize=2)(cast)
         self._look_closer = partial(look_closer, self.model, num_rays=CLOSER_RAYS)
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Names of the feature heads."""
-        return tuple(self.model.heads)
+    def __repr__(self) -> str:
+        """Says which run it is, of how many photographs, with which heads and frames."""
+        specs = [head.spec for head in self.model.heads.values()]
+        heads = [
+            f"{spec.name} ({spec.channels} channels{', text' * spec.has_text})" for spec in specs
+        ]
+        return (
+            f"Scene of {self.run.config_path.parent} at step {self.run.step}: "
+            f"{len(self.views())} training and {len(self.views('eval'))} held-out photographs of "
+            f"{self.run.data}; heads {', '.join(heads) or 'none'}; frames "
+            f"{', '.join(self.frames.known)}"
+        )
 
     def views(self, split: SplitName = "train") -> tuple[str, ...]:
         """Returns the ``file_path`` of each photograph of a split."""
@@ -115,96 +123,10 @@ class Scene:
     def _split(self, split: SplitName) -> Split:
         return self.run.train if split == "train" else self.run.held_out
 
-    def contains(self, points: Points, *, frame: FrameName = "dataset") -> Bool[Tensor, " points"]:
-        """Returns which points are in the view of a training camera.
-
-        Raises:
-            F3rmError: If the points are not finite, or the frame is not known.
-        """
-        return self._seen_space.contains(self._positions(points, frame))
-
-    @cached_property
-    def _seen_space(self) -> SeenSpace:
-        return SeenSpace(self.run.train.cameras)
-
-    def _positions(self, points: Points, frame: FrameName) -> Float[Tensor, "points 3"]:
-        positions = check_points(torch.as_tensor(points).detach().cpu())
-        return self.frames.get(frame).to_scene(positions).float()
-
-    def hidden(
-        self, points: Points, *, frame: FrameName = "dataset"
-    ) -> Float[Tensor, "points hidden"]:
-        """Returns the field's hidden vectors at points; a head's features are linear in them.
-
-        Args:
-            points: Positions, shape (points, 3).
-            frame: Their frame.
-
-        Raises:
-            F3rmError: If the points are not finite, or the frame is not known.
-        """
-        channels = self.model.feature_field.hidden_dim
-        return self._at(self._positions(points, frame), nn.Identity(), channels)
-
-    def features(
-        self, points: Points, head: str | None = None, *, frame: FrameName = "dataset"
-    ) -> Float[Tensor, "points channels"]:
-        """Returns the field's features at points.
-
-        Args:
-            points: Positions, shape (points, 3).
-            head: The feature head; None for the first.
-            frame: Their frame.
-
-        Raises:
-            F3rmError: If the points are not finite, or head or frame are not known.
-        """
-        module = self.head(head)
-        return self._at(self._positions(points, frame), module, module.spec.channels)
-
-    def head(self, name: str | None = None) -> FeatureHead:
-        """Returns a feature head; None for the first.
-
-        Raises:
-            F3rmError: If there is none, or none of that name.
-        """
-        if not self.heads:
-            msg = (
-                "This run has no feature heads: its checkpoint was made without a feature cache. "
-                "Run f3rm extract, then train again."
-            )
-            raise F3rmError(msg)
-        return self.model.feature_field.head(self.heads[0] if name is None else name)
-
-    def _at(
-        self,
-        positions: Float[Tensor, "points 3"],
-        made: Callable[[Tensor], Tensor],
-        channels: int | None,
-        *,
-        outside: float = 0.0,
-    ) -> Tensor:
-        seen = self._seen_space.contains(positions)
-        return values_at(self.model, positions, seen, made, channels, outside=outside)
-
-    def density(self, points: Points, *, frame: FrameName = "dataset") -> Float[Tensor, " points"]:
-        """Returns the volume density at points, per unit of length of their frame.
-
-        Args:
-            points: Positions, shape (points, 3).
-            frame: Their frame.
-
-        Raises:
-            F3rmError: If the points are not finite, or the frame is not known.
-        """
-        positions = self._positions(points, frame)
-        seen = self._seen_space.contains(positions)
-        return density_at(self.model, positions, seen) * self.frames.get(frame).scene_per_unit
-
     def similarity(
         self,
         points: Points,
-        question: str,
+        question: str | Question,
         *,
         frame: FrameName = "dataset",
         **options: Unpack[QuestionOptions],
@@ -213,7 +135,7 @@ class Scene:
 
         Args:
             points: Positions, shape (points, 3).
-            question: A phrase, or phrases joined by and, or, not and >.
+            question: A phrase, or phrases joined by and, or, not and >; or from :meth:`like`.
             frame: Their frame.
             **options: How words are asked.
 
@@ -227,7 +149,7 @@ class Scene:
     def identify(
         self,
         points: Points,
-        labels: str | Sequence[str],
+        labels: Query,
         *,
         none_threshold: float = RELEVANCY_FLOOR,
         frame: FrameName = "dataset",
@@ -237,7 +159,7 @@ class Scene:
 
         Args:
             points: Positions, shape (points, 3).
-            labels: The labels, as a list or with semicolons between them.
+            labels: The labels, as a list or with semicolons between them, or from :meth:`like`.
             none_threshold: The score that the best label must reach.
             frame: The frame of the points.
             **options: How words are asked.
@@ -251,8 +173,37 @@ class Scene:
         scores = self._at(positions, partial(all_scores, asked), len(asked), outside=-torch.inf)
         return Identified.of(tuple(q.label for q in asked), scores, none_threshold)
 
-    def question(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
-        """Parses a question and embeds its phrases.
+    def like(
+        self,
+        *examples: Like,
+        name: str = "",
+        head: str | None = None,
+        temperature: float = TEMPERATURE,
+        frame: FrameName = "dataset",
+    ) -> Question:
+        """Makes a question without words: what is like one of some examples.
+
+        Every method that takes a question takes it, and it needs no text tower.
+
+        Args:
+            *examples: ``(camera, (x, y))`` or ``(view, (x, y))``, a pixel of a camera or of a
+                photograph by its name; an image file, or ``(file, (left, top, right, bottom))``,
+                a part of it; or points of shape (points, 3).
+            name: The question's label.
+            head: The feature head that compares; None for the first.
+            temperature: Soft-max temperature of the relevancy, > 0.
+            frame: The frame of cameras and points.
+
+        Raises:
+            F3rmError: If an example, head or frame cannot be used.
+            BackboneUnavailableError: If there is an image and its tower cannot be loaded.
+        """
+        return self._examples.question(
+            examples, self.head(head), name=name, temperature=temperature, frame=frame
+        )
+
+    def question(self, text: str | Question, **options: Unpack[QuestionOptions]) -> Question:
+        """Parses a question and embeds its phrases; one that is embedded is returned as it is.
 
         Raises:
             LanguageError: If the field or the head has no text tower.
@@ -263,7 +214,9 @@ class Scene:
         self._questioner.warn_of_unknown(asked)  # its scores say nothing
         return asked
 
-    def _asked(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
+    def _asked(self, text: str | Question, **options: Unpack[QuestionOptions]) -> Question:
+        if isinstance(text, Question):
+            return text
         asked = self._questioner.ask(text, **options)
         return asked.with_thresholds(partial(found_from, compares=True), lambda: self.cells.hidden)
 
@@ -303,40 +256,84 @@ class Scene:
         """Surface points of the scene frame, one per cell of the grid in which instances are."""
         return self.surface.points
 
+    @overload
     def find(
         self,
-        question: str,
+        question: str | Question | None = None,
         *,
+        like: Like | None = None,
+        compete: bool = True,
         threshold: float | None = None,
         up: Sequence[float] | None = None,
         smallest: float | None = None,
         frame: FrameName = "dataset",
         **options: Unpack[QuestionOptions],
-    ) -> Found:
+    ) -> Found: ...
+
+    @overload
+    def find(
+        self,
+        question: Sequence[str | Question],
+        *,
+        compete: bool = True,
+        threshold: float | None = None,
+        up: Sequence[float] | None = None,
+        smallest: float | None = None,
+        frame: FrameName = "dataset",
+        **options: Unpack[QuestionOptions],
+    ) -> list[Found]: ...
+
+    def find(
+        self,
+        question: Query | None = None,
+        *,
+        like: Like | None = None,
+        compete: bool = True,
+        threshold: float | None = None,
+        up: Sequence[float] | None = None,
+        smallest: float | None = None,
+        frame: FrameName = "dataset",
+        **options: Unpack[QuestionOptions],
+    ) -> Found | list[Found]:
         """Finds the instances of a question's answer, and says how certain it is and why.
 
         Args:
-            question: A phrase, or phrases joined by and, or, not and >; ``object; part`` is the
-                same as ``object > part``.
+            question: A phrase, or phrases joined by and, or, not and >. Of a list, or a text with
+                semicolons between several, the answers are a list.
+            like: An example in place of words, see :meth:`like`.
+            compete: Whether a place that matches several questions belongs to the best one only.
             threshold: Least score of an instance's points; None chooses it by the scene, in which
                 the object may be absent.
             up: The vertical axis of boxes, in the frame; None for the z axis of metres, and
                 elsewhere for the up direction that Nerfstudio estimated from the cameras.
             smallest: Width of the smallest instance, in the frame; None for three cells.
-            frame: The frame of the answer.
-            **options: How words are asked.
+            frame: The frame of the answer, and of ``like``.
+            **options: How words are asked; of ``like`` head and temperature.
 
         Raises:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If question, frame or options cannot be used.
         """
         known = self.frames.get(frame)
-        scored = score_surface(self.surface, self._asked(as_part(question), **options), threshold)
+        if (question is None) == (like is None):
+            raise F3rmError("find needs either a question or like=. Give one of the two.")
+        if like is not None:
+            temperature = options.get("temperature", TEMPERATURE)
+            question = self.like(
+                like, head=options.get("head"), temperature=temperature, frame=frame
+            )
+        asked = [self._asked(text, **options) for text in questions_in(question or "")]
+        scored = [score_surface(self.surface, each, threshold) for each in asked]
         upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
         wish = Wish(known, frame, upwards, smallest)
-        return find_instances(scored, wish, self._look_closer)
+        found = [
+            find_instances(each, wish, self._look_closer)
+            for each in (competing(scored) if compete else scored)
+        ]
+        is_one = isinstance(question, str | Question) and len(found) == 1
+        return found[0] if is_one else found
 
-    def threshold(self, question: str, **options: Unpack[QuestionOptions]) -> float:
+    def threshold(self, question: str | Question, **options: Unpack[QuestionOptions]) -> float:
         """Returns the least score of a match in this scene; infinity if there is none.
 
         Raises:
@@ -350,7 +347,8 @@ class Scene:
         camera: Cameras,
         outputs: Sequence[str] = ("rgb",),
         *,
-        query: str | Sequence[str] | None = None,
+        query: Query | None = None,
+        compete: bool = True,
         thresholds: Sequence[float] | None = None,
         frame: FrameName = "dataset",
         **options: Unpack[QuestionOptions],
@@ -361,6 +359,7 @@ class Scene:
             camera: One camera.
             outputs: Names of the pictures; see :data:`f3rm.scene.images.Output`.
             query: A list of questions, or one text with semicolons between them.
+            compete: Whether a pixel that matches several questions belongs to the best one only.
             thresholds: Least score of a matching pixel for each question; None chooses them by the
                 scene, as :meth:`threshold` does.
             frame: The frame of the camera, and the unit of ``depth``.
@@ -385,6 +384,7 @@ class Scene:
             head=self.head(options.get("head")),
             questions=tuple(asked),
             thresholds=tuple([0.0] * len(asked) if least is None else least),
+            compete=compete,
             units_per_scene=1 / known.scene_per_unit,
         )
         return render_images(self.model, known.cameras_to_scene(single(camera)), wanted)

@@ -1,14 +1,20 @@
 """Surface points with the scores of a query, and the threshold that cuts them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from f3rm.colours.palette import best_query_index
 from f3rm.language.questions import Question
-from f3rm.language.threshold import found_from
+from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
 from f3rm.scene.surface import Surface, SurfacePoints
+
+_EXAMPLE_RISE = 0.6
+"""Least rise of a match above the floor, relative to the example's own. Of one clicked object on
+a tabletop (seed 10, TINYCLIP) the mean IoU in held-out views is 0.32 with 0, 0.51 with 0.6."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class ScoredSurface:
         scores: Its smoothed score at each point.
         threshold: The least score of a matching point; infinity where none can match.
         is_automatic: Whether the threshold was chosen from the scores, not given.
+        rival: The competing query that fits all of its matches better; empty for none.
+        rivals: The competing queries that fit some of its matches better.
     """
 
     surface: Surface
@@ -28,11 +36,19 @@ class ScoredSurface:
     scores: Float[Tensor, " points"]
     threshold: float
     is_automatic: bool
+    rival: str = ""
+    rivals: tuple["ScoredSurface", ...] = ()
 
     @property
     def points(self) -> SurfacePoints:
         """The surface's points."""
         return self.surface.points
+
+    def on(self, surface: Surface) -> "ScoredSurface":
+        """Scores another sampling of the surface, with the same thresholds and rivals."""
+        asked = (self, *self.rivals)
+        again = [score_surface(surface, each.question, each.threshold) for each in asked]
+        return replace(competing(again)[0], is_automatic=self.is_automatic)
 
 
 def score_surface(surface: Surface, question: Question, threshold: float | None) -> ScoredSurface:
@@ -50,5 +66,34 @@ def score_surface(surface: Surface, question: Question, threshold: float | None)
     smooth, chosen = surface.smoothed(scores), threshold
     if chosen is None:
         compares = question.compares
-        chosen = torch.inf if question.unknown else found_from(smooth, compares=compares)
+        present = question.is_present
+        chosen = found_from(smooth, compares=compares, is_present=present)
+        if present:
+            rise = float(smooth.max()) - RELEVANCY_FLOOR
+            chosen = max(chosen, RELEVANCY_FLOOR + _EXAMPLE_RISE * rise)
+        chosen = torch.inf if question.unknown else chosen
     return ScoredSurface(surface, question, smooth, chosen, is_automatic=threshold is None)
+
+
+def competing(answers: Sequence[ScoredSurface]) -> list[ScoredSurface]:
+    """Leaves each point to the best of the queries that it matches; the others lose it.
+
+    Args:
+        answers: The same points, scored for several queries.
+    """
+    scores = torch.stack([each.scores for each in answers], dim=-1)
+    owners = best_query_index(scores, tuple(each.threshold for each in answers))
+    left: list[ScoredSurface] = []
+    for number, each in enumerate(answers):
+        lost = (each.scores >= each.threshold) & (owners != number)
+        if not bool(lost.any()):
+            left.append(each)
+        elif bool((owners == number).any()):
+            below = torch.tensor(each.threshold).nextafter(torch.tensor(-torch.inf))
+            rivals = tuple(answers[int(other)] for other in owners[lost].unique())
+            scores_left = torch.where(lost, below, each.scores)
+            left.append(replace(each, scores=scores_left, rivals=rivals))
+        else:
+            winner = answers[int(owners[lost].mode().values)].question.label
+            left.append(replace(each, threshold=torch.inf, rival=winner))
+    return left

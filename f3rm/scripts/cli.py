@@ -22,6 +22,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.attach:Attach",
         "Add features to a trained run of nerfacto or f3rm; its colours stay as they are.",
     ),
+    "find": (
+        "f3rm.scripts.find:Find",
+        "Find things in a trained run: where they are, how large, how certain.",
+    ),
+    "label": (
+        "f3rm.scripts.label:Label",
+        "Label all photographs and surfaces of a trained run from a few clicks or words.",
+    ),
     "render": (
         "f3rm.scripts.render:Render",
         "Render views of a trained run, and its answers to queries, as pictures or videos.",

@@ -9,13 +9,16 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
+from f3rm.language.questions import Question
 from f3rm.scene.export.features import FEATURE_SUFFIXES, export_features
 from f3rm.scene.export.files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, check_file
 from f3rm.scene.export.mesh import Meshing, export_mesh
 from f3rm.scene.export.objects import BOX_SUFFIXES, export_boxes, export_object, metres_per_unit
 from f3rm.scene.export.points import Colour, Look, Sampling, export_points
+from f3rm.scene.found import Found
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene, load
+from f3rm.scripts.asking import Asked
 from f3rm.scripts.command import Command
 
 Kind = Literal["points", "features", "object", "mesh", "boxes"]
@@ -51,7 +54,11 @@ class Export(Command):
     out: Path
     """The file."""
     query: str | None = None
-    """What to look for, e.g. "red mug"; for boxes several with semicolons: "red mug; bowl"."""
+    """What to look for, with semicolons between several queries: "red mug; bowl"."""
+    like: str = ""
+    """Examples in place of words: VIEW@X,Y is a pixel of a photograph; see f3rm find --help."""
+    compete: bool = True
+    """Of object and boxes: whether what matches several queries belongs to the best one only."""
     threshold: float | None = None
     """Least score of a point that matches the query; without it chosen from the scene's scores."""
     head: str | None = None
@@ -82,18 +89,22 @@ class Export(Command):
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
         """
-        if self.query is None and self.kind in ("object", "boxes"):
-            raise ExportError(f"{self.kind} needs a query, got none. Give one with --query.")
+        asked = Asked.read(self.query, self.like)
+        if not asked and (self.kind in ("object", "boxes") or self.colour == "similarity"):
+            raise ExportError(f"{self.kind} needs a query, got none. Give --query or --like.")
         check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # opening the run takes long
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
-        writers: dict[Kind, Callable[[Scene], str]] = {
+        # The head of other colours may have no text tower.
+        head = self.head if self.kind != "points" or self.colour == "similarity" else None
+        questions = asked.questions(scene, self.frame, head=head)
+        writers: dict[Kind, Callable[[Scene, list[Question]], str]] = {
             "points": self._points,
             "features": self._features,
             "object": self._object,
             "mesh": self._mesh,
             "boxes": self._boxes,
         }
-        print(writers[self.kind](scene))
+        print(writers[self.kind](scene, questions))
         metres = metres_per_unit(scene, self.frame)
         unit = "" if metres is None else f"; a unit is {metres:.4g} m"
         print(f"Wrote {self.out} in the frame {self.frame!r}{unit}")
@@ -106,55 +117,54 @@ class Export(Command):
     def _look(self) -> Look:
         return Look(self.colour, self.head)
 
-    def _points(self, scene: Scene) -> str:
-        points = export_points(scene, self.out, self._sampling, self._look, query=self.query)
+    def _points(self, scene: Scene, questions: list[Question]) -> str:
+        points = export_points(scene, self.out, self._sampling, self._look, query=questions or None)
         return f"{len(points)} points, {_extent(points.positions.numpy())}"
 
-    def _features(self, scene: Scene) -> str:
+    def _features(self, scene: Scene, _: list[Question]) -> str:
         points = export_features(
             scene, self.out, self._sampling, head=self.head, show_progress=True
         )
         spec = scene.head(self.head).spec
         return f"{len(points)} points with the {spec.channels} channels of {spec.name}"
 
-    def _object(self, scene: Scene) -> str:
-        found = export_object(
+    def _object(self, scene: Scene, questions: list[Question]) -> str:
+        answers = export_object(
             scene,
             self.out,
             self._sampling,
             self._look,
-            query=str(self.query),
+            query=questions,
             threshold=self.threshold,
+            compete=self.compete,
         )
-        return f"{len(found)} x {found.question}"
+        return _counted(answers)
 
-    def _mesh(self, scene: Scene) -> str:
+    def _mesh(self, scene: Scene, questions: list[Question]) -> str:
         mesh = export_mesh(
             scene,
             self.out,
             Meshing(self.voxel, self.views, self.height, self.frame),
-            query=self.query,
-            head=self.head,
+            query=questions or None,
             threshold=self.threshold,
             show_progress=True,
         )
         return f"{len(mesh.triangles)} triangles, {_extent(mesh.vertices)}"
 
-    def _boxes(self, scene: Scene) -> str:
+    def _boxes(self, scene: Scene, questions: list[Question]) -> str:
         answers = export_boxes(
             scene,
             self.out,
-            query=str(self.query),
-            head=self.head,
+            query=questions,
             threshold=self.threshold,
+            compete=self.compete,
             frame=self.frame,
-            show_progress=True,
         )
-        return "\n".join(
-            f"{len(found)} x {found.question}"
-            + (found.reason and f": {found.certainty}, {found.reason}")
-            for found in answers
-        )
+        return _counted(answers)
+
+
+def _counted(answers: list[Found]) -> str:
+    return "\n".join(f"{len(found)} x {found.verdict}" for found in answers)
 
 
 def _extent(positions: ndarray) -> str:

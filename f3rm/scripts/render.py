@@ -1,5 +1,6 @@
 """``f3rm render``: pictures and videos of a trained run and its answers to queries."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ import tyro
 import f3rm
 from f3rm.errors import F3rmError
 from f3rm.language.expressions import split_questions
-from f3rm.language.questions import QuestionOptions, questions_in
+from f3rm.language.questions import Question, QuestionOptions
 from f3rm.scene import Found, Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
 from f3rm.scene.paths import CameraPath, choose_path
 from f3rm.scene.writing import PictureWriter, make_writer
+from f3rm.scripts.asking import Asked
 from f3rm.scripts.command import Command
 from f3rm.store.progress import track
 
@@ -34,6 +36,10 @@ class Render(Command):
     """The run's config.yml, or its folder."""
     query: str = ""
     """What to look for, with semicolons between several queries: "red mug; bowl"."""
+    like: str = ""
+    """Examples in place of words: VIEW@X,Y is a pixel of a photograph; see f3rm find --help."""
+    compete: bool = True
+    """Whether a pixel that matches several queries belongs to the best one only."""
     output: str = ""
     """With commas: rgb, depth, accumulation, pca, similarity, composite, mask, labels. Without it
     composite if there is a query, else rgb."""
@@ -71,21 +77,22 @@ class Render(Command):
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
         """
-        outputs, writer = self._outputs(), make_writer(self.out, fps=self.fps)
+        asked = Asked.read(self.query, self.like)
+        outputs, writer = self._outputs(asked), make_writer(self.out, fps=self.fps)
         scene = f3rm.load(self.config, data=self.data, device=self.device)
         path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
-        scale = self._scale(scene, path, outputs)
+        questions = asked.questions(scene, **self._options()) if set(outputs) & ASKING else []
+        scale = self._scale(scene, path, outputs, questions)
         with ExitStack() as if_interrupted:  # by an error or Ctrl-C
             if_interrupted.callback(writer.abandon)
-            self._write(scene, path, outputs, scale, writer)
+            self._write(scene, path, outputs, questions, scale, writer)
             if_interrupted.pop_all()
         for place in writer.close():
             print(f"Wrote {place}")
 
-    def _outputs(self) -> tuple[str, ...]:
-        asked = bool(split_questions(self.query))
+    def _outputs(self, asked: Asked) -> tuple[str, ...]:
         names = [name.strip() for name in self.output.split(",") if name.strip()]
-        outputs = check_outputs(names or ["composite" if asked else "rgb"], asked=asked)
+        outputs = check_outputs(names or ["composite" if asked else "rgb"], asked=bool(asked))
         for name in outputs:
             if name in _NO_PICTURE:
                 msg = f"The output {name!r} is no picture. Scene.render returns it in Python."
@@ -105,14 +112,18 @@ class Render(Command):
             options["negatives"] = split_questions(self.negatives)
         return options
 
-    def _scale(self, scene: Scene, path: CameraPath, outputs: tuple[str, ...]) -> Scale:
-        asked = questions_in(self.query) if set(outputs) & ASKING else []
+    def _scale(
+        self,
+        scene: Scene,
+        path: CameraPath,
+        outputs: tuple[str, ...],
+        questions: Sequence[Question],
+    ) -> Scale:
         answers: list[Found] = []
         if set(outputs) & ANSWERING:
-            options = self._options()
-            answers = [scene.find(text, threshold=self.threshold, **options) for text in asked]
+            answers = scene.find(questions, threshold=self.threshold, compete=self.compete)
         scale = Scale(
-            labels=tuple(asked),
+            labels=tuple(question.label for question in questions),
             thresholds=tuple(found.threshold for found in answers),
             certainties=tuple(found.certainty for found in answers),
             low=self.low,
@@ -129,6 +140,7 @@ class Render(Command):
         scene: Scene,
         path: CameraPath,
         outputs: tuple[str, ...],
+        questions: Sequence[Question],
         scale: Scale,
         writer: PictureWriter,
     ) -> None:
@@ -138,9 +150,10 @@ class Render(Command):
             images = scene.render(
                 cameras[number],
                 outputs,
-                query=list(scale.labels) or None,
+                query=questions or None,
+                compete=self.compete,
                 thresholds=scale.thresholds or None,
-                **self._options(),
+                head=self.head,
             )
             writer.add(path.names[number], draw_images(images, scale, legend=self.legend))
 

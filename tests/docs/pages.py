@@ -52,6 +52,7 @@ RULES = (
     Rule("f3rm attach", "trains as long as ns-train", adds="--steps 2"),
     Rule("f3rm bench", "sizes for a GPU", adds="--sizes 28x28 --batches 1 2 --iterations 1"),
     Rule("f3rm render", "large pictures", adds="--downscale 8"),
+    Rule("f3rm label", "large pictures", adds="--downscale 8 --rays 4000"),
     Rule("f3rm export", "a dense cloud or mesh", adds="--rays 4000"),
     Rule("f3rm export outputs/tabletop/f3rm/run mesh", "the same", adds="--height 48 --views 4"),
     Rule("f3rm doctor", "1 where ns-train f3rm cannot run", codes=(0, 1)),

@@ -48,6 +48,8 @@ _TOOLS = (
     "f3rm.scripts.eval",
     "f3rm.scripts.export",
     "f3rm.scripts.extract",
+    "f3rm.scripts.find",
+    "f3rm.scripts.label",
     "f3rm.scripts.render",
 )
 

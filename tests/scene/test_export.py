@@ -92,10 +92,13 @@ def test_other_files_are_no_features(tmp_path, scene):
 
 
 def test_an_object_is_cut_out_as_points_and_as_a_mesh(scene, tmp_path):
-    found = export_object(scene, tmp_path / "object.ply", Sampling(20_000), Look(), query="orange")
+    (found,) = export_object(
+        scene, tmp_path / "object.ply", Sampling(20_000), Look(), query="orange"
+    )
     cloud = open3d.t.io.read_point_cloud(tmp_path / "object.ply").point
     owners = cloud.instance.numpy()[:, 0]
     assert set(owners.tolist()) == set(range(len(found)))
+    assert set(cloud.question.numpy()[:, 0].tolist()) == {0}
     for number, instance in enumerate(found):
         inside = instance.box.contains(
             cloud.positions.numpy()[owners == number].astype(float), margin=3 * instance.spacing

@@ -154,9 +154,9 @@ def test_questions_are_combined(known):
     assert len(both) == len(known.find("pink")) + len(known.find("orange")) == 3
     assert not known.find("pink and orange")
     assert len(known.find("(pink or orange) and not pink")) == len(known.find("orange"))
-    assert not known.find("pink; orange")  # nothing orange on what is pink
+    assert not known.find("pink > orange")  # nothing orange on what is pink
     assert len(known.find("orange > orange")) == 1
-    assert known.find("orange; orange").question == "orange > orange"
+    assert [found.question for found in known.find("pink; orange")] == ["pink", "orange"]
 
 
 def _found(scene, truth):
@@ -225,7 +225,10 @@ def test_answers_are_drawn_with_one_threshold_for_all_views(scene, camera):
     thresholds = torch.tensor([scene.threshold(text) for text in query])
     on_surface = images["accumulation"] >= 0.5
     expected = (images["similarity"] >= thresholds) & on_surface[..., None]
-    assert torch.equal(images["mask"], expected)
+    apart = scene.render(camera, ["mask"], query=query, compete=False)["mask"]
+    assert torch.equal(apart, expected)
+    own = functional.one_hot(images["labels"] + 1, 4)[..., 1:].bool()
+    assert torch.equal(images["mask"], own)
     assert torch.equal(images["labels"] >= 0, expected.any(-1))
     assert not (images["labels"] == 2).any()  # nothing is yellow
     grey = images["composite"][images["labels"] < 0]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         read_features as read_features,
     )
     from f3rm.scene.export.files import ExportError as ExportError
+    from f3rm.scene.export.labels import export_labels as export_labels
     from f3rm.scene.export.mesh import Meshing as Meshing, export_mesh as export_mesh
     from f3rm.scene.export.objects import (
         export_boxes as export_boxes,
@@ -35,6 +36,7 @@ __getattr__ = getter(
         "Sampling": "f3rm.scene.export.points",
         "export_boxes": "f3rm.scene.export.objects",
         "export_features": "f3rm.scene.export.features",
+        "export_labels": "f3rm.scene.export.labels",
         "export_mesh": "f3rm.scene.export.mesh",
         "export_object": "f3rm.scene.export.objects",
         "export_points": "f3rm.scene.export.points",

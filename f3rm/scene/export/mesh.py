@@ -16,6 +16,7 @@ from torch import Tensor
 
 from f3rm.camera_render import RGB_ONLY
 from f3rm.errors import StrPath, as_path
+from f3rm.language.questions import Query
 from f3rm.scene.boxes import OrientedBox
 from f3rm.scene.casting import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.scene.export.files import (
@@ -101,7 +102,7 @@ def export_mesh(
     file: StrPath,
     meshing: Meshing,
     *,
-    query: str | None = None,
+    query: Query | None = None,
     head: str | None = None,
     threshold: float | None = None,
     show_progress: bool = False,
@@ -128,10 +129,11 @@ def export_mesh(
     path = check_file(as_path(file), MESH_SUFFIXES, what="a mesh")
     known = scene.frames.get(meshing.frame)
     _check(meshing)
-    instances: tuple[Instance, ...] = ()
+    instances: list[Instance] = []
     if query is not None:
-        found = found_instances(scene, query, head=head, threshold=threshold, frame="nerfstudio")
-        instances = found.instances
+        _, instances = found_instances(
+            scene, query, head=head, threshold=threshold, compete=False, frame="nerfstudio"
+        )
     if meshing.voxel is not None:
         voxel = meshing.voxel * known.scene_per_unit
     else:

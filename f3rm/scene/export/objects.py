@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.errors import StrPath, as_path
-from f3rm.language.questions import questions_in
+from f3rm.language.questions import Query, questions_in
 from f3rm.scene.export.files import (
     CLOUD_SUFFIXES,
     ExportError,
@@ -23,7 +23,6 @@ from f3rm.scene.export.points import Look, Sampling, point_colours, scores_of, s
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene
-from f3rm.store.progress import track
 
 BOX_SUFFIXES = (".json",)
 REACH = 1.5
@@ -31,19 +30,29 @@ REACH = 1.5
 
 
 def found_instances(
-    scene: Scene, query: str, *, head: str | None, threshold: float | None, frame: FrameName
-) -> Found:
-    """Finds the instances of a query, for files that cannot be empty.
+    scene: Scene,
+    query: Query,
+    *,
+    head: str | None,
+    threshold: float | None,
+    compete: bool,
+    frame: FrameName,
+) -> tuple[list[Found], list[Instance]]:
+    """Finds the instances of all questions of a query, for files that cannot be empty.
 
     Raises:
         ExportError: If there are none; the message says why.
         F3rmError: If query, head or frame cannot be used.
     """
-    found = scene.find(query, threshold=threshold, head=head, frame=frame)
-    if not found.instances:
-        msg = f"Nothing to export: {found.reason}. Use other words, or give a lower --threshold."
+    answers = scene.find(
+        questions_in(query), threshold=threshold, compete=compete, head=head, frame=frame
+    )
+    instances = [instance for found in answers for instance in found]
+    if not instances:
+        reasons = "; ".join(found.reason for found in answers)
+        msg = f"Nothing to export: {reasons}. Use other words, or give a lower --threshold."
         raise ExportError(msg)
-    return found
+    return answers, instances
 
 
 def export_object(
@@ -52,13 +61,14 @@ def export_object(
     sampling: Sampling,
     look: Look,
     *,
-    query: str,
+    query: Query,
     threshold: float | None = None,
-) -> Found:
+    compete: bool = True,
+) -> list[Found]:
     """Writes the points of a query's instances as PLY.
 
-    Properties beside the colours: ``similarity``, the score, and ``instance``, counted from 0 with
-    the best first.
+    Properties beside the colours: ``similarity``, the highest score of any question; ``question``
+    and ``instance``, counted from 0; of a question the best instance is first.
 
     Args:
         scene: The scene.
@@ -67,24 +77,38 @@ def export_object(
         look: Their colours.
         query: The query.
         threshold: The least score of a matching point; None to choose it from the scene's scores.
+        compete: Whether a place that matches several questions belongs to the best one only.
 
     Returns:
-        The instances.
+        The answer to each question.
 
     Raises:
-        ExportError: If there are none, or the file cannot be written.
+        ExportError: If there are no instances, or the file cannot be written.
         F3rmError: If query, head or frame cannot be used.
     """
     path = check_file(as_path(file), CLOUD_SUFFIXES, what="an object's points")
-    found = found_instances(scene, query, head=look.head, threshold=threshold, frame=sampling.frame)
+    asked = [scene.question(each, head=look.head) for each in questions_in(query)]
+    answers, instances = found_instances(
+        scene,
+        asked,
+        head=look.head,
+        threshold=threshold,
+        compete=compete,
+        frame=sampling.frame,
+    )
     points = surface(scene, sampling)
-    owner = nearest_instance(found.instances, points.positions)
+    owner = nearest_instance(instances, points.positions)
     points = points.subset(torch.from_numpy(owner >= 0))
-    scores = scores_of(points, scene.question(found.question, head=look.head))
+    scores = scores_of(points, asked)
     colours = point_colours(points, look.colour, scene.head(look.head), scores)
-    scalars = {"similarity": scores.numpy(), "instance": owner[owner >= 0].astype(np.int32)}
+    numbers = np.repeat(np.arange(len(answers)), [len(found) for found in answers])
+    scalars = {
+        "similarity": scores.numpy(),
+        "question": numbers[owner[owner >= 0]].astype(np.int32),
+        "instance": owner[owner >= 0].astype(np.int32),
+    }
     write_cloud(path, points.positions.numpy(), colours, scalars)
-    return found
+    return answers
 
 
 def nearest_instance(
@@ -109,11 +133,11 @@ def export_boxes(
     scene: Scene,
     file: StrPath,
     *,
-    query: str | Sequence[str],
+    query: Query,
     head: str | None = None,
     threshold: float | None = None,
+    compete: bool = True,
     frame: FrameName = "dataset",
-    show_progress: bool = False,
 ) -> list[Found]:
     """Writes an oriented box for every instance of every query as JSON, with the reason for none.
 
@@ -123,8 +147,8 @@ def export_boxes(
         query: A list of queries, or one text with semicolons between them.
         head: The feature head to query; None for the first that has a text tower.
         threshold: The least score of a matching point; None to choose it from the scene's scores.
+        compete: Whether a place that matches several queries belongs to the best one only.
         frame: The frame of the boxes.
-        show_progress: Whether a bar counts queries.
 
     Returns:
         The instances of each query.
@@ -134,9 +158,16 @@ def export_boxes(
         F3rmError: If query, head or frame cannot be used.
     """
     path = check_file(as_path(file), BOX_SUFFIXES, what="boxes")
-    asked = questions_in(query)
-    bar = track(asked, total=len(asked), label="objects", show=show_progress, unit="queries")
-    answers = [scene.find(text, threshold=threshold, head=head, frame=frame) for text in bar]
+    answers = scene.find(
+        questions_in(query), threshold=threshold, compete=compete, head=head, frame=frame
+    )
+    text = boxes_as_json(scene, answers, frame)
+    write_file(path, lambda stream: stream.write(text.encode()))
+    return answers
+
+
+def boxes_as_json(scene: Scene, answers: Sequence[Found], frame: FrameName) -> str:
+    """Returns answers of a scene as JSON: the frame, and of each the instances or the reason."""
     content = {
         "run": str(scene.run.config_path),
         "data": str(scene.run.data),
@@ -144,9 +175,7 @@ def export_boxes(
         "metres_per_unit": metres_per_unit(scene, frame),
         "queries": [_to_dict(found) for found in answers],
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_file(path, lambda stream: stream.write(text.encode()))
-    return answers
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def metres_per_unit(scene: Scene, frame: FrameName) -> float | None:

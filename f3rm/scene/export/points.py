@@ -1,5 +1,6 @@
 """A scene's surfaces as a coloured point cloud."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.errors import StrPath, as_path
 from f3rm.feature_field import FeatureHead
-from f3rm.language.questions import Question
+from f3rm.language.questions import Query, Question, all_scores, questions_in
 from f3rm.scene.export.files import CLOUD_SUFFIXES, ExportError, check_file, write_cloud
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene
@@ -44,9 +45,9 @@ class Look:
 
 
 def export_points(
-    scene: Scene, file: StrPath, sampling: Sampling, look: Look, *, query: str | None = None
+    scene: Scene, file: StrPath, sampling: Sampling, look: Look, *, query: Query | None = None
 ) -> SurfacePoints:
-    """Writes the surfaces as PLY, with the score of a query as the property ``similarity``.
+    """Writes the surfaces as PLY, with a query's highest score as the property ``similarity``.
 
     Args:
         scene: The scene.
@@ -63,9 +64,9 @@ def export_points(
         F3rmError: If query, head or frame cannot be used.
     """
     path = check_file(as_path(file), CLOUD_SUFFIXES, what="a point cloud")
-    question = _question(scene, look, query)  # before the points, which take long
+    asked = _questions(scene, look, query)  # before the points, which take long
     points = surface(scene, sampling)
-    scores = None if question is None else scores_of(points, question)
+    scores = scores_of(points, asked) if asked else None
     scalars = {} if scores is None else {"similarity": scores.numpy()}
     colours = point_colours(points, look.colour, scene.head(look.head), scores)
     write_cloud(path, points.positions.numpy(), colours, scalars)
@@ -121,16 +122,16 @@ def point_colours(
 
 
 @torch.no_grad()
-def scores_of(points: SurfacePoints, question: Question) -> Float[Tensor, " points"]:
-    """Returns the similarity of points to a query."""
-    return question.scores(points.hidden.to(question.device)).float().cpu()
+def scores_of(points: SurfacePoints, asked: Sequence[Question]) -> Float[Tensor, " points"]:
+    """Returns the highest score of points for any of some questions."""
+    return all_scores(asked, points.hidden.to(asked[0].device)).amax(dim=-1).float().cpu()
 
 
-def _question(scene: Scene, look: Look, query: str | None) -> Question | None:
+def _questions(scene: Scene, look: Look, query: Query | None) -> list[Question]:
     if query is None:
         if look.colour == "similarity":
             raise ExportError("--colour similarity needs a query, got none. Add --query.")
-        return None
+        return []
     # The head of another colour may have no text tower.
     head = look.head if look.colour == "similarity" else None
-    return scene.question(query, head=head)
+    return [scene.question(each, head=head) for each in questions_in(query)]

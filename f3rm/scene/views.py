@@ -1,0 +1,107 @@
+"""Photographs of a run by name, with their cameras."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from nerfstudio.cameras.cameras import Cameras
+from PIL import Image, UnidentifiedImageError
+
+from f3rm.errors import F3rmError, ImageError
+from f3rm.language.active_query import shortened
+from f3rm.scene.frames import FileCamera
+from f3rm.scene.run_loading import LoadedRun, Split
+from f3rm.store.geometry import Size
+from f3rm.store.images import read_image
+from f3rm.store.items import dataset_root
+from f3rm.store.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class View:
+    """A photograph of a run.
+
+    Attributes:
+        name: Its ``file_path`` in transforms.json.
+        file: The photograph's file; the run may have been trained on smaller copies.
+        split: The split that it is of.
+        index: Its index there.
+    """
+
+    name: str
+    file: Path
+    split: Split
+    index: int
+
+    @property
+    def camera(self) -> Cameras:
+        """Its camera in the scene frame, shape (1,)."""
+        return self.split.cameras[self.index : self.index + 1].to("cpu")
+
+    def file_size(self) -> Size:
+        """Returns height and width of the photograph's file.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        try:
+            with Image.open(self.file) as picture:
+                return picture.height, picture.width
+        except (OSError, UnidentifiedImageError) as error:
+            msg = f"{str(self.file)!r} must be a readable photograph, got: {error}. Restore it."
+            raise ImageError(msg) from error
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the pictures that the run was trained on."""
+        return int(self.camera.height[0]), int(self.camera.width[0])
+
+    def file_camera(self, size: Size) -> FileCamera:
+        """Returns its camera, addressed by pixels of a picture of any size.
+
+        Raises:
+            DatasetError: If it is no perspective camera.
+        """
+        return FileCamera(self.camera, 0, size)
+
+    def photograph(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Reads the photograph.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        return read_image(self.file, FeatureSpec.background)
+
+
+def views_of(run: LoadedRun, split: Split) -> list[View]:
+    """Returns the photographs of a split."""
+    root = dataset_root(run.data)
+    return [View(name, root / name, split, index) for index, name in enumerate(split.names)]
+
+
+def find_view(run: LoadedRun, name: str) -> View:
+    """Returns a photograph, of training or held out.
+
+    Args:
+        run: The run.
+        name: Its ``file_path``, or the file's name with or without its ending.
+
+    Raises:
+        F3rmError: If there is none, or several have that name.
+    """
+    views = [*views_of(run, run.train), *views_of(run, run.held_out)]
+    exact = [view for view in views if view.name == name]
+    alike = [view for view in views if name in (Path(view.name).name, Path(view.name).stem)]
+    found = exact or alike
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = ", ".join(view.name for view in found[:3])
+        raise F3rmError(f"{len(found)} views are called {name!r}. Give the path of one: {shown}.")
+    name = shortened(name)
+    known = [part for view in views for part in (view.name, Path(view.name).name)]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"The first of {len(views)} is {known[0]!r}."
+    raise F3rmError(f"There is no view {name!r} in the dataset. {hint}")
