@@ -13,7 +13,7 @@ from f3rm.feature_datamanager import FeatureDataManager, match_items
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import similarity
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.surface import hidden_of
+from f3rm.scene.casting import hidden_of
 from f3rm.synthetic.truth import SceneTruth
 
 _SHRINK = 6

@@ -1,6 +1,6 @@
 """Screenshots of the viewer for the documentation: colours, PCA, and a query with its legend.
 
-``python -m tools.viewer_screenshots RUN/config.yml "orange cone, pink cone"`` writes
+``python -m tools.viewer_screenshots RUN/config.yml "orange cone, pink cone, black mug"`` writes
 ``docs/images/viewer.jpg`` and ``viewer_query.jpg``. It needs playwright and Chromium, as the
 viewer's tests do.
 """

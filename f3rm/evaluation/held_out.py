@@ -21,9 +21,9 @@ from f3rm.evaluation.query_scores import Answers, QueryScores
 from f3rm.evaluation.vocabulary import Language
 from f3rm.feature_datamanager import ImageTargets
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
 from f3rm.scene.run_loading import LoadedRun
-from f3rm.scene.surface import hidden_of
 from f3rm.store.progress import track
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.casting import HIDDEN_ONLY, hidden_of
 from f3rm.scene.frames import FileCamera
-from f3rm.scene.surface import HIDDEN_ONLY, hidden_of
 from f3rm.store.reader import FeatureStore
 from f3rm.synthetic.truth import ViewTruth
 

@@ -34,9 +34,9 @@ from f3rm.language.relevancy import (
 )
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
 from f3rm.scene.run_loading import LoadedRun
-from f3rm.scene.surface import hidden_of
 from f3rm.synthetic.truth import SceneTruth
 
 NUM_VIEWS = 3

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.spatial import KDTree
 from trimesh.bounds import oriented_bounds_2D
 
 from f3rm.errors import F3rmError
@@ -12,8 +13,10 @@ from f3rm.errors import F3rmError
 Vector = Float[np.ndarray, "3"]
 Points = Float[np.ndarray, "points 3"]
 
-_OUTLIER_SHARE = 0.01
-"""Share of the points that a fitted box leaves outside of each side."""
+_COMPANY = 4
+"""Of so many nearest points the farthest decides whether a point is an outlier."""
+_FAR = 3.0
+"""An outlier's is this many times as far as the median point's."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,18 @@ class OrientedBox:
         }
 
 
-def fit_box(points: Points, up: Vector) -> OrientedBox:
+def fit_box(
+    points: Points, up: Vector, *, axes: Float[np.ndarray, "3 3"] | None = None
+) -> OrientedBox:
     """Fits an upright box: the smallest rectangle around the points seen from above.
 
-    One point in a hundred is left outside of each side, so that no outlier decides.
+    Points that are far from all others are left out, so that no outlier decides; every other point
+    is in the box, be it the tip of a cone.
 
     Args:
         points: At least three, not all on one vertical line.
         up: The up direction, of any length but zero.
+        axes: The axes of the box as columns, the last one up; None to choose them.
 
     Raises:
         F3rmError: If there are fewer than three points, or ``up`` is zero.
@@ -78,20 +85,25 @@ def fit_box(points: Points, up: Vector) -> OrientedBox:
             f"{len(points)} points and up={up.tolist()}."
         )
         raise F3rmError(msg)
-    upright = _upright(up / length)
-    local = points @ upright  # (points, 3), the last coordinate is height
-    low, high = np.quantile(local, [_OUTLIER_SHARE, 1 - _OUTLIER_SHARE], axis=0)
-    central = local[((local >= low) & (local <= high)).all(axis=1)]
-    # Of a handful of points the quantiles may drop all but two.
-    kept = central if len(central) >= 3 else local
-    rotation = np.eye(3)
-    rotation[:2, :2] = _smallest_rectangle(kept[:, :2])
-    low, high = np.quantile(local @ rotation, [_OUTLIER_SHARE, 1 - _OUTLIER_SHARE], axis=0)
-    axes = upright @ rotation
+    kept = points[_has_company(points)]
+    if axes is None:
+        axes = upright_axes(up / length)
+        rotation = np.eye(3)
+        rotation[:2, :2] = _smallest_rectangle((kept @ axes)[:, :2])
+        axes = axes @ rotation
+    local = kept @ axes  # (points, 3), the last coordinate is height
+    low, high = local.min(axis=0), local.max(axis=0)
     return OrientedBox(centre=axes @ ((low + high) / 2), axes=axes, extent=high - low)
 
 
-def _upright(up: Vector) -> Float[np.ndarray, "3 3"]:
+def _has_company(points: Points) -> Bool[np.ndarray, " points"]:
+    """Tells which points have others about as near as those of most points are."""
+    near = min(_COMPANY, len(points) - 1)
+    distances = KDTree(points).query(points, k=near + 1)[0][:, -1]
+    return distances <= _FAR * np.median(distances)
+
+
+def upright_axes(up: Vector) -> Float[np.ndarray, "3 3"]:
     """Returns a right-handed basis as columns whose last is ``up``; the identity for +z."""
     if up[2] > 1 - 1e-12:
         return np.eye(3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from f3rm.scene.frames import FrameName
 
 NONE_OF_THESE = "none of these"
 
+BoxKind = Literal["visible", "completed"]
+"""Whether a box is around what views see, or also around the far side that none sees."""
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -23,18 +27,30 @@ class Instance:
     Attributes:
         score: Mean score of its points.
         confidence: Share of the surface inside its box that matches the query, in [0, 1].
-        box: The upright box around it.
+        visible: The upright box around its points.
         points: Its surface points, one per grid cell.
         spacing: Edge of a grid cell.
-        frame: The frame of box, points and spacing.
+        frame: The frame of boxes, points and spacing.
+        completed: The box with a far side that no view sees; None where views see all sides.
     """
 
     score: float
     confidence: float
-    box: OrientedBox
+    visible: OrientedBox
     points: Float[Tensor, "points 3"] = field(repr=False)
     spacing: float
     frame: FrameName
+    completed: OrientedBox | None = None
+
+    @property
+    def box(self) -> OrientedBox:
+        """The completed box where there is one, else the visible one."""
+        return self.completed or self.visible
+
+    @property
+    def box_kind(self) -> BoxKind:
+        """Which of the two :attr:`box` is."""
+        return "completed" if self.completed else "visible"
 
     @property
     def centre(self) -> Float[np.ndarray, "3"]:
@@ -53,9 +69,11 @@ class Instance:
         size = " x ".join(f"{value:.2f}" for value in self.extent)
         return f"score {self.score:.2f}, centre ({centre}), size {size} {unit}"
 
-    def to_dict(self) -> dict[str, float | list[float] | list[list[float]]]:
+    def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, without the points."""
-        return {"score": self.score, "confidence": self.confidence, **self.box.to_dict()}
+        kind = {"box": self.box_kind, "visible": self.visible.to_dict()}
+        scores = {"score": self.score, "confidence": self.confidence}
+        return {**scores, **self.box.to_dict(), **kind}
 
 
 @dataclass(frozen=True)

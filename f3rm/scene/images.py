@@ -23,7 +23,7 @@ from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.language.questions import Question, all_scores
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.surface import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
+from f3rm.scene.casting import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
 
 Output = Literal[
     "rgb",

@@ -5,16 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.colours.palette import best_query_index
 from f3rm.language.questions import Question
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
-from f3rm.scene.surface import SurfacePoints
-
-_NEIGHBOURS = 8
-"""A point's score is the mean over this many nearest points, so that no single ray decides."""
+from f3rm.scene.surface import Surface, SurfacePoints
 
 _EXAMPLE_RISE = 0.6
 """Least rise of a match above the floor, relative to the example's own. Of one clicked object on
@@ -23,42 +19,51 @@ a tabletop (seed 10, TINYCLIP) the mean IoU in held-out views is 0.32 with 0, 0.
 
 @dataclass(frozen=True)
 class ScoredSurface:
-    """Surface points with the scores of a query.
+    """A surface with the scores of a query.
 
     Attributes:
-        points: The points, thinned, in the scene frame.
-        spacing: Edge of a grid cell.
+        surface: The surface, in the scene frame.
         question: The query.
         scores: Its smoothed score at each point.
         threshold: The least score of a matching point; infinity where none can match.
         is_automatic: Whether the threshold was chosen from the scores, not given.
         rival: The competing query that fits all of its matches better; empty for none.
+        rivals: The competing queries that fit some of its matches better.
     """
 
-    points: SurfacePoints
-    spacing: float
+    surface: Surface
     question: Question
     scores: Float[Tensor, " points"]
     threshold: float
     is_automatic: bool
     rival: str = ""
+    rivals: tuple["ScoredSurface", ...] = ()
+
+    @property
+    def points(self) -> SurfacePoints:
+        """The surface's points."""
+        return self.surface.points
+
+    def on(self, surface: Surface) -> "ScoredSurface":
+        """Scores another sampling of the surface, with the same thresholds and rivals."""
+        asked = (self, *self.rivals)
+        again = [score_surface(surface, each.question, each.threshold) for each in asked]
+        return replace(competing(again)[0], is_automatic=self.is_automatic)
 
 
-def score_surface(
-    points: SurfacePoints, spacing: float, question: Question, threshold: float | None
-) -> ScoredSurface:
+def score_surface(surface: Surface, question: Question, threshold: float | None) -> ScoredSurface:
     """Scores surface points and chooses the threshold.
 
     Args:
-        points: The points, thinned, in the scene frame.
-        spacing: Edge of a grid cell.
+        surface: The surface, in the scene frame.
         question: The query.
         threshold: The least score of a matching point; None to choose it from the scores.
     """
+    points = surface.points
     scores = question.scores(points.hidden.to(question.device)).float().cpu()
     if not len(scores):
-        return ScoredSurface(points, spacing, question, scores, torch.inf, is_automatic=True)
-    smooth, chosen = smoothed(points.positions, scores), threshold
+        return ScoredSurface(surface, question, scores, torch.inf, is_automatic=True)
+    smooth, chosen = surface.smoothed(scores), threshold
     if chosen is None:
         compares = question.compares
         present = question.is_present
@@ -67,7 +72,7 @@ def score_surface(
             rise = float(smooth.max()) - RELEVANCY_FLOOR
             chosen = max(chosen, RELEVANCY_FLOOR + _EXAMPLE_RISE * rise)
         chosen = torch.inf if question.unknown else chosen
-    return ScoredSurface(points, spacing, question, smooth, chosen, is_automatic=threshold is None)
+    return ScoredSurface(surface, question, smooth, chosen, is_automatic=threshold is None)
 
 
 def competing(answers: Sequence[ScoredSurface]) -> list[ScoredSurface]:
@@ -85,17 +90,10 @@ def competing(answers: Sequence[ScoredSurface]) -> list[ScoredSurface]:
             left.append(each)
         elif bool((owners == number).any()):
             below = torch.tensor(each.threshold).nextafter(torch.tensor(-torch.inf))
-            left.append(replace(each, scores=torch.where(lost, below, each.scores)))
+            rivals = tuple(answers[int(other)] for other in owners[lost].unique())
+            scores_left = torch.where(lost, below, each.scores)
+            left.append(replace(each, scores=scores_left, rivals=rivals))
         else:
             winner = answers[int(owners[lost].mode().values)].question.label
             left.append(replace(each, threshold=torch.inf, rival=winner))
     return left
-
-
-def smoothed(
-    positions: Float[Tensor, "points 3"], values: Float[Tensor, " points"]
-) -> Float[Tensor, " points"]:
-    """Returns each point's mean over its eight nearest points, itself among them."""
-    count = min(_NEIGHBOURS, len(positions))
-    _, near = KDTree(positions.numpy()).query(positions.numpy(), k=count)
-    return values[torch.from_numpy(near).reshape(len(positions), count)].mean(dim=1)

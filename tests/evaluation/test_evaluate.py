@@ -19,8 +19,8 @@ from f3rm.evaluation.vocabulary import open_language
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import make_query, similarity, similarity_from_hidden, to_hidden
 from f3rm.language.text_encoder import TextEncoder
+from f3rm.scene.casting import hidden_of
 from f3rm.scene.run_loading import RunError, check_same_views, field_model, load_run
-from f3rm.scene.surface import hidden_of
 from f3rm.scripts.cli import main
 from f3rm.synthetic.truth import SceneTruth
 from tests.html_page import Page

@@ -25,9 +25,9 @@ from f3rm.evaluation.surface_scores import (
 )
 from f3rm.evaluation.vocabulary import Label, Vocabulary, open_language
 from f3rm.language.relevancy import similarity
+from f3rm.scene.casting import hidden_of
 from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import field_model, load_run
-from f3rm.scene.surface import hidden_of
 from f3rm.store.reader import gather_reference
 from f3rm.synthetic.truth import AbsentPrompt, SceneTruth, ViewTruth
 

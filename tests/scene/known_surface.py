@@ -6,7 +6,7 @@ import torch
 from f3rm.evaluation.finding import true_box
 from f3rm.scene.find import LEAST_POINTS
 from f3rm.scene.scene import SPACING
-from f3rm.scene.surface import SurfacePoints
+from f3rm.scene.surface import Sightings, SurfacePoints
 from tests.viewer.colour_backbone import COLOURS
 
 SCATTERED = "red"
@@ -31,7 +31,10 @@ def show_known_surface(scene, truth):
     surface = SurfacePoints(
         where, torch.zeros_like(where), torch.cat(hidden), torch.ones(len(where), dtype=torch.long)
     )
-    scene._sampled = lambda num_rays, seed: surface
+    eyes = scene.run.train.cameras.camera_to_worlds[..., 3]
+    seen = Sightings(surface, torch.arange(len(where)) % len(eyes), eyes)  # from all sides
+    scene._sampled = lambda num_rays, seed: seen
+    scene._look_closer = None
     return scene
 
 

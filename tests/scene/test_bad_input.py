@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ import f3rm
 from f3rm.errors import DeviceError, F3rmError, ImplementationError
 from f3rm.language.questions import LanguageError
 from f3rm.model import FeatureFieldModelConfig
-from f3rm.scene.find import find_instances
+from f3rm.scene.find import Wish, find_instances
 from f3rm.scene.run_loading import RunError, read_config
 from f3rm.scene.scored import score_surface
-from f3rm.scene.surface import thinned
+from f3rm.scene.surface import Surface, thinned
 
 LEVEL = np.array([0.0, 0.0, 1.0])
 
@@ -171,25 +170,49 @@ def test_options_that_cannot_be_used_are_refused(scene, options, message):
         scene.find(question, **options)
 
 
+def _answer(scene, rows):
+    """What a scene answers where its surface is some of its sightings only."""
+    surface = Surface(scene.surface.sightings.subset(rows), 0.01)
+    scored = score_surface(surface, scene.question("orange"), None)
+    wish = Wish(scene.frames.get("dataset"), "dataset", LEVEL)
+    return surface, find_instances(scored, wish, scene._look_closer)
+
+
 def test_a_scene_without_surfaces_has_nothing_to_be_found(scene):
-    nothing = replace(scene.cells, **{name: getattr(scene.cells, name)[:0] for name in FIELDS})
-    assert len(thinned(nothing, 0.1)) == 0
-    scored = score_surface(nothing, 0.01, scene.question("red"), None)
-    frame = scene.frames.get("dataset")
-    found = find_instances(scored, frame=frame, name="dataset", up=LEVEL)
+    surface, found = _answer(scene, torch.zeros(0, dtype=torch.long))
+    assert len(surface.points) == len(thinned(surface.points, 0.1)) == 0
     assert not found
-    assert found.reason == "'red' not found: the field has no surface at all"
+    assert found.reason == "'orange' not found: the field has no surface at all"
     assert found.best_score is None
 
 
-FIELDS = ("positions", "colours", "hidden", "counts")
-
-
 def test_a_few_scattered_points_are_no_thing(scene):
-    cells = scene.cells
-    scores = scene.question("orange").scores(cells.hidden)
-    few = scores.topk(5).indices
-    thin = replace(cells, **{name: getattr(cells, name)[few] for name in FIELDS})
-    scored = score_surface(thin, 0.01, scene.question("orange"), None)
-    found = find_instances(scored, frame=scene.frames.get("dataset"), name="dataset", up=LEVEL)
+    scores = scene.question("orange").scores(scene.surface.sightings.points.hidden)
+    lone = scores.topk(200).indices[::40]
+    surface = Surface(scene.surface.sightings.subset(lone), 0.01)
+    scored = score_surface(surface, scene.question("orange"), None)
+    found = find_instances(scored, Wish(scene.frames.get("dataset"), "dataset", LEVEL))
     assert found.reason == "'orange' not found: its matches are scattered over a few points"
+
+
+@pytest.mark.parametrize("kept", ["one view", "one side"])
+def test_few_views_give_an_answer_all_the_same(scene, kept):
+    seen = scene.surface.sightings
+    side = seen.eyes[:, 0] > seen.eyes[:, 0].median()
+    rows = seen.views == seen.views[0] if kept == "one view" else side[seen.views]
+    surface, found = _answer(scene, rows)
+    assert len(surface.points) > 100
+    for instance in found:
+        assert np.isfinite(instance.box.corners()).all()
+        inside = instance.box.contains(instance.visible.corners(), margin=0.05)
+        assert inside.mean() > 0.4  # the completed box is turned towards the views
+
+
+@pytest.mark.parametrize("part", ["field", "feature_field"])
+def test_a_field_with_nan_is_refused(run, part):
+    broken = f3rm.load(run.config, device="cpu", surface_rays=200)
+    with torch.no_grad():
+        for values in getattr(broken.model, part).parameters():
+            values.fill_(math.nan)
+    with pytest.raises(F3rmError, match="The field has no finite values: its training diverged"):
+        broken.find("orange")

@@ -75,3 +75,24 @@ def test_points_on_a_line_have_a_box_and_too_few_have_none():
     tilted = fit_box(line, np.array([1.0, 0, 0]))
     with pytest.raises(F3rmError, match="same up axis"):
         box_iou(tilted, fit_box(line, UP))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(300, 3000), st.floats(0.3, 1.5), st.integers(0, 9))
+def test_the_tip_of_a_cone_is_in_its_box(count, height, seed):
+    rng = np.random.default_rng(seed)
+    down, turn = np.sqrt(rng.random(count)), rng.uniform(0, 2 * np.pi, count)  # even by area
+    radius = 0.3 * down
+    cone = np.stack((radius * np.cos(turn), radius * np.sin(turn), height * (1 - down)), axis=-1)
+    assert fit_box(cone, UP).extent[2] > 0.9 * height  # 0.94 of 300 points, in the mean
+    assert fit_box(cone[np.argsort(turn)], UP).extent == pytest.approx(fit_box(cone, UP).extent)
+
+
+def test_the_handle_of_a_mug_is_in_its_box():
+    rng = np.random.default_rng(0)
+    turn, height = rng.uniform(0, 2 * np.pi, 3000), rng.uniform(0, 0.2, 3000)
+    mug = np.stack((0.1 * np.cos(turn), 0.1 * np.sin(turn), height), axis=-1)
+    angle = rng.uniform(-1.5, 1.5, 60)  # one point in fifty
+    handle = np.stack((0.1 + 0.05 * np.cos(angle), 0 * angle, 0.1 + 0.05 * np.sin(angle)), axis=-1)
+    extent = fit_box(np.concatenate((mug, handle)), UP).extent
+    assert extent[:2].max() == pytest.approx(0.25, rel=0.03)

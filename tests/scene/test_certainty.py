@@ -12,10 +12,10 @@ from f3rm.language.expressions import Phrase
 from f3rm.language.questions import Question
 from f3rm.language.relevancy import make_query, to_hidden
 from f3rm.scene.certainty import MANY
-from f3rm.scene.find import find_instances
+from f3rm.scene.find import Wish, find_instances
 from f3rm.scene.frames import Frame
 from f3rm.scene.scored import score_surface
-from f3rm.scene.surface import SurfacePoints
+from f3rm.scene.surface import Sightings, Surface, SurfacePoints
 from tests.viewer.colour_backbone import COLOURS, ColourBackbone
 
 SPACING = 0.01
@@ -32,9 +32,9 @@ def patches(*features):
         positions.append(place)
         hidden.append(feature.expand(len(place), -1))
     where = torch.cat(positions)
-    return SurfacePoints(
-        where, torch.zeros_like(where), torch.cat(hidden), torch.ones(len(where), dtype=torch.long)
-    )
+    counts = torch.ones(len(where), dtype=torch.long)
+    points = SurfacePoints(where, torch.zeros_like(where), torch.cat(hidden), counts)
+    return Surface(Sightings(points, 0 * counts, torch.tensor([[0.0, 0.0, -1.0]])), SPACING)
 
 
 def asked(**changes):
@@ -45,10 +45,9 @@ def asked(**changes):
     return replace(own, **{"rivals": ("shiny mug",), "rival_query": query(RIVAL), **changes})
 
 
-def answer(points, question=None, threshold=None):
-    scored = score_surface(points, SPACING, question or asked(), threshold)
-    up = np.array([0.0, 0.0, 1.0])
-    return find_instances(scored, frame=Frame(np.eye(4)), name="dataset", up=up)
+def answer(surface, question=None, threshold=None):
+    scored = score_surface(surface, question or asked(), threshold)
+    return find_instances(scored, Wish(Frame(np.eye(4)), "dataset", np.array([0.0, 0.0, 1.0])))
 
 
 def mixed(own, rival, negative):

@@ -20,7 +20,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning"),
 ]
 
-VIEW = 0
+VIEW = 1
+"""A photograph in which no object hides another."""
+
 ELSEWHERE = 5
 
 
@@ -44,9 +46,10 @@ def fresh(shown):
 
 
 def _mask(shown, run, name):
-    (query,) = [query for query in run.truth.queries if name in query.text]
+    ids = [number for query in run.truth.queries if name in query.text for number in query.ids]
+    assert ids
     path = shown.pipeline.datamanager.train_dataset.image_filenames[VIEW]
-    return run.truth.view(path).mask(query.ids)
+    return run.truth.view(path).mask(ids)
 
 
 def _coloured(picture, colour):

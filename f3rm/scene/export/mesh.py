@@ -18,6 +18,7 @@ from f3rm.camera_render import RGB_ONLY
 from f3rm.errors import StrPath, as_path
 from f3rm.language.questions import Query
 from f3rm.scene.boxes import OrientedBox
+from f3rm.scene.casting import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.scene.export.files import (
     MESH_SUFFIXES,
     ExportError,
@@ -29,7 +30,6 @@ from f3rm.scene.found import Instance
 from f3rm.scene.frames import FrameName
 from f3rm.scene.open3d_library import require_open3d
 from f3rm.scene.scene import SPACING, Scene
-from f3rm.scene.surface import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.store.progress import track
 
 _TRUNCATION = 4.0

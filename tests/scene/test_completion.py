@@ -1,0 +1,85 @@
+"""The far side of what is seen from one side, and things that views see apart."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from f3rm.scene.boxes import fit_box
+from f3rm.scene.completion import complete
+from f3rm.scene.frames import Frame
+from f3rm.scene.separation import separated
+from tests.scene.seen_boxes import seen
+
+UP = np.array([0.0, 0.0, 1.0])
+WIDTHS = st.floats(0.2, 0.6)
+
+
+def _completed(boxes, eyes, **options):
+    surface, owner = seen(boxes, eyes, **options)
+    piece = np.flatnonzero(owner == 0)
+    box = fit_box(surface.points.positions[piece].double().numpy(), UP)
+    return box, complete(box, surface, piece, Frame(np.eye(4)))
+
+
+@settings(max_examples=6, deadline=None)
+@given(WIDTHS, WIDTHS)
+def test_what_is_seen_from_one_side_is_completed_to_be_as_deep_as_it_is_wide(width, height):
+    half = width / 2
+    front = ((-half, 0, 0), (half, width, height))
+    visible, box = _completed([front], [(0.1, -2.0, 0.2), (-0.1, -2.0, 0.2)])
+    assert visible.extent.min() < 0.05
+    assert box.extent[:2] == pytest.approx(width, abs=0.06)
+    assert box.centre == pytest.approx(np.mean(front, axis=0), abs=0.04)
+    assert box.contains(visible.corners(), margin=0.03).all()  # nothing that is seen is lost
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.floats(0.03, 0.5))
+def test_completion_never_enters_space_that_a_view_sees_through(depth):
+    board = ((-0.3, 0, 0), (0.3, depth, 0.5))
+    # The first cameras see the front, the others past its back.
+    eyes = [(0.0, -2.5, 0.25), (2.5, depth, 0.25), (-2.5, depth, 0.25)]
+    surface, owner = seen([board], eyes, rays=90)
+    front = np.flatnonzero((owner == 0) & (surface.points.positions[:, 1].numpy() < 0.01))
+    box = fit_box(surface.points.positions[front].double().numpy(), UP)
+    completed = complete(box, surface, front, Frame(np.eye(4)))
+    back = completed.corners()[:, 1].max()
+    assert back <= depth + 0.03  # a cell and a half on either side of a ray
+    assert back >= depth - 0.6 / 6 - 0.03
+
+
+def test_what_is_seen_from_all_sides_is_left_as_it_is():
+    around = [(2 * np.cos(a), 2 * np.sin(a), 0.5) for a in np.linspace(0, 5.5, 8)]
+    assert _completed([((-0.2, -0.1, 0), (0.2, 0.1, 0.2))], around)[1] is None
+
+
+def _things(boxes, eyes):
+    """The boxes of each thing, of what is one piece by its points alone."""
+    surface, owner = seen(boxes, eyes)
+    piece = np.flatnonzero(owner >= 0)
+    things = separated(surface, piece, least=12)
+    assert sorted(np.concatenate(things)) == piece.tolist()
+    return [np.bincount(owner[thing], minlength=len(boxes)) for thing in things]
+
+
+FRONT = [(2 * np.sin(a), -2 * np.cos(a), 0.7) for a in np.linspace(-1, 1, 9)]
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.floats(0.08, 0.2), st.floats(0.15, 0.3), st.floats(0.15, 0.3))
+def test_two_touching_boxes_that_several_views_see_apart_are_two(offset, width, height):
+    near = ((-width, 0, 0), (0, 0.3, height))
+    far = ((0, offset, 0), (width, offset + 0.3, height))
+    things = _things([near, far], FRONT)
+    assert len(things) == 2
+    for counts in things:
+        assert counts.max() > 0.8 * counts.sum()
+    assert {int(counts.argmax()) for counts in things} == {0, 1}
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.floats(0.1, 0.5), st.floats(0.1, 0.4), st.floats(0.1, 0.4), st.booleans())
+def test_one_box_is_one_thing(width, depth, height, all_round):
+    eyes = [(2 * np.sin(a), -2 * np.cos(a), 0.7) for a in np.linspace(0, 5.5, 9)]
+    box = ((-width / 2, -depth / 2, 0), (width / 2, depth / 2, height))
+    assert len(_things([box], eyes if all_round else FRONT)) == 1
