@@ -114,6 +114,10 @@ class HeadSpec:
     backbone: BackboneRef
     identity: str = ""
 
+    def __str__(self) -> str:
+        """Returns name and channels, and whether it answers text."""
+        return f"{self.name} ({self.channels} channels{', text' * self.has_text})"
+
     def is_same_model(self, other: "HeadSpec") -> bool:
         """Returns whether two heads distil the same model, wherever its weights are stored.
 

@@ -95,6 +95,13 @@ class LoadedRun:
     train: Split
     held_out: Split
 
+    def __str__(self) -> str:
+        """Returns folder, step and photographs."""
+        return (
+            f"{self.config_path.parent} at step {self.step}: {len(self.train.names)} training and "
+            f"{len(self.held_out.names)} held-out photographs of {self.data}"
+        )
+
     def picture(self, index: int) -> tuple[Cameras, dict[str, Any]]:
         """Returns camera and photograph (``image``) of a held-out view."""
         return self.manager.fixed_indices_eval_dataloader.get_camera(index)

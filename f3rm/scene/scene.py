@@ -83,7 +83,6 @@ class Scene(FieldAtPoints):
     Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
     default), ``nerfstudio`` (the run's own) or ``metres`` (where the dataset gives its scale).
     Results are on the CPU. Where no training camera looks, features, density and scores are zero.
-    :func:`load` makes one.
     """
 
     def __init__(
@@ -101,15 +100,9 @@ class Scene(FieldAtPoints):
 
     def __repr__(self) -> str:
         """Says which run it is, of how many photographs, with which heads and frames."""
-        specs = [head.spec for head in self.model.heads.values()]
-        heads = [
-            f"{spec.name} ({spec.channels} channels{', text' * spec.has_text})" for spec in specs
-        ]
+        heads = ", ".join(str(head.spec) for head in self.model.heads.values())
         return (
-            f"Scene of {self.run.config_path.parent} at step {self.run.step}: "
-            f"{len(self.views())} training and {len(self.views('eval'))} held-out photographs of "
-            f"{self.run.data}; heads {', '.join(heads) or 'none'}; frames "
-            f"{', '.join(self.frames.known)}"
+            f"Scene of {self.run}; heads {heads or 'none'}; frames {', '.join(self.frames.known)}"
         )
 
     def views(self, split: SplitName = "train") -> tuple[str, ...]:
