@@ -100,10 +100,8 @@ class Scene(FieldAtPoints):
 
     def __repr__(self) -> str:
         """Says which run it is, of how many photographs, with which heads and frames."""
-        heads = ", ".join(str(head.spec) for head in self.model.heads.values())
-        return (
-            f"Scene of {self.run}; heads {heads or 'none'}; frames {', '.join(self.frames.known)}"
-        )
+        heads = ", ".join(str(head.spec) for head in self.model.heads.values()) or "none"
+        return f"Scene of {self.run}; heads {heads}; frames {', '.join(self.frames.known)}"
 
     def views(self, split: SplitName = "train") -> tuple[str, ...]:
         """Returns the ``file_path`` of each photograph of a split."""
@@ -311,10 +309,8 @@ class Scene(FieldAtPoints):
         if (question is None) == (like is None):
             raise F3rmError("find needs either a question or like=. Give one of the two.")
         if like is not None:
-            temperature = options.get("temperature", TEMPERATURE)
-            question = self.like(
-                like, head=options.get("head"), temperature=temperature, frame=frame
-            )
+            head, warmth = options.get("head"), options.get("temperature", TEMPERATURE)
+            question = self.like(like, head=head, temperature=warmth, frame=frame)
         asked = [self._asked(text, **options) for text in questions_in(question or "")]
         scored = [score_surface(self.surface, each, threshold) for each in asked]
         upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
