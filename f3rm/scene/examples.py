@@ -19,10 +19,10 @@ from f3rm.feature_field import FeatureHead
 from f3rm.language.active_query import shortened
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.questions import Question, question_like
+from f3rm.scene.casting import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
 from f3rm.scene.frames import FrameName, single
 from f3rm.scene.points import FieldAtPoints, Points
 from f3rm.scene.run_loading import LoadedRun
-from f3rm.scene.surface import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
 from f3rm.scene.views import find_view
 
 Like = StrPath | tuple[StrPath | Cameras, Sequence[int | float]] | Points
