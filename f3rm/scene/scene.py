@@ -25,7 +25,7 @@ from f3rm.language.questions import (
 )
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.casting import look_closer, sample_surface
+from f3rm.scene.casting import NO_HEADS, NUM_RAYS, look_closer, sample_surface
 from f3rm.scene.find import Wish, find_instances
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, Frames, single
@@ -36,10 +36,6 @@ from f3rm.scene.scored import score_surface
 from f3rm.scene.surface import Surface, SurfacePoints, thinned
 from f3rm.store.device import resolve_device
 
-NUM_RAYS = 1 << 17
-"""Rays that give the surface points."""
-CLOSER_RAYS = 1 << 11
-"""Rays of a question that look closer at what matches: a tenth of a second on a CPU."""
 SPACING = 0.01
 """Edge of the cells in which instances are found; a scene's cameras are within [-1, 1]."""
 
@@ -84,7 +80,6 @@ class Scene:
     Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
     default), ``nerfstudio`` (the run's own) or ``metres`` (where the dataset gives its scale).
     Results are on the CPU. Where no training camera looks, features, density and scores are zero.
-    :func:`load` makes one.
     """
 
     def __init__(
@@ -97,7 +92,7 @@ class Scene:
         self._questioner = Questioner(self.model.heads)
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
         self._sampled = lru_cache(maxsize=2)(cast)
-        self._look_closer = partial(look_closer, self.model, num_rays=CLOSER_RAYS)
+        self._look_closer = partial(look_closer, self.model)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -169,11 +164,7 @@ class Scene:
             F3rmError: If there is none, or none of that name.
         """
         if not self.heads:
-            msg = (
-                "This run has no feature heads: its checkpoint was made without a feature cache. "
-                "Run f3rm extract, then train again."
-            )
-            raise F3rmError(msg)
+            raise F3rmError(NO_HEADS)
         return self.model.feature_field.head(self.heads[0] if name is None else name)
 
     def _at(
@@ -295,12 +286,12 @@ class Scene:
 
     @cached_property
     def surface(self) -> Surface:
-        """The surface of the scene frame in which instances are found, by all training views."""
+        """The surface of the scene frame in which instances are found."""
         return Surface(self._sampled(self._surface_rays, seed=0), SPACING)
 
     @property
     def cells(self) -> SurfacePoints:
-        """Surface points of the scene frame, one per cell of the grid in which instances are."""
+        """The points of :attr:`surface`, one per cell of a grid."""
         return self.surface.points
 
     def find(
@@ -332,9 +323,8 @@ class Scene:
         """
         known = self.frames.get(frame)
         scored = score_surface(self.surface, self._asked(as_part(question), **options), threshold)
-        upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
-        wish = Wish(known, frame, upwards, smallest)
-        return find_instances(scored, wish, self._look_closer)
+        axis = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
+        return find_instances(scored, Wish(known, frame, axis, smallest), self._look_closer)
 
     def threshold(self, question: str, **options: Unpack[QuestionOptions]) -> float:
         """Returns the least score of a match in this scene; infinity if there is none.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.camera_render import RGB_ONLY
@@ -25,7 +26,7 @@ from f3rm.scene.export.files import (
     write_mesh,
 )
 from f3rm.scene.export.objects import found_instances, nearest_instance
-from f3rm.scene.found import Instance
+from f3rm.scene.found import Found
 from f3rm.scene.frames import FrameName
 from f3rm.scene.open3d_library import require_open3d
 from f3rm.scene.scene import SPACING, Scene
@@ -46,6 +47,8 @@ _OBJECT_VOXELS = 48
 """Voxels along the longest side of an object."""
 _REACH = 2.5
 """Cells around an instance's points and box that still belong to it."""
+_SMOOTHED = 32
+"""Nearest vertices that the score of one is the mean of."""
 _LEAST_SHARE = 0.01
 """Pieces with a smaller share of the triangles float, and are dropped."""
 
@@ -128,7 +131,7 @@ def export_mesh(
     path = check_file(as_path(file), MESH_SUFFIXES, what="a mesh")
     known = scene.frames.get(meshing.frame)
     _check(meshing)
-    instances: tuple[Instance, ...] = ()
+    found, instances = None, ()
     if query is not None:
         found = found_instances(scene, query, head=head, threshold=threshold, frame="nerfstudio")
         instances = found.instances
@@ -137,11 +140,12 @@ def export_mesh(
     else:
         longest = (float(instance.extent.max()) for instance in instances)
         voxel = min([SPACING, *(side / _OBJECT_VOXELS for side in longest)])
-    boxes = [instance.box for instance in instances]
+    boxes = [instance.visible for instance in instances]
     mesh = fuse(_depth_views(scene, meshing, boxes, show_progress=show_progress), voxel)
-    if instances:
+    if found is not None:
         owners = nearest_instance(instances, torch.from_numpy(mesh.vertices), reach=_REACH)
         mesh = restricted(mesh, owners >= 0)
+        mesh = restricted(mesh, _matches(scene, mesh, found, head))
     if not len(mesh.triangles):
         msg = "The mesh has no triangles. Give a smaller --voxel or more --views, or export points."
         raise ExportError(msg)
@@ -149,6 +153,18 @@ def export_mesh(
     mesh = replace(mesh, vertices=vertices)
     write_mesh(path, mesh.vertices, mesh.triangles, mesh.colours)
     return mesh
+
+
+def _matches(
+    scene: Scene, mesh: TriangleMesh, found: Found, head: str | None
+) -> Bool[np.ndarray, " vertices"]:
+    """Tells which vertices match a query: what an object stands on is near it, and does not."""
+    if not len(mesh.vertices):
+        return np.zeros(0, dtype=bool)
+    scores = scene.similarity(mesh.vertices, found.question, head=head, frame="nerfstudio").numpy()
+    near = min(_SMOOTHED, len(scores))
+    _, around = KDTree(mesh.vertices).query(mesh.vertices, k=near)
+    return scores[around.reshape(-1, near)].mean(axis=1) >= found.threshold
 
 
 def fuse(views: Iterator[DepthView], voxel: float) -> TriangleMesh:
