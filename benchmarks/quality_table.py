@@ -4,7 +4,8 @@
 makes each scene, trains f3rm-lite on it and plain Nerfacto with the same sizes, rays and seed, and
 runs the evaluation of ``f3rm eval``. Means are pooled over seeds, with the number of values that
 each is over and a bootstrap interval. What is finished is kept: the same call goes on where it
-stopped. ``--set pipeline.model.feat_max_res=128`` varies one thing.
+stopped. ``--set pipeline.model.feat_max_res=128`` varies one thing; ``--find`` asks the trained
+runs again for every object and absent prompt, and times the questions.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import random
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -27,14 +29,17 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.nerfacto import NerfactoModel
 from quality import make_config
 
+from f3rm import load
 from f3rm.compat import lazy_lpips
 from f3rm.evaluation.evaluate import evaluate_run
-from f3rm.evaluation.means import ANSWERS, mean_over
+from f3rm.evaluation.finding import score_finding
+from f3rm.evaluation.means import ANSWERS, MEANS, mean_over
 from f3rm.evaluation.prompts import absent_table, confusion
 from f3rm.language.threshold import Certainty
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.synthetic.layouts import SceneKind
 from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
+from f3rm.synthetic.truth import SceneTruth
 
 ROWS = {
     "localisation": "localisation: best pixel in the object's box",
@@ -65,6 +70,10 @@ ROWS = {
     "find_box_iou": "find: box IoU, round shapes at their best yaw",
     "find_box_iou_ceiling": "of boxes around the true visible points",
     "find_centre_error": "find: centre error, m",
+    "find_matched_iou": "find: box IoU of the objects that are found",
+    "find_visible_iou": "find: box IoU of what views see",
+    "first_seconds": "find: first question, s",
+    "later_seconds": "find: a later one, s",
     "not_found_recall": "absent prompts without an instance",
     "not_found_precision": "absent prompts of those without an instance",
     "psnr": "PSNR of the colours, dB",
@@ -141,6 +150,27 @@ def run_job(job: Job, out: Path, datasets: Path) -> dict[str, Any]:
     found = evaluate_run(field, nerfacto=plain, pictures=folder / "pictures", device=job.device)
     found.write_json(folder / "eval.json")
     return found.to_dict()
+
+
+def find_again(job: Job, out: Path, datasets: Path) -> dict[str, Any]:
+    """Asks a trained run for everything and times it, without the rest of an evaluation."""
+    height, width = job.size
+    data = datasets / f"{job.name}-{job.views}x{height}x{width}"
+    run = configure(job, data, out / job.name, features=True).get_base_dir()
+    scene, truth = load(run, data=data, device=job.device), SceneTruth.read(data)
+    seconds: list[float] = []
+    for query in truth.queries:
+        start = time.perf_counter()
+        scene.find(query.text)
+        seconds.append(time.perf_counter() - start)
+    finding = score_finding(scene, truth, None)
+    pairs = zip(truth.absent, finding.absent, strict=True)
+    absent = [{"kind": prompt.kind, **row} for prompt, row in pairs]
+    rows = {"queries": list(finding.queries), "absent": absent}
+    means = {name: mean_over(name, [rows]) for name in ROWS if name in MEANS}
+    numbers = {name: None if mean is None else mean.value for name, mean in means.items()}
+    first, *later = seconds
+    return {**rows, **numbers, "first_seconds": first, "later_seconds": float(np.median(later))}
 
 
 def train(job: Job, data: Path, folder: Path, *, features: bool) -> Path:
@@ -241,16 +271,14 @@ def run_all(jobs: Sequence[Job], arguments: argparse.Namespace) -> dict[Job, dic
     return {job: results[job] for job in jobs}
 
 
-def markdown(results: dict[Job, dict[str, Any]]) -> str:
+def markdown(results: dict[Job, dict[str, Any]], *, only_means: bool = False) -> str:
     """Returns tables per kind of scene: means by seed and pooled, certainty, absent prompts."""
     tables: list[str] = []
     for kind in dict.fromkeys(job.kind for job in results):
         found = {job.seed: numbers for job, numbers in results.items() if job.kind == kind}
-        tables += [
-            means_table(kind, found),
-            POOLED,
-            *prompt_tables(kind, list(found.values())),
-        ]
+        tables += [means_table(kind, found), POOLED]
+        if not only_means:
+            tables += prompt_tables(kind, list(found.values()))
     return "\n\n".join(tables)
 
 
@@ -258,7 +286,9 @@ def means_table(kind: str, found: dict[int, dict[str, Any]]) -> str:
     """Returns a column per seed, the pooled mean, its interval, and what it is over."""
     lines = [*_heading([kind, *(f"seed {seed}" for seed in found), "pooled", "95 %", "over"])]
     for name, label in ROWS.items():
-        cells = [_shown(_value(numbers[name])) for numbers in found.values()]
+        if not any(name in numbers for numbers in found.values()):
+            continue
+        cells = [_shown(_value(numbers.get(name))) for numbers in found.values()]
         mean = mean_over(name, list(found.values()))
         if mean is None:
             cells += ["-", "", ""]
@@ -326,6 +356,9 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=[360, 480], help="height width")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE of the configuration")
     parser.add_argument("--no-nerfacto", action="store_true", help="leave plain Nerfacto out")
+    parser.add_argument(
+        "--find", action="store_true", help="only ask for things, in runs that are trained already"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="how many run at once")
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
@@ -347,8 +380,12 @@ def main() -> None:
         for kind in arguments.scenes
         for seed in arguments.seeds
     ]
-    results = run_all(jobs, arguments)
-    print(markdown(results))
+    if arguments.find:
+        datasets = Path(arguments.datasets or Path(arguments.out) / "datasets")
+        results = {job: find_again(job, Path(arguments.out), datasets) for job in jobs}
+    else:
+        results = run_all(jobs, arguments)
+    print(markdown(results, only_means=arguments.find))
     if arguments.json:
         print(json.dumps({job.name: found for job, found in results.items()}))
 

@@ -36,11 +36,13 @@ class Pairs:
 
     Attributes:
         ious: IoU of each true object's box with its partner's, 0 without one.
+        visible: The same of the box around what views see of the partner.
         errors: Distance between the centres of each pair, in metres.
         found: Number of found instances.
     """
 
     ious: list[float]
+    visible: list[float]
     errors: list[float]
     found: int
 
@@ -80,7 +82,8 @@ def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> Finding:
     for query in truth.queries:
         instances, row = asked(query.text)
         pairs = pair(instances, [truth.objects[number] for number in query.ids])
-        row |= {"box_ious": pairs.ious, "matched": len(pairs.errors)}
+        row |= {"box_ious": pairs.ious, "visible_ious": pairs.visible}
+        row["matched"] = len(pairs.errors)
         row["centre_error"] = mean_of(pairs.errors)
         queries.append({**row, "box_iou_ceilings": [limits[number] for number in query.ids]})
     return Finding(tuple(queries), tuple(asked(prompt.text)[1] for prompt in truth.absent))
@@ -117,10 +120,11 @@ def pair(instances: Sequence[Instance], objects: Sequence[TruthObject]) -> Pairs
         ]
     ).reshape(len(objects), len(instances))
     rows, columns = linear_sum_assignment(distances)
-    ious = [0.0] * len(objects)
+    ious, visible = [0.0] * len(objects), [0.0] * len(objects)
     for row, column in zip(rows, columns, strict=True):
         ious[row] = overlap(objects[row], instances[column].box)
-    return Pairs(ious, distances[rows, columns].tolist(), len(instances))
+        visible[row] = overlap(objects[row], instances[column].visible)
+    return Pairs(ious, visible, distances[rows, columns].tolist(), len(instances))
 
 
 def ceilings(scene: Scene, truth: SceneTruth) -> list[float]:

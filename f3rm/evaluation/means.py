@@ -99,6 +99,11 @@ def _hits(row: Row) -> int:
     return sum(iou >= FOUND_IOU for iou in row.get("box_ious") or ())
 
 
+def _matched(row: Row) -> Parts:
+    found = [iou for iou in row.get("box_ious") or () if iou >= FOUND_IOU]
+    return sum(found), len(found)
+
+
 def _nothing(row: Row) -> int:
     return int(row.get("instances") == 0)
 
@@ -134,6 +139,8 @@ MEANS: Mapping[str, _Quotient] = {
     "miou_ratio": _Quotient("queries", _ratio, is_count=False),
     "point_iou": _Quotient("queries", _of("point_iou")),
     "find_box_iou": _Quotient("objects", _each("box_ious")),
+    "find_matched_iou": _Quotient("objects", _matched),
+    "find_visible_iou": _Quotient("objects", _each("visible_ious")),
     "find_box_iou_ceiling": _Quotient("objects", _each("box_iou_ceilings")),
     "find_centre_error": _Quotient("objects", _of("centre_error", "matched")),
     "find_recall": _Quotient("objects", lambda row: (_hits(row), len(row.get("box_ious") or ()))),

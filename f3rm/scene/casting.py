@@ -15,6 +15,11 @@ from f3rm.model import FeatureFieldModel
 from f3rm.scene.surface import Sightings, Surface, SurfacePoints
 from f3rm.store.progress import track
 
+NUM_RAYS = 1 << 17
+"""Rays that give the surface points: six seconds of a CPU's core."""
+CLOSER_RAYS = 1 << 11
+"""Rays of a question that look closer at what matches: a tenth of a second."""
+
 HIDDEN_ONLY = RenderRequest(pca=False, similarity=False, hidden=True)
 
 LEAST_ACCUMULATION = 0.5
@@ -22,6 +27,11 @@ LEAST_ACCUMULATION = 0.5
 
 DEPTH_AGREEMENT = 0.1
 """Largest difference of a surface's median and expected depth, relative to the median."""
+
+NO_HEADS = (
+    "This run has no feature heads: its checkpoint was made without a feature cache. Run f3rm "
+    "extract, then train again."
+)
 
 _PIXEL_AREA = 1e-6
 """Nerfacto only asks for it to be positive."""
@@ -94,7 +104,7 @@ def look_closer(
     kept: Int[np.ndarray, " _"],
     pieces: Sequence[Int[np.ndarray, " _"]],
     *,
-    num_rays: int,
+    num_rays: int = CLOSER_RAYS,
 ) -> Surface:
     """Samples the surface densely around some of its points, in the views that see them.
 
@@ -166,9 +176,5 @@ def hidden_of(outputs: CameraOutputs) -> Float[Tensor, "height width hidden"]:
         F3rmError: If the model has no heads.
     """
     if outputs.hidden is None:
-        msg = (
-            "This run has no feature heads: its checkpoint was made without a feature cache. Run "
-            "f3rm extract, then train again."
-        )
-        raise F3rmError(msg)
+        raise F3rmError(NO_HEADS)
     return outputs.hidden

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from f3rm.language.threshold import COSINE_FLOOR, RELEVANCY_FLOOR, found_from
 from f3rm.scene.boxes import fit_box
@@ -21,12 +21,10 @@ from f3rm.scene.certainty import judge, strongest_rival
 from f3rm.scene.completion import complete
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import Frame, FrameName
-from f3rm.scene.pieces import area, connected, supported
+from f3rm.scene.pieces import Piece, area, connected, separated, supported
 from f3rm.scene.scored import ScoredSurface
-from f3rm.scene.separation import separated
 from f3rm.scene.surface import Surface
 
-Piece = Int[np.ndarray, " piece"]
 LookCloser = Callable[[Surface, Piece, Sequence[Piece]], Surface]
 """Samples a surface densely around some of its points and returns these and what is around them:
 the surface, the indices of all points to keep, and of each piece's that rays are worth."""
@@ -42,7 +40,7 @@ _WORTH_PIECES = 8
 """Only so many pieces, the largest, are worth one."""
 _MOST_POINTS = 1 << 14
 """More matching points need no closer look."""
-_LEAST_SIZE = 0.15
+_LEAST_SIZE = 0.25
 """Least area of an instance, relative to the query's largest piece."""
 _LEAST_RISE = 0.4
 """Least height of an instance's mean score above the floor, relative to the query's best piece."""
@@ -99,6 +97,8 @@ def _matching(scored: ScoredSurface) -> Piece:
 
 
 def _connected(scored: ScoredSurface, points: Piece) -> list[Piece]:
+    if not len(points):  # also of a surface without points
+        return []
     return connected(points, scored.surface.neighbours, len(scored.points))
 
 

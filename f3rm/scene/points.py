@@ -13,6 +13,7 @@ from torch.nn import functional
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.model import FeatureFieldModel
+from f3rm.scene.casting import NO_HEADS
 from f3rm.scene.frames import FrameName, Frames
 
 Points = Tensor | np.ndarray | Sequence[Sequence[float]]
@@ -214,11 +215,7 @@ class FieldAtPoints:
             F3rmError: If there is none, or none of that name.
         """
         if not self.heads:
-            msg = (
-                "This run has no feature heads: its checkpoint was made without a feature cache. "
-                "Run f3rm extract, then train again."
-            )
-            raise F3rmError(msg)
+            raise F3rmError(NO_HEADS)
         return self.model.feature_field.head(self.heads[0] if name is None else name)
 
     def _at(

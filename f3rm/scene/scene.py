@@ -24,7 +24,7 @@ from f3rm.language.questions import (
 )
 from f3rm.language.relevancy import TEMPERATURE
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
-from f3rm.scene.casting import look_closer, sample_surface
+from f3rm.scene.casting import NUM_RAYS, look_closer, sample_surface
 from f3rm.scene.examples import ExampleEncoder, Like
 from f3rm.scene.find import Wish, find_instances
 from f3rm.scene.found import Found, Identified, Instance
@@ -36,10 +36,6 @@ from f3rm.scene.scored import competing, score_surface
 from f3rm.scene.surface import Surface, SurfacePoints, thinned
 from f3rm.store.device import resolve_device
 
-NUM_RAYS = 1 << 17
-"""Rays that give the surface points."""
-CLOSER_RAYS = 1 << 11
-"""Rays of a question that look closer at what matches: a tenth of a second on a CPU."""
 SPACING = 0.01
 """Edge of the cells in which instances are found; a scene's cameras are within [-1, 1]."""
 
@@ -96,7 +92,7 @@ class Scene(FieldAtPoints):
         self._examples = ExampleEncoder(run, self)
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
         self._sampled = lru_cache(maxsize=2)(cast)
-        self._look_closer = partial(look_closer, self.model, num_rays=CLOSER_RAYS)
+        self._look_closer = partial(look_closer, self.model)
 
     def __repr__(self) -> str:
         """Says which run it is, of how many photographs, with which heads and frames."""
@@ -239,12 +235,12 @@ class Scene(FieldAtPoints):
 
     @cached_property
     def surface(self) -> Surface:
-        """The surface of the scene frame in which instances are found, by all training views."""
+        """The surface of the scene frame in which instances are found."""
         return Surface(self._sampled(self._surface_rays, seed=0), SPACING)
 
     @property
     def cells(self) -> SurfacePoints:
-        """Surface points of the scene frame, one per cell of the grid in which instances are."""
+        """The points of :attr:`surface`, one per cell of a grid."""
         return self.surface.points
 
     @overload

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from f3rm.scene.boxes import fit_box
 from f3rm.scene.completion import complete
 from f3rm.scene.frames import Frame
-from f3rm.scene.separation import separated
+from f3rm.scene.pieces import separated
 from tests.scene.seen_boxes import seen
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -35,16 +35,16 @@ def test_what_is_seen_from_one_side_is_completed_to_be_as_deep_as_it_is_wide(wid
 
 @settings(max_examples=6, deadline=None)
 @given(st.floats(0.03, 0.5))
-def test_completion_never_enters_space_that_a_view_sees_through(depth):
-    board = ((-0.3, 0, 0), (0.3, depth, 0.5))
-    # The first cameras see the front, the others past its back.
+def test_completion_never_enters_space_that_views_see_through(depth):
+    board = ((-0.3, 0.0, 0.0), (0.3, depth, 0.5))
+    # The first camera sees the front, the others past the back.
     eyes = [(0.0, -2.5, 0.25), (2.5, depth, 0.25), (-2.5, depth, 0.25)]
     surface, owner = seen([board], eyes, rays=90)
     front = np.flatnonzero((owner == 0) & (surface.points.positions[:, 1].numpy() < 0.01))
     box = fit_box(surface.points.positions[front].double().numpy(), UP)
     completed = complete(box, surface, front, Frame(np.eye(4)))
     back = completed.corners()[:, 1].max()
-    assert back <= depth + 0.03  # a cell and a half on either side of a ray
+    assert back <= depth + 0.03  # two cells behind, one and a half beside a ray
     assert back >= depth - 0.6 / 6 - 0.03
 
 

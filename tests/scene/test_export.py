@@ -11,6 +11,7 @@ import trimesh
 from nerfstudio.cameras.cameras import CameraType
 
 from f3rm.colours.pca import pca_colours
+from f3rm.evaluation.finding import true_box
 from f3rm.scene.export import (
     ExportError,
     Look,
@@ -91,7 +92,7 @@ def test_other_files_are_no_features(tmp_path, scene):
         read_features(tmp_path / "gone.safetensors")
 
 
-def test_an_object_is_cut_out_as_points_and_as_a_mesh(scene, tmp_path):
+def test_an_object_is_cut_out_as_points_and_as_a_mesh(scene, run, tmp_path):
     (found,) = export_object(
         scene, tmp_path / "object.ply", Sampling(20_000), Look(), query="orange"
     )
@@ -111,6 +112,12 @@ def test_an_object_is_cut_out_as_points_and_as_a_mesh(scene, tmp_path):
     for instance in found:
         inside |= instance.box.contains(mesh.vertices, margin=4 * instance.spacing)
     assert inside.mean() > 0.95
+    # What the thing stands on is no part of its mesh: 15 % of the vertices were.
+    (thing,) = [thing for thing in run.truth.objects if thing.name == "orange box"]
+    metres, dataset = scene.frames.get("metres"), scene.frames.get("dataset")
+    vertices = metres.from_scene(dataset.to_scene(torch.from_numpy(mesh.vertices))).numpy()
+    beside = ~true_box(thing).contains(vertices, margin=0.02)
+    assert beside.mean() < 0.08
 
 
 def test_a_mesh_of_the_scene_lies_on_its_surfaces(scene, tmp_path):
@@ -141,6 +148,8 @@ def test_boxes_say_where_things_are_or_why_nothing_is(known, tmp_path):
         assert query["best_score"] == found.best_score
         assert query["threshold"] == (None if found.threshold == math.inf else found.threshold)
         for instance, plain in zip(found, query["instances"], strict=True):
+            assert plain["box"] == "visible"  # from all sides
+            assert plain["visible"]["extent"] == plain["extent"]
             np.testing.assert_allclose(plain["centre"], instance.centre)
             np.testing.assert_allclose(np.mean(plain["corners"], axis=0), instance.centre)
     orange, red, yellow = answers

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import KDTree
 from torch.nn import functional
 
 from f3rm.camera_render import RenderRequest
@@ -104,6 +105,30 @@ def test_things_are_found_in_metres_and_apart(known, run):
     assert box_iou(found[0].box, true_box(thing)) > 0.5
     assert found[0].score > 0.6
     assert 0.5 < found[0].confidence <= 1
+
+
+def test_what_is_smaller_than_asked_for_is_left_out(known):
+    pink = known.find("pink", frame="metres")
+    widths = sorted(float(one.extent[:2].max()) for one in pink)
+    area = [np.pi * width**2 for width in widths]  # of a ball, which the truth's box surrounds
+    assert len(known.find("pink", frame="metres", smallest=0.01)) == len(pink) == 2
+    assert not known.find("pink", frame="metres", smallest=3 * area[-1] ** 0.5)
+    assert known.find("pink", frame="metres", smallest=1.0).reason.endswith("over a few points")
+
+
+def test_a_closer_look_has_more_points_of_the_same_surface(scene):
+    scores = scene.surface.smoothed(scene.question("orange").scores(scene.cells.hidden))
+    matching = np.flatnonzero(scores > 0.5)
+    closer = scene._look_closer(scene.surface, matching, [matching])
+    box = scene.find("orange", frame="nerfstudio")[0].visible
+    before, after = (
+        box.contains(points.positions.double().numpy(), margin=0.01)
+        for points in (scene.cells, closer.points)
+    )
+    assert after.sum() > 1.3 * before.sum() > 100
+    gaps = KDTree(scene.cells.positions.numpy()).query(closer.points.positions.numpy())[0]
+    assert np.median(gaps) < 0.02  # two cells
+    assert closer.sightings.views.max() < len(scene.views())
 
 
 def test_every_thing_of_a_colour_is_found_best_first(known, run):

@@ -4,7 +4,7 @@
 (SIGGRAPH 1996), as ``open3d.t.geometry.VoxelBlockGrid`` does it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.camera_render import RGB_ONLY
 from f3rm.errors import StrPath, as_path
-from f3rm.language.questions import Query
+from f3rm.language.questions import Query, Question, questions_in
 from f3rm.scene.boxes import OrientedBox
 from f3rm.scene.casting import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.scene.export.files import (
@@ -26,7 +27,7 @@ from f3rm.scene.export.files import (
     write_mesh,
 )
 from f3rm.scene.export.objects import found_instances, nearest_instance
-from f3rm.scene.found import Instance
+from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import FrameName
 from f3rm.scene.open3d_library import require_open3d
 from f3rm.scene.scene import SPACING, Scene
@@ -47,6 +48,8 @@ _OBJECT_VOXELS = 48
 """Voxels along the longest side of an object."""
 _REACH = 2.5
 """Cells around an instance's points and box that still belong to it."""
+_SMOOTHED = 32
+"""Nearest vertices that the score of one is the mean of."""
 _LEAST_SHARE = 0.01
 """Pieces with a smaller share of the triangles float, and are dropped."""
 
@@ -129,21 +132,24 @@ def export_mesh(
     path = check_file(as_path(file), MESH_SUFFIXES, what="a mesh")
     known = scene.frames.get(meshing.frame)
     _check(meshing)
+    asked = [] if query is None else [scene.question(q, head=head) for q in questions_in(query)]
+    answers: list[Found] = []
     instances: list[Instance] = []
-    if query is not None:
-        _, instances = found_instances(
-            scene, query, head=head, threshold=threshold, compete=False, frame="nerfstudio"
+    if asked:
+        answers, instances = found_instances(
+            scene, asked, head=head, threshold=threshold, compete=False, frame="nerfstudio"
         )
     if meshing.voxel is not None:
         voxel = meshing.voxel * known.scene_per_unit
     else:
         longest = (float(instance.extent.max()) for instance in instances)
         voxel = min([SPACING, *(side / _OBJECT_VOXELS for side in longest)])
-    boxes = [instance.box for instance in instances]
+    boxes = [instance.visible for instance in instances]
     mesh = fuse(_depth_views(scene, meshing, boxes, show_progress=show_progress), voxel)
     if instances:
         owners = nearest_instance(instances, torch.from_numpy(mesh.vertices), reach=_REACH)
         mesh = restricted(mesh, owners >= 0)
+        mesh = restricted(mesh, _matches(scene, mesh, asked, answers))
     if not len(mesh.triangles):
         msg = "The mesh has no triangles. Give a smaller --voxel or more --views, or export points."
         raise ExportError(msg)
@@ -151,6 +157,21 @@ def export_mesh(
     mesh = replace(mesh, vertices=vertices)
     write_mesh(path, mesh.vertices, mesh.triangles, mesh.colours)
     return mesh
+
+
+def _matches(
+    scene: Scene, mesh: TriangleMesh, asked: Sequence[Question], answers: Sequence[Found]
+) -> Bool[np.ndarray, " vertices"]:
+    """Tells which vertices match a question: what an object stands on is near it, and does not."""
+    if not len(mesh.vertices):
+        return np.zeros(0, dtype=bool)
+    near = min(_SMOOTHED, len(mesh.vertices))
+    _, around = KDTree(mesh.vertices).query(mesh.vertices, k=near)
+    matching = np.zeros(len(mesh.vertices), dtype=bool)
+    for question, found in zip(asked, answers, strict=True):
+        scores = scene.similarity(mesh.vertices, question, frame="nerfstudio").numpy()
+        matching |= scores[around.reshape(-1, near)].mean(axis=1) >= found.threshold
+    return matching
 
 
 def fuse(views: Iterator[DepthView], voxel: float) -> TriangleMesh:
