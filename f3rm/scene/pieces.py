@@ -32,7 +32,7 @@ _PART = 0.25
 _OVERLAP = 0.5
 """Two masks are of one thing if this share of one of them is near the other."""
 
-Piece = Int[np.ndarray, " piece"]
+Piece = Int[np.ndarray, " _"]
 
 
 def connected(
