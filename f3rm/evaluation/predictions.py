@@ -20,7 +20,7 @@ from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
 from f3rm.language.relevancy import HiddenQuery, Query, similarity, similarity_from_hidden
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.surface import HIDDEN_ONLY
+from f3rm.scene.casting import HIDDEN_ONLY
 from f3rm.store.geometry import Size
 from f3rm.store.reader import FeatureStore
 
