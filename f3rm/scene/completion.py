@@ -50,22 +50,19 @@ def complete(
     columns[..., 0] += (ends - local[:, 0]).clip(0)[:, None] * steps
     in_scene = frame.to_scene(torch.from_numpy(columns.reshape(-1, 3) @ axes.T)).numpy()
     is_free = surface.seen_through(in_scene).reshape(columns.shape[:2])
-    stops = np.where(is_free, columns[..., 0], np.inf).min(axis=1)
-    back = max(front + depth, _common_end(columns[..., 0].ravel(), ends, stops))
+    is_hidden = ~np.logical_or.accumulate(is_free, axis=1)
+    stops = np.where(is_hidden, columns[..., 0], local[:, :1]).max(axis=1)
+    back = max(front + depth, _common_end(stops, ends))
     middle[0] = (front + back) / 2
     return OrientedBox(axes @ middle, axes, np.array([back - front, width, height]))
 
 
-def _common_end(
-    depths: Float[np.ndarray, " steps"],
-    ends: Float[np.ndarray, " columns"],
-    stops: Float[np.ndarray, " columns"],
-) -> float:
-    """Returns the largest depth to which most columns go that would go so far without stops."""
-    reach = ends >= depths[:, None] - 1e-9  # (steps, columns)
-    goes = reach & (stops > depths[:, None])
-    most = goes.sum(axis=1) > 0.5 * reach.sum(axis=1)
-    return float(depths[most].max(initial=-np.inf))
+def _common_end(stops: Float[np.ndarray, " columns"], ends: Float[np.ndarray, " columns"]) -> float:
+    """Returns the largest depth that most columns reach of those that would end no nearer."""
+    would = ends >= stops[:, None] - 1e-9  # (depths, columns)
+    reaches = would & (stops >= stops[:, None] - 1e-9)
+    most = reaches.sum(axis=1) > 0.5 * would.sum(axis=1)
+    return float(stops[most].max(initial=-np.inf))
 
 
 def _viewed_axes(

@@ -40,7 +40,7 @@ _WORTH_PIECES = 8
 """Only so many pieces, the largest, are worth one."""
 _MOST_POINTS = 1 << 14
 """More matching points need no closer look."""
-_LEAST_SIZE = 0.25
+_LEAST_SIZE = 0.35
 """Least area of an instance, relative to the query's largest piece."""
 _LEAST_RISE = 0.4
 """Least height of an instance's mean score above the floor, relative to the query's best piece."""
@@ -137,12 +137,12 @@ def _candidates(scored: ScoredSurface, least_area: float) -> Iterator[tuple[Piec
     positions, counts = scored.points.positions.numpy(), scored.points.counts.numpy()
     for piece in _connected(scored, _matching(scored)):
         if len(piece) < LEAST_POINTS:
-            continue
+            break  # the largest come first
         kept = piece[supported(positions[piece], counts[piece])]
         # Dropped points may have been a bridge between two objects.
         for rest in _connected(scored, kept):
             if len(rest) < LEAST_POINTS:
-                continue
+                break
             for thing in separated(scored.surface, rest, least=LEAST_POINTS):
                 size = area(positions[thing])
                 if size >= least_area:

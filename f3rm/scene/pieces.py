@@ -20,7 +20,7 @@ from f3rm.scene.surface import Surface
 _AREA_NEIGHBOURS = 4
 """A point stands for its share of the disc up to this nearest point of its piece."""
 _SUPPORT_NEIGHBOURS = 8
-_LEAST_SUPPORT = 0.2
+_LEAST_SUPPORT = 0.1
 """Least density of rays around a point, relative to that of the well-seen points of its piece."""
 _STEEPEST = 2.0
 """Neighbouring sightings whose depths differ by more, relative to their distance across the view,

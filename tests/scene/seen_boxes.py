@@ -1,4 +1,4 @@
-"""What cameras see of boxes on a floor, as sightings."""
+"""What cameras see of boxes on a floor and before walls, as sightings."""
 
 import numpy as np
 import torch
@@ -6,16 +6,15 @@ import torch
 from f3rm.scene.surface import Sightings, Surface, SurfacePoints
 
 
-def seen(boxes, eyes, *, rays=60, spacing=0.01, floor=-0.0, wall=9.0):
+def seen(boxes, eyes, *, rays=60, spread=0.35, spacing=0.01):
     """Casts rays of cameras that look at the origin.
 
     Args:
         boxes: Low and high corner of each box.
         eyes: Positions of the cameras.
         rays: Rays along a side of each picture.
+        spread: Half the width of each picture, at distance 1.
         spacing: Edge of a grid cell.
-        floor: Height of the floor.
-        wall: Distance at which rays that miss everything end.
 
     Returns:
         The surface, and the number of the box of each of its points, -1 for none.
@@ -25,11 +24,11 @@ def seen(boxes, eyes, *, rays=60, spacing=0.01, floor=-0.0, wall=9.0):
         ahead = -eye / np.linalg.norm(eye)
         right = np.cross(ahead, [0, 0, 1.0])
         right /= np.linalg.norm(right)
-        across = np.linspace(-0.35, 0.35, rays)
+        across = np.linspace(-spread, spread, rays)
         u, v = (grid.ravel() for grid in np.meshgrid(across, across))
         towards = ahead + u[:, None] * right + v[:, None] * np.cross(right, ahead)
-        ends, owner = np.full(len(u), wall), np.full(len(u), -1)
-        down = (floor - eye[2]) / np.where(towards[:, 2] < 0, towards[:, 2], -1e-9)
+        ends, owner = np.full(len(u), 9.0), np.full(len(u), -1)
+        down = -eye[2] / np.where(towards[:, 2] < 0, towards[:, 2], -1e-9)
         ends = np.minimum(ends, down)
         for number, (low, high) in enumerate(boxes):
             with np.errstate(divide="ignore"):
