@@ -11,6 +11,7 @@ from f3rm.backbones.weights import hub_name, joined_refs, local_weights
 from f3rm.errors import BackboneRef
 
 _CLIP_SOURCE = "f3rm.backbones.clip.source"  # imports open_clip, so only when it is needed
+_OF_TRANSFORMERS = ("dino", "dinov2", "dinov3", "tipsv2", "siglip2", "radio")
 _TRANSFORMERS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -42,7 +43,7 @@ def weights_at_hand(ref: BackboneRef) -> Path | None:
         return cached_file(repository, names) if repository else None
     if ref.adapter == "llava":
         return _sharded(hub_name(ref))
-    if ref.adapter in ("dino", "dinov2"):
+    if ref.adapter in _OF_TRANSFORMERS:
         return cached_file(hub_name(ref), _TRANSFORMERS_NAMES)
     return None
 

@@ -1,7 +1,7 @@
-"""The vision transformers of transformers (ViT, DINOv2, CLIP), taken apart for taps."""
+"""The vision transformers of transformers (DINO, CLIP, SigLIP, RADIO), taken apart for taps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -20,7 +20,7 @@ class _Names:
 
     Attributes:
         blocks: The list of blocks.
-        norm: The last norm.
+        norm: The last norm; empty if there is none.
         attention: In a block, the module with the separate projections.
         parts: In a block, by field of :class:`~f3rm.backbones.vit.VitBlock`.
     """
@@ -43,6 +43,12 @@ _DINOV2 = _Names(
         "scale2": "layer_scale2",
     },
 )
+_CLIP = _Names(
+    "encoder.layers",
+    "post_layernorm",
+    "self_attn",
+    {"norm1": "layer_norm1", "out": "self_attn.out_proj", "norm2": "layer_norm2"},
+)
 _NAMES = {
     "vit": _Names(
         "layers",
@@ -52,14 +58,16 @@ _NAMES = {
     ),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
-    "clip_vision_model": _Names(
-        "encoder.layers",
-        "post_layernorm",
-        "self_attn",
-        {"norm1": "layer_norm1", "out": "self_attn.out_proj", "norm2": "layer_norm2"},
-    ),
+    "dinov3_vit": replace(_DINOV2, blocks="model.layer", norm="norm"),
+    "tipsv2_vision_model": _DINOV2,
+    "radio": replace(_DINOV2, norm=""),
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": _CLIP,
+    "siglip2_vision_model": _CLIP,
 }
 """By model type; all call a block's MLP ``mlp``."""
+
+_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
 
 
 def hf_vit(
@@ -68,8 +76,7 @@ def hf_vit(
     """Describes a network in evaluation mode.
 
     Args:
-        network: A ``ViTModel``, ``Dinov2Model``, ``Dinov2WithRegistersModel`` or
-            ``CLIPVisionModel``.
+        network: Of a model type in this module's table.
         embed: Images to the first block's tokens.
         proj: The projection after it, if there is one.
 
@@ -83,10 +90,10 @@ def hf_vit(
         return Vit(
             embed=embed,
             blocks=[_block(block, names, config.num_attention_heads) for block in blocks],
-            norm=attrgetter(names.norm)(network),
+            norm=attrgetter(names.norm)(network) if names.norm else nn.Identity(),
             width=config.hidden_size,
             patch_size=config.patch_size,
-            prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
+            prefix_tokens=_prefix_tokens(config),
             proj=proj,
         )
     except AttributeError as error:
@@ -96,6 +103,14 @@ def hf_vit(
             "version in constraints.txt."
         )
         raise BackboneUnavailableError(msg) from error
+
+
+def _prefix_tokens(config: Any) -> int:
+    """Counts class tokens and registers."""
+    if config.model_type in _WITHOUT_CLASS_TOKEN:
+        return 0
+    registers = getattr(config, "num_registers", getattr(config, "num_register_tokens", 0))
+    return getattr(config, "num_cls_tokens", 1) + registers
 
 
 def _block(block: nn.Module, names: _Names, num_heads: int) -> VitBlock:

@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 
 from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.cards import log_card
 from f3rm.backbones.weights import near_matches
 from f3rm.errors import BackboneRef, BackboneUnavailableError
 
@@ -22,6 +23,10 @@ _SHIPPED = {
     "clip": "f3rm.backbones.clip.backbone:ClipBackbone",
     "dino": "f3rm.backbones.dino.backbone:DinoBackbone",
     "dinov2": "f3rm.backbones.dino.backbone:DinoBackbone",
+    "dinov3": "f3rm.backbones.dino.backbone:DinoBackbone",
+    "tipsv2": "f3rm.backbones.tipsv2.backbone:Tipsv2Backbone",
+    "siglip2": "f3rm.backbones.siglip2.backbone:Siglip2Backbone",
+    "radio": "f3rm.backbones.radio.backbone:RadioBackbone",
     "vae": "f3rm.backbones.video.vae:VideoVae",
     "llava": "f3rm.backbones.llava.backbone:LlavaBackbone",
     "module": "f3rm.backbones.module.backbone:ModuleBackbone",
@@ -56,7 +61,9 @@ def load_backbone(
     if not towers or not set(towers) <= set(known_towers):
         msg = f"towers must name some of {known_towers}, got {tuple(towers)!r}."
         raise ValueError(msg)
-    return _adapter_class(ref.adapter).load(ref, device=device, towers=tuple(towers))
+    backbone = _adapter_class(ref.adapter).load(ref, device=device, towers=tuple(towers))
+    log_card(ref.model)
+    return backbone
 
 
 def adapter_names() -> tuple[str, ...]:

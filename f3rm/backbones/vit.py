@@ -25,6 +25,9 @@ the texts, (batch, patches, channels)."""
 
 Heads = Float[Tensor, "batch heads tokens head_channels"]
 
+Rotation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Queries and keys, each (batch, heads, tokens, head_channels), turned by their positions."""
+
 
 @dataclass(frozen=True)
 class VitBlock:
@@ -67,7 +70,10 @@ class VitBlock:
         return self.scale2(self.mlp(self.norm2(tokens)))
 
     def run(
-        self, tokens: Float[Tensor, "batch tokens width"], facets: Collection[Facet] = ("token",)
+        self,
+        tokens: Float[Tensor, "batch tokens width"],
+        facets: Collection[Facet] = ("token",),
+        rotate: Rotation | None = None,
     ) -> dict[Facet, Tensor]:
         """Runs the block.
 
@@ -78,10 +84,12 @@ class VitBlock:
         Returns:
             At least the facets asked for and ``token``, the block's output: (batch, tokens, width)
             each, with the heads of queries, keys and values side by side, and for ``attn`` (batch,
-            heads, tokens, tokens).
+            heads, tokens, tokens). Queries and keys are those before a rotation.
         """
         queries, keys, values = self.heads(tokens)
-        attended = self.attended(F.scaled_dot_product_attention(queries, keys, values))
+        turned = rotate(queries, keys) if rotate is not None else (queries, keys)
+        asking, asked = (each.to(values.dtype) for each in turned)
+        attended = self.attended(F.scaled_dot_product_attention(asking, asked, values))
         transformed = self.transformed(tokens + attended)
         found: dict[Facet, Tensor] = {
             "token": tokens + attended + transformed,
@@ -92,8 +100,15 @@ class VitBlock:
         found |= {facet: merged(splits[facet]) for facet in splits if facet in facets}
         if "attn" in facets:
             scale = queries.shape[-1] ** -0.5
-            found["attn"] = (scale * queries @ keys.transpose(-1, -2)).softmax(dim=-1)
+            found["attn"] = (scale * asking @ asked.transpose(-1, -2)).softmax(dim=-1)
         return found
+
+    def run_alone(
+        self, tokens: Float[Tensor, "batch tokens width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Runs the block with every token attending to itself alone, so to its own value."""
+        attended = tokens + self.attended(self.heads(tokens)[2])
+        return attended + self.transformed(attended)
 
 
 def merged(split: Heads) -> Float[Tensor, "batch tokens width"]:
@@ -117,6 +132,7 @@ class Vit:
         dense: Features by a last-block rule, where it has texts.
         head: From the last block's output to the library's pooled vector, where it has one.
         head_channels: Channels of that vector.
+        rotation: Images to the rotation of queries and keys, where positions enter by one.
     """
 
     embed: TokenFunction
@@ -129,6 +145,7 @@ class Vit:
     dense: DenseFunction | None = None
     head: TokenFunction | None = None
     head_channels: int = 0
+    rotation: Callable[[Tensor], Rotation] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -169,6 +186,7 @@ class Vit:
         for tap in taps:
             by_depth.setdefault(self._depth(tap), []).append(tap)
         tokens = self.embed(images)
+        rotate = None if self.rotation is None else self.rotation(images)
         found = self._values({"token": tokens}, by_depth.get(-1, ()), grid)
         deepest = max(by_depth)
         for depth, block in enumerate(self.blocks[: deepest + 1]):
@@ -180,7 +198,7 @@ class Vit:
             # A rule replaces the block, so that the block runs only where something else needs it.
             if plain or depth < deepest:
                 facets: set[Facet] = {tap.facet for tap in plain}
-                read = block.run(tokens, facets)
+                read = block.run(tokens, facets, rotate)
                 tokens = read["token"]
                 found |= self._values(read, plain, grid)
         last = by_depth.get(len(self.blocks), [])

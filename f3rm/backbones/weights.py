@@ -17,7 +17,7 @@ whose name has a comma is one string nevertheless.
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -125,6 +125,25 @@ def unavailable(ref: BackboneRef, reason: str) -> BackboneUnavailableError:
     )
 
 
+def not_loaded(ref: BackboneRef, tower: str) -> BackboneUnavailableError:
+    """Builds the error for a tower that was left out when its backbone was loaded."""
+    return BackboneUnavailableError(
+        f"The {tower} tower of {ref.model!r} was not loaded. "
+        f'Load it with load_backbone(ref, towers=("{tower}",)).'
+    )
+
+
+def require_several(texts: Sequence[str]) -> None:
+    """Refuses one string, whose letters would be taken for texts.
+
+    Raises:
+        TypeError: If ``texts`` is a string.
+    """
+    if isinstance(texts, str):
+        msg = f"texts must be a sequence of strings, got one string. Pass [{texts!r}]."
+        raise TypeError(msg)
+
+
 def near_matches(name: str, known: Iterable[str]) -> str:
     """Returns a clause with the known words closest to a wrong one, or all if none is close."""
     words = sorted(set(known))
@@ -229,6 +248,6 @@ def provenance_of(ref: BackboneRef, library: ModuleType) -> dict[str, str]:
     return {
         "library": library.__name__,
         "version": library.__version__,
-        "torch": str(torch.__version__),
+        "torch": torch.__version__,
         "weights": weights_identity(ref),
     }

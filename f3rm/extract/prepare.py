@@ -4,6 +4,8 @@ Resizing is :func:`torch.nn.functional.interpolate` with antialiasing (bicubic b
 to [0, 1] and then normalised with the backbone's mean and standard deviation.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -66,11 +68,20 @@ def network_input(
     borders = (0, placement.canvas[1] - width, 0, placement.canvas[0] - height)
     if prep.pad_value == "black":  # before normalisation, unlike the other two
         image = pad(image, borders)
-    centre, spread = torch.tensor((mean, std), device=device)[..., None, None]  # (3, 1, 1) each
+    centre, spread = _on_device((mean, std), device)  # (3, 1, 1) each
     normal = (image - centre) / spread
     if prep.pad_value == "black" or not any(borders):
         return normal
     return pad(normal, borders, mode="replicate" if prep.pad_value == "edge" else "constant")
+
+
+@cache
+def _on_device(colours: tuple[Rgb, ...], device: torch.device) -> Float[Tensor, "colours 3 1 1"]:
+    """Returns colours on a device; made once, as the calling thread waits for a GPU to take them.
+
+    It would wait for the batches before too, and launch no kernels meanwhile.
+    """
+    return torch.tensor(colours, device=device)[..., None, None]
 
 
 def _colours(
@@ -96,7 +107,8 @@ def _squared(
     """Puts an image into its square of LLaVA's border: the mean colour, rounded down to 8 bits."""
     height, width = image.shape[-2:]
     top, left = placement.border
-    colour = image.new_tensor([int(255 * value) / 255 for value in mean])[:, None, None]
+    red, green, blue = (int(255 * value) / 255 for value in mean)
+    (colour,) = _on_device(((red, green, blue),), image.device)
     square = colour.repeat(1, *placement.framed)
     square[:, top : top + height, left : left + width] = image
     return square

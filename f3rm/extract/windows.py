@@ -57,7 +57,7 @@ def _by_windows(read: Read, images: Tensor, prep: Prep, cell: int) -> Maps:
     weight = images.new_zeros(rows, cols, 1)
     for top, left, height, width in _windows(grid, side, step):
         part = images[:, :, top * cell : (top + height) * cell, left * cell : (left + width) * cell]
-        blend = _blend_weights(height, width).to(weight)
+        blend = _blend_weights(height, width, weight.device)
         inside = (slice(top, top + height), slice(left, left + width))
         for tap, values in read(part).items():
             if tap not in total:
@@ -89,9 +89,11 @@ def _windows(grid: Size, side: int, step: int) -> Iterator[tuple[int, int, int, 
             yield top, left, height, width
 
 
-def _blend_weights(height: int, width: int) -> Float[Tensor, "rows cols 1"]:
+def _blend_weights(height: int, width: int, device: torch.device) -> Float[Tensor, "rows cols 1"]:
     """Returns weights that fall off linearly from the middle of a window to its edges, above 0."""
+    # Made on the device: copied there, they would hold up what is launched next.
     down, right = (
-        torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)) for n in (height, width)
+        torch.arange(1, n + 1, device=device).minimum(torch.arange(n, 0, -1, device=device))
+        for n in (height, width)
     )
     return (down[:, None] * right)[..., None].float()

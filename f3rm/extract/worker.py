@@ -191,7 +191,8 @@ class ModelWorker:
             key=self.job.spec.key(self.identity),
             channels=self.encoder.channels,
             has_text=self.encoder.runner.has_text,
-            provenance=dict(self.backbone.provenance()),
+            # As plain texts: adapters may give torch's version, which is of a class of its own.
+            provenance={name: str(text) for name, text in self.backbone.provenance().items()},
             versions=versions(),
             chunks=tuple(chunks),
             images=self._image_records(plans),
@@ -307,6 +308,6 @@ def versions() -> dict[str, str]:
     return {
         "f3rm": f3rm.__version__,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # of a class of its own
+        "torch": str(torch.__version__),
         "pillow": PIL.__version__,
     }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from f3rm.backbones.cards import CARDS, Card
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
 from f3rm.extract.tables.live import FeatureExtractor
@@ -23,12 +24,13 @@ class Models(Command):
 
     def run(self) -> None:
         """Prints a table; loads no model and needs no network."""
-        rows = [("type", "model", "tap", "image side")]
-        rows += [
-            (name, spec.backbone.model, *spec.taps, _side(spec.prep))
-            for name, spec in PRESETS.items()
-        ]
-        rows += [(name, f"both of {parts}", "", "") for name, parts in ALIASES.items()]
+        rows = [("type", "model", "tap", "image side", "M parameters", "licence")]
+        for name, spec in PRESETS.items():
+            model, card = spec.backbone.model, CARDS.get(spec.backbone.model, Card("-", 0))
+            size = str(card.parameters) if card.parameters else "-"
+            taps = ", ".join(spec.taps)
+            rows.append((name, model, taps, _side(spec.prep), size, card.licence))
+        rows += [(name, f"both of {parts}", "", "", "", "") for name, parts in ALIASES.items()]
         print(_table(rows))
         print(f"\nadapters: {', '.join(adapter_names())}")
         print("f3rm layers --feature-type TYPE lists the layers of a model.")
@@ -95,16 +97,16 @@ class Shape(Command):
             F3rmError: If a name is unknown or the weights cannot be loaded.
         """
         if self.backbone is not None or self.spec is not None:
-            specs = (choose_spec(self.spec, self.backbone, self.taps).spec,)
+            spec = choose_spec(self.spec, self.backbone, self.taps).spec
+            specs = {spec.backbone.model: spec}
         else:
-            specs = resolve_feature_type(self.feature_type, weights=self.weights)
-            if self.taps:
-                specs = tuple(replace(spec, taps=self.taps) for spec in specs)
-        for spec in specs:
+            chosen = resolve_feature_type(self.feature_type, weights=self.weights)
+            specs = {spec.name: replace(spec, taps=self.taps or spec.taps) for spec in chosen}
+        for name, spec in specs.items():
             extractor = FeatureExtractor(spec)
             size = extractor.runner.place((self.height, self.width)).canvas
             for tap, shape in extractor.shape(self.height, self.width).items():
-                print(f"{spec.name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
+                print(f"{name}: {tap} at {size[0]} x {size[1]} pixels gives {_sides(shape)}")
 
 
 def _side(prep: Prep) -> str:

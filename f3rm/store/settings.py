@@ -77,7 +77,7 @@ def settings_of(
     check_settings(owner, values, error)
     try:
         return msgspec.convert(values, owner)
-    except msgspec.ValidationError as wrong:
+    except (msgspec.ValidationError, UnicodeError) as wrong:  # YAML can hold half a letter
         raise error(f"{owner.__name__}: {wrong}.") from wrong
 
 

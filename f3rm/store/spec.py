@@ -241,24 +241,29 @@ def _preset(name: str, backbone: BackboneRef, tap: str, side: int, **prep: Any) 
 
 
 _MASKCLIP = "-1|dense(maskclip)"
+_VALUES = "-1|dense(values)"
 
-_ROBOPOINT = BackboneRef(
-    "llava", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b"
-)
+
+def _on_hub(adapter: str, name: str) -> BackboneRef:
+    return BackboneRef(adapter, name, name)
+
+
+_ROBOPOINT = _on_hub("llava", "wentao-yuan/robopoint-v1-vicuna-v1.5-13b")
 
 PRESETS: Mapping[str, FeatureSpec] = {
     "CLIP": _preset(
         "clip", BackboneRef("clip", "ViT-L-14-336-quickgelu", "openai"), _MASKCLIP, 1024
     ),
-    "DINO": _preset(
-        "dino", BackboneRef("dino", "facebook/dino-vits8", "facebook/dino-vits8"), "final", 448
+    "DINO": _preset("dino", _on_hub("dino", "facebook/dino-vits8"), "final", 448),
+    "DINOV2": _preset("dinov2", _on_hub("dinov2", "facebook/dinov2-large"), "final", 518),
+    "DINOV3": _preset(
+        "dinov3", _on_hub("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m"), "final", 1024
     ),
-    "DINOV2": _preset(
-        "dinov2",
-        BackboneRef("dinov2", "facebook/dinov2-large", "facebook/dinov2-large"),
-        "final",
-        518,
+    "TIPSV2": _preset("tipsv2", _on_hub("tipsv2", "google/tipsv2-l14"), _VALUES, 896),
+    "SIGLIP2": _preset(
+        "siglip2", _on_hub("siglip2", "google/siglip2-large-patch16-512"), _VALUES, 1024
     ),
+    "RADIO": _preset("radio", _on_hub("radio", "nvidia/C-RADIOv4-H"), "final", 1024),
     "PROXYCLIP": _preset(
         "proxyclip",
         BackboneRef(

@@ -3,19 +3,20 @@
 :mod:`f3rm.synthetic.scene_truth` writes these files. Reading needs neither Nerfstudio nor Open3D.
 """
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
+from msgspec import Meta
 from PIL import Image, UnidentifiedImageError
 
 from f3rm.errors import DatasetError, StrPath, as_path
-from f3rm.scene.metres import METRES_KEY, SCENE_FILE, affine_map, finite_number
+from f3rm.scene.metres import SCENE_FILE, affine_map
 
 IMAGE_FOLDER = "images"
 IDS_FOLDER = "truth/ids"
@@ -26,6 +27,10 @@ MILLIMETRES_PER_METRE = 1000.0
 ObjectKind = Literal["object", "surface"]
 
 _GREY_MODES = ("L", "I;16", "I")
+
+
+Count = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,9 @@ class TruthObject:
         yaw: Rotation of the box about z, in radians.
     """
 
-    id: int
-    name: str
-    instance: int
+    id: Count
+    name: Text
+    instance: Count
     kind: ObjectKind
     centre: tuple[float, float, float]
     half_size: tuple[float, float, float]
@@ -56,8 +61,26 @@ class TruthObject:
 class TruthQuery:
     """A name and the ids of all objects that have it."""
 
-    text: str
-    ids: tuple[int, ...]
+    text: Text
+    ids: Annotated[tuple[Count, ...], Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _SceneFile:
+    scene: Text
+    seed: Count
+    objects: tuple[TruthObject, ...]
+    queries: tuple[TruthQuery, ...]
+    absent: tuple[Text, ...]
+    metres_from_dataset: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        num = len(self.objects)
+        if [entry.id for entry in self.objects] != list(range(num)):
+            raise ValueError("the ids of the objects are not 0, 1, 2, ...")
+        for query in self.queries:
+            if max(query.ids) >= num:
+                raise ValueError(f"{query.text!r} names the objects {query.ids} of {num}")
 
 
 @dataclass(frozen=True)
@@ -111,11 +134,20 @@ class SceneTruth:
                 its truth is damaged.
         """
         folder = as_path(folder).expanduser().absolute()
-        content = _read_json(folder / SCENE_FILE)
+        path = folder / SCENE_FILE
         try:
-            return _scene_truth(folder, content)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            _fail_damaged(folder / SCENE_FILE, f"{type(error).__name__}: {error}", error)
+            found = msgspec.json.decode(path.read_bytes(), type=_SceneFile)
+            metres = affine_map(found.metres_from_dataset)
+        except FileNotFoundError as error:
+            msg = (
+                f"{str(folder)!r} has no {SCENE_FILE}: photographs of one's own have no truth. "
+                "Make a scene that has it with: f3rm make-scene tabletop --out FOLDER."
+            )
+            raise DatasetError(msg) from error
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            _fail_damaged(path, str(error), error)
+        parts = found.objects, found.queries, found.absent
+        return cls(folder, found.scene, found.seed, *parts, metres_from_dataset=metres)
 
     def view(self, file_path: str | Path) -> ViewTruth:
         """Reads the truth of a photograph.
@@ -157,82 +189,6 @@ def truth_files(folder: StrPath, name: str) -> tuple[Path, Path]:
     """
     folder = as_path(folder)
     return folder / IDS_FOLDER / name, folder / DEPTH_FOLDER / name
-
-
-def _scene_truth(folder: Path, content: Mapping[str, Any]) -> SceneTruth:
-    objects = tuple(_object(entry, index) for index, entry in enumerate(content["objects"]))
-    queries = tuple(_query(entry, objects) for entry in content["queries"])
-    return SceneTruth(
-        folder=folder,
-        kind=_text(content["scene"]),
-        seed=_whole(content["seed"]),
-        objects=objects,
-        queries=queries,
-        absent=tuple(_text(name) for name in content["absent"]),
-        metres_from_dataset=affine_map(content[METRES_KEY]),
-    )
-
-
-def _object(entry: Any, index: int) -> TruthObject:
-    if _whole(entry["id"]) != index:
-        msg = f"object {index} has the id {entry['id']!r}"
-        raise ValueError(msg)
-    kind = entry["kind"]
-    if kind not in ("object", "surface"):
-        msg = f"object {index} is of the kind {kind!r}"
-        raise ValueError(msg)
-    return TruthObject(
-        id=index,
-        name=_text(entry["name"]),
-        instance=_whole(entry["instance"]),
-        kind=kind,
-        centre=_triple(entry["centre"]),
-        half_size=_triple(entry["half_size"]),
-        yaw=finite_number(entry["yaw"]),
-    )
-
-
-def _query(entry: Any, objects: tuple[TruthObject, ...]) -> TruthQuery:
-    ids = tuple(_whole(number) for number in entry["ids"])
-    if not ids or max(ids) >= len(objects):
-        msg = f"a query is for the objects {ids} of {len(objects)}"
-        raise ValueError(msg)
-    return TruthQuery(text=_text(entry["text"]), ids=ids)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    x, y, z = (finite_number(value) for value in values)
-    return x, y, z
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        msg = f"{value!r} is no whole number from 0"
-        raise ValueError(msg)
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        msg = f"{value!r} is no text"
-        raise ValueError(msg)
-    return value
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        msg = (
-            f"{str(path.parent)!r} has no {path.name}: photographs of one's own have no truth. "
-            "Make a scene that has it with: f3rm make-scene tabletop --out FOLDER."
-        )
-        raise DatasetError(msg) from error
-    except (OSError, ValueError, RecursionError) as error:
-        _fail_damaged(path, str(error), error)
-    if not isinstance(content, Mapping) or METRES_KEY not in content:
-        _fail_damaged(path, "no description with truth")
-    return content
 
 
 def _read_size(path: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Writes small random DINOs and DINOv2s for tests without a download."""
+"""Writes small random DINOs, DINOv2s and DINOv3s for tests without a download."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +9,13 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTConfig,
     ViTModel,
 )
 
-DinoFamily = Literal["dino", "dinov2", "dinov2_with_registers"]
+DinoFamily = Literal["dino", "dinov2", "dinov2_with_registers", "dinov3"]
 
 
 def write_random_checkpoint(
@@ -26,7 +28,7 @@ def write_random_checkpoint(
     patch_size: int = 8,
     image_size: int = 32,
 ) -> Path:
-    """Writes a small DINO or DINOv2 with random weights.
+    """Writes a small DINO of some version with random weights.
 
     Its features carry no meaning: they depend on the image, but do not tell objects apart.
 
@@ -57,6 +59,9 @@ def write_random_checkpoint(
             )
         elif family == "dinov2":
             network = Dinov2Model(Dinov2Config(**sizes))
+        elif family == "dinov3":
+            config = DINOv3ViTConfig(**sizes, intermediate_size=4 * width, num_register_tokens=4)
+            network = DINOv3ViTModel(config)
         else:
             network = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))
     folder.mkdir(parents=True, exist_ok=True)

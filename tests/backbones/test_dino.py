@@ -1,4 +1,4 @@
-"""DINO and DINOv2 against transformers' own forward, on small random checkpoints."""
+"""DINO, DINOv2 and DINOv3 against transformers' own forward, on small random checkpoints."""
 
 import json
 import time
@@ -19,8 +19,8 @@ from f3rm.errors import BackboneRef, BackboneUnavailableError
 from tests.backbones.random_dino import DinoFamily, write_random_checkpoint
 
 FAMILIES = get_args(DinoFamily)
-ADAPTERS = {"dino": "dino", "dinov2": "dinov2", "dinov2_with_registers": "dinov2"}
-PREFIX_TOKENS = {"dino": 1, "dinov2": 1, "dinov2_with_registers": 5}
+ADAPTERS = {family: family.removesuffix("_with_registers") for family in FAMILIES}
+PREFIX_TOKENS = {"dino": 1, "dinov2": 1, "dinov2_with_registers": 5, "dinov3": 5}
 PATCH = 8
 
 
@@ -36,6 +36,23 @@ def backbones(folders: dict[str, Path]) -> dict[str, Backbone]:
         family: load_backbone(BackboneRef(ADAPTERS[family], "", str(folder)))
         for family, folder in folders.items()
     }
+
+
+def test_dinov3_facets_and_attention_are_the_librarys(folders, backbones, make_images):
+    images = make_images(24, 40)
+    library = AutoModel.from_pretrained(folders["dinov3"], attn_implementation="eager").eval()
+    seen: list[Tensor] = []
+    library.model.layer[1].attention.q_proj.register_forward_hook(
+        lambda *call: seen.append(call[2])
+    )
+    with torch.no_grad():
+        expected = library(images, output_attentions=True, output_hidden_states=True)
+    found = backbones["dinov3"].run(images, ["1:query@all", "1:attn@all", "1@all", "embed@all"])
+    queries, attention, tokens, embedded = found.values()
+    torch.testing.assert_close(queries, seen[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(attention, expected.attentions[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(tokens, expected.hidden_states[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(embedded, expected.hidden_states[0], rtol=0, atol=1e-5)
 
 
 def library_tokens(folder: Path, images: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def test_a_broken_package_is_named(adapter, message):
         load_backbone(BackboneRef(adapter, "", ""))
 
 
-@pytest.mark.parametrize(("name", "match"), [("clib", "clip"), ("dinov3", "dinov2")])
+@pytest.mark.parametrize(("name", "match"), [("clib", "clip"), ("dinov4", "dinov2")])
 def test_an_unknown_adapter_gets_near_matches(name, match):
     with pytest.raises(
         BackboneUnavailableError, match=rf"adapter '{name}'; did you mean .*{match}"

@@ -47,6 +47,8 @@ def test_questions_nested_as_people_do_are_read():
         "backbone: a:b\ntaps: [final]\nbackground: [x, 0, 0]",
         "backbone: a:b\ntaps: [final]\nbackground: red",
         "backbone: 2001-99-99\ntaps: [final]",
+        'backbone: a:b\ntaps: [final]\nframes: "\\ud800"',
+        'backbone: a:b\ntaps: [final]\nframes: {num: "\\ud800"}',
     ],
 )
 def test_yaml_that_is_no_specification_is_refused(tmp_path, text):
@@ -70,15 +72,21 @@ def test_vissl_configurations_of_another_form_are_refused(tmp_path):
     ("change", "reason"),
     [
         ({"chunks": [], "images": [], "failed": ["x"]}, "it has no chunks"),
-        ({"channels": 0}, "channels is 0, not a whole number from 1"),
-        ({"codec": {"name": "int8", "arrays": []}}, "the chunks are not of the codec's type"),
-        ({"weights_identity": "\ud800"}, "weights_identity is missing or no text"),
+        ({"channels": 0}, r"Expected `int` >= 1 - at `\$\.channels`"),
+        ({"codec": {"name": "int8", "arrays": []}}, "chunk_0000.npy is not of the codec's type"),
+        ({"weights_identity": "\ud800"}, "JSON is malformed"),
         (
             {
                 "codec": {
                     "name": "pca",
                     "arrays": [
-                        {"name": "basis", "file": "codec_basis.npy", "bytes": 200, "shape": []}
+                        {
+                            "name": "basis",
+                            "file": "codec_basis.npy",
+                            "bytes": 200,
+                            "shape": [],
+                            "checksum": "",
+                        }
                     ],
                 }
             },

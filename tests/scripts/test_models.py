@@ -2,9 +2,11 @@
 
 import pytest
 
+from f3rm.backbones.cards import CARDS
 from f3rm.scripts.cli import main
 from f3rm.store.spec import PRESETS
 from tests.backbones.random_clip import write_random_checkpoint
+from tests.viewer.colour_backbone import SPECS
 
 
 @pytest.fixture
@@ -17,6 +19,10 @@ def test_models_lists_types_and_adapters(capsys):
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in PRESETS)
     assert "DINOCLIP" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("RADIO "))
+    assert line.endswith("  652           NVIDIA Open Model License")
+    own = {name: spec for name, spec in PRESETS.items() if spec not in SPECS.values()}
+    assert {spec.backbone.model for spec in own.values()} == set(CARDS)
     (line,) = (line for line in out.splitlines() if line.startswith("adapters: "))
     adapters = line.removeprefix("adapters: ").split(", ")  # and those of other tests' packages
     assert {"clip", "dino", "dinov2", "llava", "module", "proxyclip", "vae"} <= set(adapters)
@@ -60,8 +66,8 @@ def test_a_backbone_is_described_without_a_feature_type(capsys):
     size, resnet = ["--height", "100", "--width", "64"], "module:torchvision:resnet18@random"
     assert main(["shape", *size, "--backbone", resnet, "--taps", "res4", "res5avg"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "torchvision:resnet18: res4 gives 22 x 14 x 256",
-        "torchvision:resnet18: res5avg gives 1 x 1 x 512",
+        "torchvision:resnet18: res4 at 352 x 224 pixels gives 22 x 14 x 256",
+        "torchvision:resnet18: res5avg at 352 x 224 pixels gives 1 x 1 x 512",
     ]
     assert main(["shape", *size, "--backbone", "resnet"]) == 1
     assert "--tap" in capsys.readouterr().err

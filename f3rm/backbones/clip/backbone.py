@@ -25,8 +25,8 @@ from f3rm.backbones.clip.vit import AVERAGED_RULES, clip_vit, rules_of
 from f3rm.backbones.layers import LayerInfo, dense_layer
 from f3rm.backbones.taps import Tap
 from f3rm.backbones.vit import Vit
-from f3rm.backbones.weights import provenance_of, unavailable
-from f3rm.errors import BackboneRef, BackboneUnavailableError
+from f3rm.backbones.weights import not_loaded, provenance_of, require_several, unavailable
+from f3rm.errors import BackboneRef
 
 
 class ClipBackbone(Backbone):
@@ -116,7 +116,7 @@ class ClipBackbone(Backbone):
             BackboneUnavailableError: If the image tower was not loaded.
         """
         if self.visual is None:
-            raise self._not_loaded("image")
+            raise not_loaded(self.ref, "image")
         if isinstance(self.visual, ModifiedResNet):
             grid = self.feature_grid(images)
             return resnet_features(self.visual, images).unflatten(1, grid)
@@ -129,7 +129,7 @@ class ClipBackbone(Backbone):
             BackboneUnavailableError: If the image tower was not loaded.
         """
         if self.visual is None:
-            raise self._not_loaded("image")
+            raise not_loaded(self.ref, "image")
         if self._vit is None:
             return [dense_layer(self.channels, self.patch_size)]
         return self._vit.layers()
@@ -161,11 +161,9 @@ class ClipBackbone(Backbone):
             TypeError: If ``texts`` is one string, whose letters would be embedded one by one.
             BackboneUnavailableError: If the text tower was not loaded.
         """
-        if isinstance(texts, str):
-            msg = f"texts must be a sequence of strings, got one string. Pass [{texts!r}]."
-            raise TypeError(msg)
+        require_several(texts)
         if self.text is None:
-            raise self._not_loaded("text")
+            raise not_loaded(self.ref, "text")
         if not texts:
             return torch.empty(0, self.channels, device=self.device)
         tokens = self.text.tokenizer(list(texts)).to(self.device)
@@ -180,11 +178,5 @@ class ClipBackbone(Backbone):
         """The device that the parameters are on."""
         loaded = self.text.network if self.text is not None else self.visual
         if loaded is None:
-            raise self._not_loaded("image")
+            raise not_loaded(self.ref, "image")
         return next(loaded.parameters()).device
-
-    def _not_loaded(self, tower: Tower) -> BackboneUnavailableError:
-        return BackboneUnavailableError(
-            f"The {tower} tower of {self.ref.model!r} was not loaded. "
-            f'Load it with load_backbone(ref, towers=("{tower}",)).'
-        )

@@ -7,27 +7,27 @@ Source: Liu et al., "Improved Baselines with Visual Instruction Tuning", CVPR 20
 "RoboPoint", CoRL 2024. Different here: any size works, with resized positional embeddings.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import cast
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.base import Tower
+from f3rm.backbones.hf_backbone import HfBackbone
 from f3rm.backbones.hf_vit import hf_vit
-from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.llava.source import LlavaParts, read_llava
-from f3rm.backbones.taps import Tap
-from f3rm.backbones.weights import provenance_of, unavailable
+from f3rm.backbones.vit import Vit
+from f3rm.backbones.weights import unavailable
 from f3rm.errors import BackboneRef
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class LlavaBackbone(Backbone):
+class LlavaBackbone(HfBackbone):
     """A frozen image tower and multimodal projector; it has no text tower."""
 
     default_tap = "-2|proj"
@@ -39,16 +39,11 @@ class LlavaBackbone(Backbone):
             ref: The model and weights.
             parts: The tower and the projector, in evaluation mode.
         """
-        self.ref = ref
-        self.mean = CLIP_MEAN
-        self.std = CLIP_STD
-        self.has_text = False
+        config = parts.tower.config
+        super().__init__(ref, parts.tower, config=config, mean=CLIP_MEAN, std=CLIP_STD)
         self.tower = parts.tower
         self.projector = parts.projector
         self.channels = parts.channels
-        self.patch_size = cast("int", parts.tower.config.patch_size)
-        self.num_heads = parts.tower.config.num_attention_heads
-        self._vit = hf_vit(parts.tower, self._embed, proj=parts.projector)
 
     @classmethod
     def load(
@@ -81,40 +76,9 @@ class LlavaBackbone(Backbone):
         parts.projector.to(device)
         return cls(ref, parts)
 
-    @torch.no_grad()
-    def encode_image(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch rows cols channels"]:
-        """Computes projected patches; see :meth:`f3rm.backbones.base.Backbone.encode_image`.
-
-        Raises:
-            ValueError: If a size is no multiple of the patch.
-        """
-        return self.run(images, [self.default_tap])[Tap.parse(self.default_tap)]
-
-    def layers(self) -> list[LayerInfo]:
-        """Describes the tower's layers; ``proj`` after one of them is the projector."""
-        return self._vit.layers()
-
-    def read_taps(
-        self, images: Float[Tensor, "batch 3 height width"], taps: Sequence[Tap]
-    ) -> dict[Tap, Tensor]:
-        """Computes checked taps; see :meth:`f3rm.backbones.base.Backbone.run`.
-
-        Raises:
-            ValueError: If a size is no multiple of the patch.
-        """
-        self.feature_grid(images)
-        return self._vit.read(images, taps)
-
-    def provenance(self) -> dict[str, str]:
-        """Returns transformers' and torch's versions and the weights' identity."""
-        return provenance_of(self.ref, transformers)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the parameters are on."""
-        return self.tower.device
+    def describe(self, network: PreTrainedModel) -> Vit:
+        """Describes the tower; ``proj`` after one of its layers is the projector."""
+        return hf_vit(network, self._embed, proj=self.projector)
 
     def _embed(
         self, images: Float[Tensor, "batch 3 height width"]

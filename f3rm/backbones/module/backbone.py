@@ -166,7 +166,7 @@ class ModuleBackbone(Backbone):
         """Returns torch's version and the weights' identity."""
         return {
             "library": "torch",
-            "version": str(torch.__version__),
+            "version": torch.__version__,
             "weights": weights_identity(self.ref),
         }
 

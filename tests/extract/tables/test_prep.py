@@ -84,6 +84,28 @@ def test_nsd_padding_gives_31_by_31():
     assert mask_of(place, (425, 425), 14).sum() == 30 * 30
 
 
+@pytest.mark.parametrize("fit", ["round", "square"])
+def test_colours_go_to_the_device_once(monkeypatch, fit):
+    """A GPU takes a list of numbers after all that it has been given before; the caller waits."""
+    prep = Prep(size=16, fit=fit)
+    made, plain = [], torch.tensor
+
+    def tensor(*arguments, **options):
+        made.append(arguments)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(torch.Tensor, "new_tensor", tensor)
+    for seed in range(2):
+        made.clear()
+        pixels = torch.full((24, 32, 3), seed, dtype=torch.uint8)
+        network_input(
+            pixels, prep.place((24, 32), 8), prep, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6),
+            device=torch.device("cpu"),
+        )  # fmt: skip
+    assert not made
+
+
 @pytest.mark.parametrize("value", ["zero", "black", "edge"])
 def test_padding_is_what_it_says(value):
     prep = Prep(resize="none", size=None, fit="pad", pad_value=value)

@@ -1,0 +1,1 @@
+"""TIPSv2 through transformers."""
