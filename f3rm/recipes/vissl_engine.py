@@ -2,15 +2,13 @@
 
 ``config=feature_extraction/...`` names a file of VISSL's in ``configs/config`` of the current
 folder, or one of those here in ``vissl_configs``, which have VISSL's names and keys. Differences:
-the CPU computes where there is no GPU; ``Resize`` and ``CenterCrop`` become one scaling that covers
-the crop; weights must be named.
+the CPU computes where there is no GPU, and weights must be named.
 
 *Source:* https://github.com/facebookresearch/vissl, ``vissl/engines/extract_features.py`` and
 ``vissl/config/defaults.yaml`` (MIT; no code of it is used).
 """
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,12 +24,9 @@ from f3rm.extract.tables.items import ItemList, list_items
 from f3rm.extract.tables.run import extract
 from f3rm.recipes.elsewhere import present_device
 from f3rm.recipes.vissl import ExtractedFeaturesLoader, export_vissl
-from f3rm.recipes.vissl_config import read_vissl_config
-from f3rm.store.geometry import Prep
+from f3rm.recipes.vissl_config import prep_of, read_vissl_config
 from f3rm.store.npy import load_npy
 from f3rm.store.spec import SpecError
-
-log = logging.getLogger(__name__)
 
 ENGINE = "extract_features"
 
@@ -45,7 +40,6 @@ _RESNETS = {
     (1, 64, 4): "resnext{}_64x4d",
 }
 """WIDTH_MULTIPLIER, GROUPS and WIDTH_PER_GROUP -> torchvision's name, given DEPTH."""
-_SIZE = 224
 
 
 def run_engine(overrides: Sequence[str], *, configs: StrPath = "configs") -> list[Path]:
@@ -80,7 +74,7 @@ def run_engine(overrides: Sequence[str], *, configs: StrPath = "configs") -> lis
             shard = -(-shard // batch) * batch
         store = extract(
             items,
-            settings.spec(_backbone(config["MODEL"]), _prep(data["TRANSFORMS"])),
+            settings.spec(_backbone(config["MODEL"]), prep_of(data["TRANSFORMS"])),
             out / "store",
             split=name.lower(),
             shard=shard,
@@ -148,16 +142,6 @@ def _backbone(model: Mapping[str, Any]) -> BackboneRef:
         )
     name = _RESNETS[shape].format(resnet["DEPTH"])
     return BackboneRef("module", f"torchvision:{name}", str(weights))
-
-
-def _prep(transforms: Sequence[Mapping[str, Any]]) -> Prep:
-    """Returns the preparation of VISSL's transforms for evaluation."""
-    sizes = {step["name"]: step["size"] for step in transforms if "size" in step}
-    crop = sizes.get("CenterCrop", sizes.get("Resize", _SIZE))
-    if sizes.get("Resize", crop) != crop:
-        log.warning("Resize %s, CenterCrop %s: scaled to cover the crop.", sizes["Resize"], crop)
-    size = crop if isinstance(crop, int) else tuple(crop)
-    return Prep(resize="cover", size=size, fit="crop", interpolation="bilinear")
 
 
 def _items(data: Mapping[str, Any], split: str, configs: Path) -> ItemList | None:
