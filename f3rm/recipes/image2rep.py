@@ -233,7 +233,7 @@ class Image2Representation:
                 "columns are not read.", height, width, cell, height % cell, width % cell,
             )  # fmt: skip
         # Convolutions drop an incomplete last cell, which crop does as well.
-        prep = Prep(resize="cover", size=(height, width), fit="crop")
+        prep = Prep("cover", (height, width), fit="crop", interpolation="bilinear")
         frames = replace(frames or self.frames, pool=pool)
         tap = self.tap + _OPERATIONS[pool]
         spec = FeatureSpec(self.backbone.ref, (tap,), prep, frames, precision="float32")
@@ -274,14 +274,16 @@ class Image2Representation:
 class Image2RepresentationExtractor(Image2Representation):
     """The original's name and arguments: Cosmos's encoder, or a checkpoint of the same kind."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the original's arguments
         self,
-        experiment_name: str = "",
-        ckpt_path: StrPath = "",
+        experiment_name: str | None = None,
+        ckpt_path: StrPath | None = None,
         s3_credential_path: StrPath = "",
         config_file: StrPath = "",
         device: str = "cuda",
         *,
+        experiment_opts: Sequence[str] | None = None,
+        model_size: str = "2B",
         resolution: Size = COSMOS_RESOLUTION,
         frames: FramePolicy = COSMOS_FRAMES,
     ) -> None:
@@ -290,11 +292,13 @@ class Image2RepresentationExtractor(Image2Representation):
         Args:
             experiment_name: Ignored: it configures the diffusion model, of which nothing is read.
             ckpt_path: An autoencoder in diffusers' layout, or a folder with one in ``vae``, here or
-                at an address such as ``s3://...``; or a hub name. Empty for Cosmos's own.
+                at an address such as ``s3://...``; or a hub name. None for Cosmos's own.
             s3_credential_path: JSON with ``aws_access_key_id``, ``aws_secret_access_key``,
                 ``endpoint_url`` and ``region_name``; empty for the environment's.
             config_file: Ignored, as ``experiment_name``.
             device: ``cuda``, which becomes ``cpu`` where there is no GPU, or as elsewhere.
+            experiment_opts: Ignored, as ``experiment_name``.
+            model_size: Ignored: all sizes of the diffusion model have one autoencoder.
             resolution: Height and width of network inputs in pixels.
             frames: Selection of a video's frames.
 
@@ -302,9 +306,9 @@ class Image2RepresentationExtractor(Image2Representation):
             BackboneUnavailableError: If the model cannot be loaded.
             RemoteError: If an address cannot be copied.
         """
-        del experiment_name, config_file
+        del experiment_name, config_file, experiment_opts, model_size
         with TemporaryDirectory() as folder:
-            weights = str(ckpt_path)
+            weights = str(ckpt_path or "")
             if is_address(weights):
                 weights = str(fetch(weights, Path(folder), s3_credential_path))
             if (Path(weights) / COSMOS.model).is_dir():

@@ -17,6 +17,7 @@ from f3rm.store.video import FramePolicy
 from tests.backbones import random_vae as video_vae
 from tests.recipes.test_image2rep import reference_latents
 from tests.systems.shell import run_script
+from tests.systems.table import shows
 
 RESOLUTION = (32, 48)
 
@@ -35,11 +36,29 @@ def extractor(checkpoint) -> Image2RepresentationExtractor:
         s3_credential_path="",
         config_file="...",
         device="cuda",
+        experiment_opts=None,
+        model_size="2B",
         resolution=RESOLUTION,
         frames=FramePolicy(9, "last"),
     )
 
 
+@shows(
+    "`Image2RepresentationExtractor(experiment_name=..., ckpt_path=..., "
+    's3_credential_path="", config_file=..., device="cuda")`',
+    "`ckpt_path` is an autoencoder in diffusers' layout; without one, Cosmos's own from the hub",
+)
+@shows(
+    "the same, from Python",
+    '`encoder = Image2Representation(vae, resolution=(32, 48), frames=FramePolicy(9, "last"))`',
+)
+@shows(
+    "`extract_from_image(image_path)`: (1, C, T, H, W)",
+    "T is 1: an image is not followed by 92 black ones",
+)
+@shows("the same, from Python", "`encoder.extract_from_image(image)`")
+@shows('`extract_pooled(input_path, pool_method="mean")`: (1, C)')
+@shows("the same, of several files", '`encoder.extract_pooled([image, video], pool_method="mean")`')
 def test_quick_start_one_image(write_images, extractor, checkpoint):
     (path,) = write_images(["image.png"], RESOLUTION)
     latent = extractor.extract_from_image(str(path))
@@ -52,6 +71,14 @@ def test_quick_start_one_image(write_images, extractor, checkpoint):
     torch.testing.assert_close(latent, extractor.extract_from_image(str(path)), atol=0, rtol=0)
 
 
+@shows("`extract_from_video(video_path, num_frames=N)`: its last N frames")
+@shows("the same, from Python", "`encoder.extract_from_video(video, num_frames=5)`")
+@shows("`pool_method`: `mean`, `max`, `flatten`")
+@shows("`extract_batch(input_paths, batch_size=4)`: images and videos in one batch")
+@shows("the same, from Python", "`encoder.extract_batch([video, video], batch_size=2)`")
+@shows("`get_latent_shape()`: (16, 24, 45, 80) at 360 x 640")
+@shows("the same, of another size", "`encoder.get_latent_shape((360, 640), 93)`")
+@shows("`return_cpu=False`: the result stays on the device")
 def test_every_method_with_the_readmes_argument_names(write_images, write_video, extractor):
     (image,) = write_images(["image.png"], (64, 64))
     video = write_video("video.mkv", 12)
@@ -71,6 +98,10 @@ def test_every_method_with_the_readmes_argument_names(write_images, write_video,
     torch.testing.assert_close(both[1:], extractor.extract_from_video(video), atol=1e-5, rtol=1e-4)
 
 
+@shows(
+    "`resolution=(180, 320)`",
+    "22 rows of 40: of an incomplete last cell nothing is read, and a warning says so",
+)
 @pytest.mark.parametrize(("resolution", "grid"), [((36, 44), (4, 5)), ((40, 48), (5, 6))])
 def test_a_resolution_gives_the_rows_that_the_autoencoder_gives(
     write_images, extractor, checkpoint, caplog, resolution, grid
@@ -85,6 +116,7 @@ def test_a_resolution_gives_the_rows_that_the_autoencoder_gives(
     assert "the last 4 rows and 0 columns are not read" in caplog.text
 
 
+@shows("a classifier, two or several classes, and a search by cosine similarity on pooled vectors")
 def test_similarity_search_and_a_classifier(write_images, extractor):
     dark = write_images([f"dark/{number}.png" for number in range(4)], RESOLUTION)
     for path in dark:
@@ -99,6 +131,11 @@ def test_similarity_search_and_a_classifier(write_images, extractor):
     assert int(similarities.argmax()) == 2
 
 
+@shows(
+    "`extract_features_for_classifier.py --experiment X --ckpt_path DIR --input_dir DIR "
+    "--output_file features.pt --batch_size 4 --resolution 360,640`",
+)
+@shows("`torch.load('features.pt')`: `features`, `file_paths`", "read with `weights_only=True`")
 def test_the_dataset_command_writes_what_torch_loads(
     tmp_path, write_images, write_video, checkpoint, extractor
 ):
@@ -121,6 +158,7 @@ def test_the_dataset_command_writes_what_torch_loads(
         torch.testing.assert_close(row[None], extractor.extract_pooled(path), atol=1e-5, rtol=1e-4)
 
 
+@shows("a file that cannot be read", "is left out alone, not with its batch")
 def test_a_damaged_file_is_left_out_alone(tmp_path, write_images, checkpoint, capsys):
     write_images(["set/a.png", "set/b.png"], RESOLUTION, tmp_path)
     (tmp_path / "set/broken.png").write_bytes(b"no image")
@@ -131,6 +169,27 @@ def test_a_damaged_file_is_left_out_alone(tmp_path, write_images, checkpoint, ca
     assert len(torch.load(out, weights_only=True)["file_paths"]) == 2
 
 
+@shows("`test_embedding_generation.py --experiment X --ckpt_path DIR --image FILE`")
+@pytest.mark.nightly
+def test_the_test_suite_as_a_script(tmp_path, write_images, checkpoint):
+    (path,) = write_images(["test_image.png"], RESOLUTION)
+    words = ("--ckpt_path", checkpoint, "--image", path, "--resolution", "32,48")
+    script = "examples/test_embedding_generation.py"
+    assert "latents (1, 4, 1, 4, 6)" in run_script(script, *words, cwd=tmp_path)
+
+
+@shows(
+    "a classifier of any features",
+    '`Probe("knn").fit(store.load("res5avg").features, store.load("res5avg").targets)`',
+)
+@shows("`--benchmark --num_iterations 20`: the mean time of an image, images per second, memory")
+@shows(
+    "the same, of any model",
+    '`benchmark(FeatureExtractor(FeatureSpec(resnet, ("res5avg",))), [(64, 64)], '
+    "batches=(1, 2), iterations=2)`",
+)
+@shows("`--batch_test`: batches of 1, 2, 4 and 8")
+@shows("`--demo_classifier`")
 def test_the_test_suites_options(write_images, checkpoint, capsys):
     (path,) = write_images(["test_image.png"], RESOLUTION)
     words = ["--experiment", "x", "--ckpt_path", str(checkpoint), "--image", str(path)]
@@ -153,6 +212,10 @@ def test_missing_and_malformed_options_are_named(capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+@shows(
+    "`s3://` paths with `s3_credential_path`",
+    "where fsspec's package for S3, s3fs, is installed",
+)
 def test_files_at_addresses_are_copied_with_the_credentials(write_images, checkpoint, tmp_path):
     """fsspec's memory stands for a bucket; its own package reads S3."""
     fsspec = pytest.importorskip("fsspec")

@@ -15,6 +15,7 @@ from f3rm.scripts.command import run_command
 from f3rm.scripts.nsd import Nsd
 from tests.recipes.test_nsd_features import IMAGENET, reference_input, reference_network
 from tests.systems.shell import run_script
+from tests.systems.table import shows
 
 SIDE = 425  # pixels of NSD's images: 31 x 31 patches of 14, the last ones padded
 
@@ -41,6 +42,20 @@ def extract(data: Path, out: Path, weights: Path, *words: object) -> int:
     return nsd(*options, *words)
 
 
+@shows(
+    "`extract_features_new.py --data_dir DIR --output_dir DIR --subj 01 --backbone "
+    "dinov2_q --batch_size 16 --device cuda --enc_layer -1`",
+)
+@shows(
+    "the same, from Python",
+    '`extract_nsd(subject, out, nsd_spec("dinov2_q", weights=dinov2), "dinov2_q_last", '
+    'subjects=["01"])`',
+)
+@shows("`train.npy` (N, 962, 768): class token, then 31 x 31 patches of 425 x 425 pixels")
+@shows("962 tokens of 425 x 425 pixels", '`nsd_spec("dinov2_q", geometry="pad")`')
+@shows("257 tokens of 224 x 224 pixels", '`nsd_spec("dinov2_q", geometry="stretch")`')
+@shows("`np.load(...)`", '`np.load(out / "dinov2_q_last" / "01" / "train.npy")`')
+@shows("`--device cuda` without a GPU", "computes on the CPU, with a warning")
 def test_the_basic_command_writes_the_guides_files(data, tmp_path, dinov2_folder):
     printed = run_script(
         "examples/extract_features_new.py",
@@ -56,6 +71,11 @@ def test_the_basic_command_writes_the_guides_files(data, tmp_path, dinov2_folder
     assert np.load(tmp_path / "features/dinov2_q_last/01/synt.npy").shape == (1, 962, 32)
 
 
+@shows("`--backbone dinov2`: tokens after the final norm")
+@shows(
+    "`--backbone dinov2 --enc_layer 1`",
+    '`extract_nsd(subject, out, nsd_spec("dinov2", enc_layer=1, weights=dinov2), "dinov2_1")`',
+)
 def test_dinov2_equals_transformers_own_tokens(data, tmp_path, dinov2_folder):
     assert extract(data / "subj01", tmp_path, dinov2_folder, "--backbone", "dinov2") == 0
     found = np.load(tmp_path / "dinov2_last/01/train.npy")
@@ -65,6 +85,10 @@ def test_dinov2_equals_transformers_own_tokens(data, tmp_path, dinov2_folder):
     np.testing.assert_allclose(found[0], expected.last_hidden_state[0], atol=1e-4)
 
 
+@shows(
+    "`for subj in 01 02; do ... done`; several subjects at once",
+    "as written, or `--subj 01 02` in one call",
+)
 def test_every_subject_in_one_call_or_one_by_one(data, tmp_path, dinov2_folder, caplog):
     assert extract(data, tmp_path / "both", dinov2_folder, "--subj", "01", "02") == 0
     assert "Subject 02 has no images for synt.npy" in caplog.text
@@ -75,6 +99,23 @@ def test_every_subject_in_one_call_or_one_by_one(data, tmp_path, dinov2_folder, 
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@shows("`--backbone clip`: (N, 257, 768), the class token projected, then 16 x 16 patches")
+@shows(
+    "the same, from Python",
+    '`extract_nsd(subject, out, nsd_spec("clip", weights=clip), "clip_vit_512")`',
+)
+@shows("`algonauts_dataset`: `saved_feats dinov2q`, `clip`; maps (768, 31, 31)")
+@shows("`cat_clip`: CLIP's vector beside every cell of DINOv2's map")
+@shows(
+    "the same, of stores",
+    '`NsdDataset(TapStore.open(out / "dinov2_q_last/01/store", "train"), '
+    'TapStore.open(out / "clip_vit_512/01/store", "train"))`',
+)
+@shows(
+    "features on the fly",
+    '`NsdDataset(LiveSource(FeatureExtractor(nsd_spec("dinov2_q", weights=dinov2)), '
+    'nsd_items(subject, "01", "train")))`',
+)
 def test_saved_features_are_maps_with_clips_vector(data, tmp_path, dinov2_folder, clip_folder):
     assert extract(data, tmp_path, dinov2_folder) == 0
     small = ("--backbone", "clip", "--geometry", "stretch")
@@ -99,6 +140,31 @@ def test_saved_features_are_maps_with_clips_vector(data, tmp_path, dinov2_folder
     assert batch.shape == (2, 64, 31, 31)
 
 
+@shows(
+    "`main.py --saved_feats dinov2q --saved_feats_dir DIR ...`",
+    "not here: it trains on NSD's recordings, which need an agreement; its inputs are those above",
+)
+def test_a_readout_learns_from_saved_features(tmp_path):
+    """Two responses that are means of a channel: a linear readout of the maps finds them."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "dinov2_q_last/01").mkdir(parents=True)
+    saved = rng.normal(size=(16, 10, 4)).astype(np.float32)
+    np.save(tmp_path / "dinov2_q_last/01/train.npy", saved)
+    loader = DataLoader(algonauts_dataset("dinov2q", tmp_path, 1, cat_clip=False), batch_size=16)
+    readout = torch.nn.Linear(4, 2)
+    optimiser = torch.optim.Adam(readout.parameters(), lr=0.1)
+    for _ in range(200):
+        for maps in loader:
+            assert maps.shape == (16, 4, 3, 3)
+            found, responses = readout(maps.mean((2, 3))), maps[:, :2].mean((2, 3))
+            loss = torch.nn.functional.mse_loss(found, responses)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    assert loss < 1e-3
+
+
+@shows("files that the original program wrote", "are read")
 def test_files_of_the_original_with_global_vectors_are_read(tmp_path):
     """The consumer's own CLIP file has a vector of 512 per image."""
     rng = np.random.default_rng(0)
@@ -109,6 +175,7 @@ def test_files_of_the_original_with_global_vectors_are_read(tmp_path):
     assert algonauts_dataset("clip", tmp_path, 1)[0].shape == (512, 31, 31)
 
 
+@shows("a subject, folder or layer that is not there; a broken image", "named, nothing is written")
 @pytest.mark.parametrize(
     ("words", "message"),
     [

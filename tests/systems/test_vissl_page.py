@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
@@ -21,10 +20,11 @@ from f3rm.scripts.vissl import RunDistributedEngines
 from f3rm.store.names import UnsafeNameError
 from tests.recipes.test_vissl_layers import TORCHVISION_NAMES
 from tests.systems.shell import run_script
+from tests.systems.table import shows
 
 BASE = "config=feature_extraction/extract_resnet_in1k_8gpu"
 LAYERS = "+config/feature_extraction/trunk_only=rn50_layers"
-SIZE = 224
+SIZE, RESIZED = 224, 256
 POOLS = {
     "conv1": nn.AvgPool2d((10, 10), 10, 4),
     "res2": nn.AvgPool2d((16, 16), 8, 0),
@@ -45,7 +45,7 @@ def resnet() -> nn.Module:
 @pytest.fixture
 def photos(tmp_path, write_images) -> Path:
     names = [f"{name}/{number}.png" for name in ("ant", "cat") for number in range(2)]
-    write_images([*names, "cat/other.png"], (SIZE, SIZE), tmp_path / "photos")
+    write_images([*names, "cat/other.png"], (RESIZED, RESIZED + 9), tmp_path / "photos")
     return tmp_path / "photos"
 
 
@@ -70,7 +70,7 @@ def words(tmp_path, resnet, photos) -> list[str]:
 def reference(resnet: nn.Module, photos: Path) -> dict[str, np.ndarray]:
     """The layers in ImageFolder's order, by torchvision's transforms and hooks."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    steps = Compose([Resize(SIZE), CenterCrop(SIZE), ToTensor(), Normalize(mean, std)])
+    steps = Compose([Resize(RESIZED), CenterCrop(SIZE), ToTensor(), Normalize(mean, std)])
     images = torch.stack([image for image, _ in ImageFolder(str(photos), steps)])
     found: dict[str, torch.Tensor] = {}
 
@@ -85,8 +85,34 @@ def reference(resnet: nn.Module, photos: Path) -> dict[str, np.ndarray]:
     return {name: POOLS[name](value).numpy() for name, value in found.items()}
 
 
+@shows(
+    "`run_distributed_engines.py config=feature_extraction/extract_resnet_in1k_8gpu "
+    "+config/feature_extraction/trunk_only=rn50_layers "
+    "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=FILE`",
+    "with `config.DATA.TRAIN.DATA_PATHS=[DIR]`, unless `dataset_catalog.json` names the data",
+)
+@shows("a configuration, from Python", "`settings = read_vissl_config(config)`")
+@shows(
+    "the same, from Python",
+    "`store = extract(list_items(photos, labelled=True), settings.spec(resnet, "
+    'Prep("cover", 64)), out / "res", split="train", shard=settings.shard)`',
+)
+@shows("`LINEAR_EVAL_FEAT_POOL_OPS_MAP`: layers of the trunk, each pooled")
+@shows(
+    "`Resize` and `CenterCrop` of `TRANSFORMS`",
+    "the same pixels; PIL rounds to grey levels once more",
+)
+@shows("`CHUNK_THRESHOLD`: 0 a file per batch, N per N images, -1 one")
+@shows("`rank0_chunk0_train_res4_features.npy`, `_targets.npy`, `_inds.npy`")
+@shows("the same, of a store", "`export_vissl(store, vissl, layers=settings.layers)`")
+@shows('`ExtractedFeaturesLoader.load_features(input_dir=..., split="train", layer="res4")`')
+@shows("the same, from Python", '`load_features(vissl, "train", "res4")`')
+@shows(
+    "`ExtractedFeaturesLoader.sample_features(..., num_samples=5, seed=0, flatten_features=True)`",
+)
+@shows("the same, from Python", '`sample_features(vissl, "train", "res4", 2, 0)`')
 def test_the_command_writes_the_layers_that_the_loader_reads(tmp_path, words, resnet, photos):
-    threshold = ["config.EXTRACT_FEATURES.CHUNK_THRESHOLD=3", "config.DATA.TRAIN.TRANSFORMS=[]"]
+    threshold = ["config.EXTRACT_FEATURES.CHUNK_THRESHOLD=3"]
     threshold.append("config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=2")
     script = "tools/run_distributed_engines.py"
     printed = run_script(script, BASE, LAYERS, *words, *threshold, cwd=tmp_path)
@@ -118,6 +144,11 @@ def test_the_command_writes_the_layers_that_the_loader_reads(tmp_path, words, re
     np.testing.assert_allclose(sampled_features["features"], rows, atol=1e-4, rtol=1e-3)
 
 
+@shows(
+    "trunk output: no layers are named",
+    "the last pooled layer, in files called `heads`, as there",
+)
+@shows("`SHOULD_FLATTEN_FEATS`", "True by default, as in VISSL's `defaults.yaml`")
 def test_the_trunks_output_is_named_heads(tmp_path, words, resnet, photos):
     settings = "config.MODEL.FEATURE_EVAL_SETTINGS"
     flags = [
@@ -135,6 +166,8 @@ def test_the_trunks_output_is_named_heads(tmp_path, words, resnet, photos):
     np.testing.assert_array_equal(flat["features"], again["features"])
 
 
+@shows("head output: `FREEZE_TRUNK_AND_HEAD`, `HEAD.PARAMS` with `mlp` or `eval_mlp`")
+@shows("the same, from Python", '`FeatureExtractor(FeatureSpec(resnet, ("head",)))(image)`')
 def test_the_heads_of_the_checkpoint(tmp_path, words, resnet, photos):
     head = ["+config/feature_extraction/with_head=rn50_supervised"]
     head.append("config.MODEL.HEAD.PARAMS=[[mlp,{dims:[512,7]}]]")
@@ -147,6 +180,10 @@ def test_the_heads_of_the_checkpoint(tmp_path, words, resnet, photos):
     np.testing.assert_allclose(found["features"], expected, atol=1e-3, rtol=1e-3)
 
 
+@shows("configurations of your own in `configs/config`, `dataset_catalog.json`")
+@shows('`OUTPUT_DIR: ""`: the checkpoint\'s folder, `CHECKPOINT.DIR`')
+@shows("`MAP_FEATURES_TO_IMG_NAME`", "two images of one name are refused, not overwritten")
+@shows("the same, of a store", '`export_per_item(store, out / "files", "res5avg")`')
 def test_files_of_ones_own_and_the_catalog_replace_those_that_ship(tmp_path, words, photos):
     own = tmp_path / "configs/config"
     (own / "mine").mkdir(parents=True)
@@ -171,6 +208,54 @@ def test_files_of_ones_own_and_the_catalog_replace_those_that_ship(tmp_path, wor
     np.testing.assert_array_equal(image, found["features"][2:])
 
 
+def vissls_own_loader(folder, split, layer):
+    """Reads a folder as VISSL does: every file whose name fits, one row after another."""
+    features, targets = {}, {}
+    for path in sorted(folder.iterdir()):
+        match = re.match(rf"(.*)_{split}_{layer}_features.npy", path.name)
+        if match:
+            stem = folder / f"{match[1]}_{split}_{layer}"
+            arrays = [np.load(f"{stem}_{what}.npy") for what in ("features", "targets", "inds")]
+            for feature, target, index in zip(*arrays, strict=True):
+                features[index], targets[index] = feature, target
+    inds = np.array(sorted(features))
+    stacked = [np.array([found[index] for index in inds]) for found in (features, targets)]
+    return {"features": stacked[0], "targets": stacked[1], "inds": inds}
+
+
+@shows("files that VISSL wrote are read, files written here are read by its loader")
+def test_files_of_both_are_read_by_both(tmp_path, words, resnet, photos):
+    pool = "+config/feature_extraction/trunk_only=rn50_res5"
+    run_engine([BASE, pool, *words, "config.EXTRACT_FEATURES.CHUNK_THRESHOLD=0"])
+    ours = ExtractedFeaturesLoader.load_features(tmp_path / "out", "train", "res5avg")
+    theirs = vissls_own_loader(tmp_path / "out", "train", "res5avg")
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
+    rows = {0: [3, 1, 0], 1: [2, 4, 0]}  # two processes; the sampler gave one image to both
+    for rank, inds in rows.items():
+        stem = tmp_path / f"rank{rank}_chunk0_train_heads"
+        for what, array in ours.items():  # features as VISSL stores them, in float64
+            wide = array.astype(np.float64) if what == "features" else array
+            np.save(f"{stem}_{what}.npy", wide[inds])
+    found = ExtractedFeaturesLoader.load_features(tmp_path, "train", "heads")
+    for name, array in vissls_own_loader(tmp_path, "train", "heads").items():
+        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found[name], ours[name])
+
+
+@shows("`PARAMS_FILE` of torchvision's own")
+def test_weights_of_torchvision_are_read(tmp_path, words, resnet, photos):
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    weights = f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={tmp_path}/resnet18.pth"
+    pool = "+config/feature_extraction/trunk_only=rn50_res5"
+    run_engine([BASE, pool, *words, weights])
+    found = ExtractedFeaturesLoader.load_features(tmp_path / "out", "train", "res5avg")
+    np.testing.assert_allclose(
+        found["features"], reference(resnet, photos)["res5avg"], atol=1e-2, rtol=1e-2
+    )
+
+
+@shows("`disk_filelist`: arrays of paths and labels")
 def test_a_list_of_files_with_labels(tmp_path, words, photos):
     paths = sorted(map(str, photos.rglob("*.png")), reverse=True)
     np.save(tmp_path / "images.npy", np.array(paths))
@@ -182,10 +267,9 @@ def test_a_list_of_files_with_labels(tmp_path, words, photos):
     run_engine([BASE, pool, *words, *more])
     found = ExtractedFeaturesLoader.load_features(tmp_path / "out", "train", "res5avg")
     assert found["targets"].reshape(-1).tolist() == [0, 10, 20, 30, 40]
-    with Image.open(paths[0]) as image:
-        assert image.size == (SIZE, SIZE)
 
 
+@shows("`config.A.B=value`, `+config.A=value`: Hydra's grammar")
 def test_the_page_s_values_arrive():
     found = compose([BASE, LAYERS, "config.EXTRACT_FEATURES.CHUNK_THRESHOLD=0", "+config.NEW=[1]"])
     assert found["engine_name"] == "extract_features"
@@ -196,6 +280,10 @@ def test_the_page_s_values_arrive():
     assert found["config"]["MODEL"]["TRUNK"]["RESNETS"]["DEPTH"] == 50
 
 
+@shows(
+    "`engine_name=extract_features`",
+    "other engines are refused by name; benchmarks: `f3rm probe`",
+)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
