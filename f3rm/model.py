@@ -348,11 +348,7 @@ class FeatureFieldModel(NerfactoModel):
     def feature_losses(
         self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Returns one mean squared error per head.
-
-        With several heads each is divided by its target's variance, unless ``feat_loss_scale`` is
-        ``none``.
-        """
+        """Returns one mean squared error per head, scaled as ``feat_loss_scale`` says."""
         scaled = len(self.heads) > 1 and self.config.feat_loss_scale == "variance"
         losses: dict[str, Tensor] = {}
         for name, head in self.heads.items():

@@ -47,8 +47,9 @@ def shows(call: str, here: str = "as written") -> Callable[[Test], Test]:
 def rows() -> Iterator[Row]:
     """Yields the rows that the tests' sources have."""
     for name, system in SYSTEMS.items():
-        for node in ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")).body:
-            for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+        tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        for node in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "shows":
                     words = [ast.literal_eval(word) for word in mark.args]
                     call, here = words if len(words) > 1 else (words[0], "as written")

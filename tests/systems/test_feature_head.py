@@ -1,11 +1,14 @@
 """The calls of the feature head's page, in its order, on a small field and a small CLIP."""
 
+import json
+
 import open_clip
 import pytest
 import torch
 from torch.nn import functional
 
 from f3rm.backbones.clip.backbone import ClipBackbone
+from f3rm.camera_render import RenderRequest
 from f3rm.errors import BackboneRef
 from f3rm.f3rm_config import f3rm_method
 from f3rm.feature_field import FeatureFieldHeadNames
@@ -13,6 +16,7 @@ from f3rm.features.clip_extract import get_patch_encodings
 from f3rm.model import FeatureFieldModelConfig
 from tests.nerf_fixtures import camera, feature_model, head, rays
 from tests.systems.table import shows
+from tests.viewer.viewer_fixtures import embedding, install_towers
 
 
 def rendered(model):
@@ -82,7 +86,9 @@ def test_the_pages_sizes_are_the_defaults():
 
 @shows("`get_patch_encodings(model, image_batch)`: (batch, patches, d)")
 def test_patch_encodings_are_those_that_are_cached(clip_folder):
-    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
+    config = json.loads((clip_folder / "open_clip_config.json").read_text())["model_cfg"]
+    model = open_clip.CLIP(**config)
+    open_clip.load_checkpoint(model, str(clip_folder / "open_clip_model.safetensors"))
     images = torch.randn(2, 3, 56, 70, generator=torch.Generator().manual_seed(0))
     found = get_patch_encodings(model.eval(), images)
     clip = ClipBackbone.load(BackboneRef("clip", "ViT-L-14-336-quickgelu", str(clip_folder)))
@@ -110,7 +116,15 @@ def test_losses_are_plain_errors_where_that_is_chosen():
 
 
 @shows("`feature_pca` and `similarity` of `get_outputs_for_camera_ray_bundle`")
-def test_a_view_shows_colours_of_the_features():
-    model = feature_model(head("clip", 12)).eval()
-    view = model.get_outputs_for_camera_ray_bundle(camera().generate_rays(camera_indices=0))
+def test_a_view_shows_colours_and_similarity_of_the_features(monkeypatch):
+    install_towers(monkeypatch, channels=12)
+    model = feature_model(head("clip", 12), positives="red mug", negatives="object").eval()
+    torch.nn.init.normal_(model.feature_field.trunk.grid.table)
+    bundle = camera().generate_rays(camera_indices=0, keep_shape=True)
+    view = model.get_outputs_for_camera_ray_bundle(bundle, RenderRequest(features=True))
     assert view["feature_pca"].shape == (9, 13, 3)
+    clip_features = functional.normalize(view["feature"], dim=-1)
+    sims = [clip_features @ embedding(text, 12) for text in ("red mug", "object")]
+    torch.testing.assert_close(
+        view["similarity"][..., 0], torch.softmax(torch.stack(sims) / 0.1, 0)[0], atol=1e-4, rtol=0
+    )

@@ -153,6 +153,7 @@ def test_a_readout_learns_from_saved_features(tmp_path):
     loader = DataLoader(algonauts_dataset("dinov2q", tmp_path, 1, cat_clip=False), batch_size=16)
     readout = torch.nn.Linear(4, 2)
     optimiser = torch.optim.Adam(readout.parameters(), lr=0.1)
+    loss = torch.tensor(torch.inf)
     for _ in range(200):
         for maps in loader:
             assert maps.shape == (16, 4, 3, 3)

@@ -238,9 +238,10 @@ def test_files_of_both_are_read_by_both(tmp_path, words, resnet, photos):
             wide = array.astype(np.float64) if what == "features" else array
             np.save(f"{stem}_{what}.npy", wide[inds])
     found = ExtractedFeaturesLoader.load_features(tmp_path, "train", "heads")
-    for name, array in vissls_own_loader(tmp_path, "train", "heads").items():
-        np.testing.assert_array_equal(found[name], array)
-        np.testing.assert_array_equal(found[name], ours[name])
+    again = vissls_own_loader(tmp_path, "train", "heads")
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, again[name])
+        np.testing.assert_array_equal(array, theirs[name])
 
 
 @shows("`PARAMS_FILE` of torchvision's own")
