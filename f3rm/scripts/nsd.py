@@ -34,7 +34,7 @@ class Nsd(Command):
     """pad: whole pixels, 962 tokens of 425 x 425; stretch: 224 x 224 pixels, 257 tokens.
     By default pad with DINOv2 and stretch with CLIP."""
     weights: str = ""
-    """A local copy of the weights."""
+    """A local copy of the weights: PATH, or CLIP=PATH."""
 
     def run(self) -> None:
         """Extracts and prints the arrays.
@@ -46,7 +46,7 @@ class Nsd(Command):
             self.backbone,
             enc_layer=self.enc_layer,
             geometry=self.geometry,
-            weights=self.weights,
+            weights=self.weights.removeprefix("CLIP=").removeprefix("DINOV2="),
         )
         name = result_name(self.backbone, self.enc_layer)
         stores = extract_nsd(

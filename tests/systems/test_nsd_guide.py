@@ -37,7 +37,7 @@ def nsd(*words: object) -> int:
     return run_command(Nsd, [str(word) for word in words])
 
 
-def extract(data: Path, out: Path, weights: Path, *words: object) -> int:
+def extract(data: Path, out: Path, weights: object, *words: object) -> int:
     options = ("--data_dir", data, "--output_dir", out, "--device", "cpu", "--weights", weights)
     return nsd(*options, *words)
 
@@ -119,7 +119,7 @@ def test_every_subject_in_one_call_or_one_by_one(data, tmp_path, dinov2_folder, 
 def test_saved_features_are_maps_with_clips_vector(data, tmp_path, dinov2_folder, clip_folder):
     assert extract(data, tmp_path, dinov2_folder) == 0
     small = ("--backbone", "clip", "--geometry", "stretch")
-    assert extract(data, tmp_path, clip_folder, *small) == 0
+    assert extract(data, tmp_path, f"CLIP={clip_folder}", *small) == 0
     saved = np.load(tmp_path / "dinov2_q_last/01/train.npy")
     clip = np.load(tmp_path / "clip_vit_512/01/train.npy")
     assert clip.shape == (2, 257, 32)
