@@ -99,6 +99,7 @@ class Image2Representation:
         self.resolution = resolution
         self.frames = frames
         self.credentials: StrPath = ""
+        self._warned: set[Size] = set()
 
     def extract_from_image(
         self,
@@ -227,7 +228,8 @@ class Image2Representation:
         """
         height, width = resolution or self.resolution
         cell = self.backbone.patch_size
-        if height % cell or width % cell:
+        if (height % cell or width % cell) and (height, width) not in self._warned:
+            self._warned.add((height, width))
             log.warning(
                 "resolution %s x %s: the model's cells are %s pixels, so the last %s rows and %s "
                 "columns are not read.", height, width, cell, height % cell, width % cell,

@@ -93,7 +93,8 @@ class Image2Rep(Command):
             rows = benchmark(
                 encoder.extractor(), [size], batches=(1,), iterations=self.num_iterations
             )
-            say(as_table(rows))
+            for line in as_table(rows).splitlines():
+                say(line)
         for batch in _BATCHES if self.batch_test else ():
             latents = encoder.extract_batch([image] * batch, batch_size=batch)
             say(f"batch of {batch}: {tuple(latents.shape)}")
