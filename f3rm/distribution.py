@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, str] = {
     "probe": "scikit-learn",
     "vae": "diffusers>=0.35",
     "video": "av",
+    "vissl": "hydra-core>=1.3",
 }
 """Extra -> the package that it installs, as in pyproject.toml."""
 

@@ -27,6 +27,7 @@ class FeatureFieldHeadNames(Enum):
     """Keys of the outputs of :meth:`FeatureField.forward`."""
 
     HIDDEN = "hidden"
+    FEATURE = "feature"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,27 @@ class FeatureFieldConfig:
 def output_key(output: str, head: str, num_heads: int) -> str:
     """Names an entry of a head: ``feature`` of the only head, ``feature_clip`` of several."""
     return output if num_heads == 1 else f"{output}_{head}"
+
+
+class FieldOutputs(dict[FeatureFieldHeadNames, Tensor]):
+    """Hidden vectors of samples, and their features, which are computed when they are asked for.
+
+    Compositing ``HIDDEN`` and projecting once per ray gives the same and is many times faster.
+    """
+
+    def __init__(
+        self, hidden: Float[Tensor, "*batch hidden"], heads: Sequence["FeatureHead"]
+    ) -> None:
+        super().__init__({FeatureFieldHeadNames.HIDDEN: hidden})
+        self._heads = heads
+
+    def __missing__(self, key: object) -> Float[Tensor, "*batch channels"]:
+        """Returns ``FEATURE``: the channels of all heads, one head after another."""
+        if key is not FeatureFieldHeadNames.FEATURE:
+            raise KeyError(key)
+        hidden = self[FeatureFieldHeadNames.HIDDEN]
+        self[key] = torch.cat([head(hidden) for head in self._heads], dim=-1)
+        return self[key]
 
 
 class FeatureField(nn.Module):
@@ -227,13 +249,14 @@ class FeatureField(nn.Module):
         for name in self.heads:
             self.head(name).num_trunks = 1 + len(self.more_trunks)
 
-    def forward(self, ray_samples: RaySamples) -> dict[FeatureFieldHeadNames, Tensor]:
+    def forward(self, ray_samples: RaySamples) -> FieldOutputs:
         """Evaluates the trunks at ray samples, without gradient into their positions.
 
         Returns:
-            Hidden vectors of shape (rays, samples, hidden).
+            ``HIDDEN`` (rays, samples, hidden), and ``FEATURE`` (rays, samples, channels) on demand.
         """
-        return {FeatureFieldHeadNames.HIDDEN: self.hidden(ray_samples.frustums.get_positions())}
+        hidden = self.hidden(ray_samples.frustums.get_positions())
+        return FieldOutputs(hidden, [self.head(name) for name in self.heads])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns the heads and the implementation, so that a run opens without its cache."""

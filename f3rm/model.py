@@ -64,6 +64,8 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
     """tiny-cuda-nn, torch, or the first where it can run. The choice is saved with the run."""
     feat_loss_weight: float = 1e-3
     """Weight of each head's mean squared error."""
+    feat_loss_scale: Literal["variance", "none"] = "variance"
+    """Of several heads: divide each error by its target's variance, so that none drowns another."""
     feat_geometry_grad: Literal["none", "full"] = "none"
     """Whether the feature loss moves density and cameras; ``none`` leaves Nerfacto as it is."""
     feat_use_pe: bool = True
@@ -346,16 +348,14 @@ class FeatureFieldModel(NerfactoModel):
     def feature_losses(
         self, outputs: Mapping[str, Any], batch: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Returns one mean squared error per head.
-
-        With several heads each is divided by its target's variance, so that none drowns another.
-        """
+        """Returns one mean squared error per head, scaled as ``feat_loss_scale`` says."""
+        scaled = len(self.heads) > 1 and self.config.feat_loss_scale == "variance"
         losses: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             key = self.key("feature", name)
             if key in batch:
                 error = functional.mse_loss(outputs[key], batch[key].to(self.device))
-                scale = head.variance if len(self.heads) > 1 else 1.0
+                scale = head.variance if scaled else 1.0
                 losses[f"{key}_loss"] = self.config.feat_loss_weight * error / scale
         return losses
 

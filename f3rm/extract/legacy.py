@@ -64,7 +64,7 @@ def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> 
         CacheMismatchError: If it does not fit; the message gives the reason.
     """
     spec = spec.settled("float32")[0]
-    names, settings = _read_meta(folder)
+    names, settings = read_meta(folder)
     if spec.backbone.model not in settings.values() or spec.stored.name != "none":
         raise _refused(folder, f"it was not made with {spec.backbone.model} for this codec")
     by_path = _match(folder, names, items)
@@ -84,7 +84,12 @@ def open_legacy(folder: Path, items: Sequence[ImageItem], spec: FeatureSpec) -> 
     return FeatureStore(folder, manifest)
 
 
-def _read_meta(folder: Path) -> tuple[list[str], Mapping[str, object]]:
+def read_meta(folder: Path) -> tuple[list[str], Mapping[str, object]]:
+    """Reads the paths of the images and the settings from a folder's ``meta.pt``.
+
+    Raises:
+        CacheMismatchError: If it is missing, or is not what the earlier extractor writes.
+    """
     path = folder / META
     try:
         if path.stat().st_size > _LARGEST_META:

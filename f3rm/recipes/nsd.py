@@ -9,9 +9,12 @@ statistics and read in its QuickGELU form, and the geometry is explicit (:data:`
 no code of it is used).
 """
 
+import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,7 +30,10 @@ from f3rm.extract.tables.run import extract
 from f3rm.extract.tables.tables import FeatureSource, TapStore, samples_of
 from f3rm.store.geometry import Prep
 from f3rm.store.items import items_from_paths
+from f3rm.store.npy import map_npy
 from f3rm.store.spec import FeatureSpec
+
+log = logging.getLogger(__name__)
 
 NsdBackbone = Literal["dinov2_q", "dinov2", "clip"]
 Geometry = Literal["pad", "stretch"]
@@ -45,6 +51,7 @@ SPLITS: Mapping[str, str] = {
 }
 """Name of the array -> folder of its images; ``synt`` is optional."""
 
+_SUBJECT = re.compile(r"subj(\d+)")
 _MAP_AXES = 4  # (items, rows, cols, channels)
 _DINO = BackboneRef("dinov2", "facebook/dinov2-base", "facebook/dinov2-base")
 _CLIP = BackboneRef("clip", "ViT-L-14-quickgelu", "openai")
@@ -110,16 +117,30 @@ def nsd_items(data: StrPath, subject: str, split: str) -> ItemList | None:
         split: ``train`` or ``synt``.
 
     Raises:
-        DatasetError: If there are no training images.
+        DatasetError: If there is no such subject, or there are no training images.
     """
-    data = as_path(data)
-    own = data / f"subj{subject}"
-    folder = (own if own.is_dir() else data) / SPLITS[split]
+    folder = _subject_folder(as_path(data), subject) / SPLITS[split]
     paths = sorted(folder.glob("*.png"))
     if not paths and split == "train":
         msg = f"No *.png files in {str(folder)!r}. Check the dataset's folder and the subject."
         raise DatasetError(msg)
     return ItemList(tuple(items_from_paths(paths, folder))) if paths else None
+
+
+def _subject_folder(data: Path, subject: str) -> Path:
+    """Returns a subject's folder: in that of all subjects, or the given one."""
+    if not data.is_dir():
+        raise DatasetError(f"No such folder: {str(data)!r}.")
+    if not re.fullmatch(r"\w+", subject):
+        raise DatasetError(f"A subject must be a number such as 01, got {subject!r}.")
+    found = sorted(folder.name for folder in data.glob("subj*") if folder.is_dir())
+    if f"subj{subject}" in found:
+        return data / f"subj{subject}"
+    own = _SUBJECT.fullmatch(data.name)
+    if found or (own and own[1] != subject):  # never another subject's images under this name
+        known = ", ".join(found or [data.name])
+        raise DatasetError(f"No subject {subject!r} in {str(data)!r}, got {known}. Name one.")
+    return data
 
 
 def extract_nsd(
@@ -150,6 +171,10 @@ def extract_nsd(
     """
     data = as_path(data)
     out = as_path(out)
+    if len({_subject_folder(data, subject) for subject in subjects}) < len(subjects):
+        found = ", ".join(subjects)
+        msg = f"{str(data)!r} must have a folder subj01, ... per subject, got subjects {found}."
+        raise DatasetError(msg)
     stores: dict[str, dict[str, TapStore]] = {}
     for subject in subjects:
         folder = out / name / subject
@@ -157,6 +182,7 @@ def extract_nsd(
         for split in SPLITS:
             items = nsd_items(data, subject, split)
             if items is None:
+                log.warning("Subject %s has no images for %s.npy.", subject, split)
                 continue
             store = extract(items, spec, folder / "store", split=split, **options)
             export_array(store, folder / f"{split}.npy", transform=_tokens_of)
@@ -235,3 +261,104 @@ def _map_of_tokens(
         )
         raise ValueError(msg)
     return tokens[:, 1:].unflatten(1, (side, side))
+
+
+class AlgonautsDataset(Dataset[Tensor]):
+    """Saved features as a brain encoder reads them: maps (channels, rows, cols), float32.
+
+    The files are those of :func:`extract_nsd`, or of the original program. They stay on disk.
+
+    Attributes:
+        fts_subj_train: Tokens (images, 1 + rows * cols, channels), the class token first; None
+            with ``clip``.
+        clip_subj_train: CLIP's vectors (images, channels) or its tokens; None without ``cat_clip``.
+    """
+
+    def __init__(
+        self,
+        saved_feats: str = "dinov2q",
+        saved_feats_dir: StrPath = ".",
+        subj: str | int = "01",
+        *,
+        split: str = "train",
+        cat_clip: bool = True,
+        idxs: Sequence[int] | None = None,
+        side: int = 31,
+    ) -> None:
+        """Opens the files.
+
+        Args:
+            saved_feats: ``dinov2q``; ``dinov2``; or ``clip``, its vector repeated over the map.
+            saved_feats_dir: Folder with ``dinov2_q_last``, ``dinov2_last`` and ``clip_vit_512``.
+            subj: The subject, 1 or ``"01"``.
+            split: ``train`` or ``synt``.
+            cat_clip: Whether CLIP's vector is appended to every cell of DINOv2's map.
+            idxs: Rows of the files, in the order of the dataset; None takes all.
+            side: Rows and columns of the map of ``clip`` alone.
+
+        Raises:
+            DatasetError: If ``saved_feats`` is unknown, or a file is missing, damaged or does not
+                fit the others.
+        """
+        folders = {"dinov2q": "dinov2_q_last", "dinov2": "dinov2_last", "clip": None}
+        if saved_feats not in folders or split not in SPLITS:
+            known = f"saved_feats must be one of {', '.join(folders)}, split of {', '.join(SPLITS)}"
+            raise DatasetError(f"{known}, got {saved_feats!r} and {split!r}.")
+        root, name = as_path(saved_feats_dir), folders[saved_feats]
+        file = f"{int(subj):02d}/{split}.npy"
+        self.fts_subj_train = None if name is None else _saved(root / name / file, axes=(3,))
+        with_clip = cat_clip or name is None
+        clip_file = root / "clip_vit_512" / file
+        self.clip_subj_train = _saved(clip_file, axes=(2, 3)) if with_clip else None
+        arrays = (self.fts_subj_train, self.clip_subj_train)
+        lengths = {len(array) for array in arrays if array is not None}
+        if len(lengths) > 1:
+            raise DatasetError(
+                f"{str(root)!r} must have DINOv2's and CLIP's features of the same images, got "
+                f"{' and '.join(map(str, sorted(lengths)))} of subject {subj}. Extract both again."
+            )
+        self.idxs = range(lengths.pop()) if idxs is None else list(idxs)
+        self._side = side
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.idxs)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Returns an image's map (channels, rows, cols).
+
+        Raises:
+            ValueError: If its tokens fill no square.
+        """
+        row = self.idxs[number]
+        maps: list[Tensor] = []
+        sides = (self._side, self._side)
+        if self.fts_subj_train is not None:
+            tokens = torch.tensor(self.fts_subj_train[row]).float()[None]
+            (cells,) = _map_of_tokens(tokens)  # (rows, cols, channels)
+            maps, sides = [cells], cells.shape[:2]
+        if self.clip_subj_train is not None:
+            vector = torch.tensor(self.clip_subj_train[row]).float()
+            vector = vector if vector.ndim == 1 else vector[0]  # the class token, projected
+            maps.append(vector.expand(*sides, -1))
+        return torch.cat(maps, dim=-1).permute(2, 0, 1)
+
+
+algonauts_dataset = AlgonautsDataset
+"""The original's name of :class:`AlgonautsDataset`."""
+
+
+def _saved(path: Path, *, axes: tuple[int, ...]) -> Shaped[np.ndarray, "images ..."]:
+    """Maps an array of saved features into memory."""
+    try:
+        array = map_npy(path)
+    except FileNotFoundError as error:
+        msg = f"No saved features at {str(path)!r}. Extract them: f3rm nsd --data_dir DIR ..."
+        raise DatasetError(msg) from error
+    except (OSError, ValueError) as error:
+        msg = f"{str(path)!r} is not a .npy array: {error}. Extract it again."
+        raise DatasetError(msg) from error
+    if array.ndim not in axes or array.dtype.kind != "f":
+        msg = f"{str(path)!r} must hold tokens or vectors of images, got {array.shape}."
+        raise DatasetError(msg)
+    return array

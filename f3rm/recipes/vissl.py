@@ -11,7 +11,7 @@ no code of it is used).
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -140,6 +140,67 @@ def sample_features(
     if all(shard.beside("targets").is_file() for shard in shards):
         found["targets"] = _take([shard.beside("targets") for shard in shards], rows, inds)
     return found
+
+
+class ExtractedFeaturesLoader:
+    """The original's name of the functions here; their arguments may be given by position."""
+
+    @classmethod
+    def load_features(
+        cls,
+        input_dir: StrPath,
+        split: str,
+        layer: str,
+        flatten_features: bool = False,  # noqa: FBT001, FBT002 - the original's position
+    ) -> Named:
+        """Reads a layer of a folder; see :func:`load_features`."""
+        return load_features(input_dir, split, layer, flatten_features=flatten_features)
+
+    @classmethod
+    def sample_features(
+        cls,
+        input_dir: StrPath,
+        split: str,
+        layer: str,
+        num_samples: int,
+        seed: int,
+        flatten_features: bool = False,  # noqa: FBT001, FBT002 - the original's position
+    ) -> Named:
+        """Draws items of a layer at random; see :func:`sample_features`."""
+        return sample_features(
+            input_dir, split, layer, num_samples, seed, flatten_features=flatten_features
+        )
+
+    @classmethod
+    def map_features_to_img_filepath(
+        cls, image_paths: Sequence[StrPath], input_dir: StrPath, split: str, layer: str
+    ) -> list[Path]:
+        """Writes ``features_to_image/<split>/<layer>/<image>.npy``, (1, ...) each.
+
+        Args:
+            image_paths: The dataset's images; indices are positions in it.
+            input_dir: The folder of the features.
+            split: Such as ``train``.
+            layer: Such as ``res4``.
+
+        Raises:
+            CacheError: If the layer has no files, or a file cannot be written.
+            UnsafeNameError: If two images have one name.
+        """
+        found = load_features(input_dir, split, layer)
+        folder = as_path(input_dir) / "features_to_image" / safe_part(split) / safe_part(layer)
+        stems = [safe_part(as_path(image_paths[index]).stem) for index in found["inds"].tolist()]
+        repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if repeated:
+            raise UnsafeNameError(
+                f"Images must have different names, got {repeated[0]!r} twice. Use "
+                "export_per_item, which keeps their folders."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / f"{stem}.npy" for stem in stems]
+        for path, row in zip(written, found["features"], strict=True):
+            _save(path, row[None])
+        return written
 
 
 def export_vissl(

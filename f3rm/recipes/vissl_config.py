@@ -28,6 +28,7 @@ _OPS: Mapping[str, str | None] = {
     "Identity": None,
 }
 _RESNET = re.compile(r"resnet(?P<depth>\d+)")
+_SIZE = 224
 _LAST = "res5avg"
 """The layer of a residual trunk that its head reads."""
 
@@ -40,6 +41,7 @@ class VisslSettings:
         taps: The taps.
         layers: Tap -> layer in VISSL's file names.
         shard: Items per file.
+        prep: Preparation of the images, by the transforms of ``DATA.TRAIN``.
         output_dir: Folder of the results; None if the configuration names none.
         heads: ``HEAD.PARAMS`` if the heads are read; None if the trunk is.
         batchnorm_eps: Epsilon of the heads' batch norms.
@@ -49,6 +51,7 @@ class VisslSettings:
     taps: tuple[str, ...]
     layers: Mapping[str, str]
     shard: Shard
+    prep: Prep
     output_dir: Path | None
     heads: tuple[object, ...] | None = None
     batchnorm_eps: float = 1e-5
@@ -105,11 +108,28 @@ def read_vissl_config(source: Path | str | Mapping[str, Any]) -> VisslSettings:
         taps=tuple(layers),
         layers=layers,
         shard=_shard(extraction.get("CHUNK_THRESHOLD", -1)),
+        prep=prep_of(_section(_section(config, "DATA"), "TRAIN").get("TRANSFORMS") or []),
         output_dir=Path(str(folder)) if folder else None,
         heads=tuple(head.get("PARAMS") or ()) if "head" in layers else None,
         batchnorm_eps=float(head.get("BATCHNORM_EPS", 1e-5)),
         depth=None if depth is None else int(depth),
     )
+
+
+def prep_of(transforms: Sequence[Mapping[str, Any]]) -> Prep:
+    """Returns the preparation of VISSL's ``TRANSFORMS``: ``Resize`` and ``CenterCrop``.
+
+    Raises:
+        SpecError: If the crop is no square.
+    """
+    sizes = {step["name"]: step["size"] for step in transforms if "size" in step}
+    crop = sizes.get("CenterCrop", sizes.get("Resize", _SIZE))
+    if not isinstance(crop, int):
+        raise SpecError(f"TRANSFORMS: CenterCrop must cut a square, size: 224, got {crop!r}.")
+    short = sizes.get("Resize", crop)
+    if not isinstance(short, int):  # torchvision stretches to (height, width)
+        return Prep(resize="exact", size=tuple(short), fit="crop", interpolation="bilinear")
+    return Prep("short", short, fit="crop", interpolation="bilinear", crop=crop)
 
 
 def tap_of(layer: str, operation: Sequence[Any], *, flatten: bool) -> str:

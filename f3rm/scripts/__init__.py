@@ -1,1 +1,24 @@
-"""The commands: thin, they parse arguments, call the library and print."""
+"""The ``f3rm`` command; commands that are also scripts of other systems are named here.
+
+Names are resolved on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from f3rm.lazy import getter
+
+if TYPE_CHECKING:
+    from f3rm.scripts.command import run_command as run_command
+    from f3rm.scripts.image2rep import Image2Rep as Image2Rep
+    from f3rm.scripts.nsd import Nsd as Nsd
+    from f3rm.scripts.vissl import RunDistributedEngines as RunDistributedEngines
+
+__getattr__ = getter(
+    __name__,
+    {
+        "Image2Rep": "f3rm.scripts.image2rep",
+        "Nsd": "f3rm.scripts.nsd",
+        "RunDistributedEngines": "f3rm.scripts.vissl",
+        "run_command": "f3rm.scripts.command",
+    },
+)

@@ -7,7 +7,6 @@ from typing import Any
 
 from f3rm.extract.tables.run import Shard
 from f3rm.recipes.vissl_config import read_vissl_config
-from f3rm.store.geometry import Prep
 from f3rm.store.settings import read_settings
 from f3rm.store.spec import FeatureSpec, Precision, SpecError, parse_backbone
 
@@ -65,7 +64,7 @@ def choose_spec(
             )
             raise SpecError(msg)
         settings = read_vissl_config(plain)
-        spec = settings.spec(parse_backbone(backbone), Prep(resize="cover", size=224))
+        spec = settings.spec(parse_backbone(backbone), settings.prep)
         chosen = Chosen(spec, settings.layers, settings.shard)
     else:
         spec = FeatureSpec.from_dict(plain)

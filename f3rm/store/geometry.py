@@ -111,6 +111,8 @@ class Prep:
         pad_value: Padding of ``pad``: ``zero`` after normalisation, ``black`` pixels, or the
             repeated ``edge``. The border of ``square`` has the network's mean colour.
         interpolation: How images are resized, always with antialiasing.
+        crop: Side of the square that is cut from the centre after ``short``, as torchvision's
+            ``Resize`` and ``CenterCrop`` do; None keeps all.
         window: Side and step in pixels of windows that are read one by one and blended; None reads
             the image as a whole.
         scales: Factors of the network input whose feature maps are averaged.
@@ -121,12 +123,18 @@ class Prep:
     fit: Fit = "round"
     pad_value: PadValue = "zero"
     interpolation: Interpolation = "bicubic"
+    crop: int | None = None
     window: tuple[int, int] | None = None
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         check_settings(Prep, vars(self), PrepError)
         object.__setattr__(self, "size", _checked_size(self.size, self.resize))
+        if self.crop is not None and not self._can_crop():
+            raise PrepError(
+                "Prep: crop must be a number of pixels up to size, with resize='short', got "
+                f"{self.crop!r} with size={self.size!r} and resize={self.resize!r}."
+            )
         if self.window is not None and not 1 <= self.window[1] <= self.window[0] <= _LARGEST_SIDE:
             raise PrepError(
                 f"window must be a side and a step from 1 to the side, got {self.window}. Take "
@@ -157,6 +165,7 @@ class Prep:
         framed = (side, side) if self.fit == "square" else image_size
         scaled = self._scaled(framed)
         canvas = self._pair() if self.resize == "cover" else scaled
+        canvas = canvas if self.crop is None else (self.crop, self.crop)
         rows, cols = (self._fitted(*side, patch) for side in zip(scaled, canvas, strict=True))
         top, left = ((side - pixels) // 2 for side, pixels in zip(framed, image_size, strict=True))
         placement = Placement((top, left), framed, *zip(rows, cols, strict=True))
@@ -179,8 +188,10 @@ class Prep:
             # Rounded first, so that 360.0000000001 does not become 361.
             height, width = (math.ceil(round(side * factor, 6)) for side in framed)
             return max(height, wanted[0]), max(width, wanted[1])
-        scale = self._pair()[0] / (min(framed) if self.resize == "short" else max(framed))
-        height, width = (side * scale for side in framed)
+        length, reference = self._pair()[0], (min if self.resize == "short" else max)(framed)
+        if self.crop is not None:  # torchvision rounds the long side down
+            return length * framed[0] // reference, length * framed[1] // reference
+        height, width = (side * (length / reference) for side in framed)
         if self.fit in ("crop", "pad"):  # the others round once, to whole patches
             return max(1, round(height)), max(1, round(width))
         return height, width
@@ -190,6 +201,9 @@ class Prep:
             return self.size
         return (self.size or 1, self.size or 1)
 
+    def _can_crop(self) -> bool:
+        return self.resize == "short" and _is_length(self.crop) and self.crop <= self._pair()[0]
+
     def _fitted(
         self, scaled: float | int, canvas: float | int, patch: int
     ) -> tuple[int, int, int, int]:
@@ -198,7 +212,8 @@ class Prep:
         Returns:
             This side of a :class:`Placement`: resized, cut, kept, canvas.
         """
-        cut = (scaled - canvas) // 2  # 0 unless the image was scaled to cover more than the canvas
+        # 0 unless the image was scaled to cover more; rounded as torchvision's CenterCrop does.
+        cut = round((scaled - canvas) / 2)
         if self.fit == "pad":
             return int(scaled), int(cut), int(canvas), -(-int(canvas) // patch) * patch
         if self.fit == "crop":

@@ -187,6 +187,8 @@ class FeatureSpec:
         plain = self.to_dict()
         del plain["name"], plain["backbone"]
         prep, frames = plain.pop("prep"), plain.pop("frames")
+        if prep["crop"] is None:  # as in caches from before there was one
+            del prep["crop"]
         return {
             "algorithm": algorithm,
             "adapter": self.backbone.adapter,

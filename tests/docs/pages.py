@@ -51,6 +51,7 @@ RULES = (
     Rule("f3rm make-scene", "a small scene", adds="--views 11 --height 48 --width 64"),
     Rule("f3rm attach", "trains as long as ns-train", adds="--steps 2"),
     Rule("f3rm bench", "sizes for a GPU", adds="--sizes 28x28 --batches 1 2 --iterations 1"),
+    Rule("f3rm image2rep", "large images", adds="--resolution 32,48"),
     Rule("f3rm render", "large pictures", adds="--downscale 8"),
     Rule("f3rm label", "large pictures", adds="--downscale 8 --rays 4000"),
     Rule("f3rm export", "a dense cloud or mesh", adds="--rays 4000"),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchvision.models import resnet50
 
-from tests.backbones import random_clip as clip, random_dino as dino
+from tests.backbones import random_clip as clip, random_dino as dino, random_vae as vae
 from tests.backbones.llava_checkpoint import write_llava
 from tests.docs.pages import ROOT
 from tests.scene_fixtures import write_image
@@ -54,6 +54,10 @@ def write_folder(folder: Path) -> None:
     for number, name in enumerate(("train/cat/0", "train/cat/1", "train/dog/0", "train/dog/1")):
         write_image(folder / "photos" / f"{name}.png", 64, 64, seed=number)
         write_image(folder / "photos" / f"{name.replace('train', 'test')}.png", 64, 64, seed=number)
+    for subject in ("01", "02"):
+        images = f"algonauts/subj{subject}/training_split/training_images"
+        write_image(folder / images / "0.png", 56, 56)
+    vae.write_random_autoencoder(folder / "checkpoint")
     (folder / "clips").mkdir()
     _write_video(folder / "clips" / "moving.mkv")
     (folder / "clips" / "broken.mp4").write_bytes(b"no video")  # for --on-error record

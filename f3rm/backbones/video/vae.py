@@ -69,7 +69,12 @@ class VideoVae(VideoBackbone):
             raise unavailable(ref, "video models have no text tower; ask a CLIP model instead")
         diffusers = require("diffusers", extra="vae", purpose=f"The backbone {ref.adapter!r}")
         path = local_weights(ref)
-        read = partial(diffusers.AutoencoderKLWan.from_pretrained, torch_dtype=torch.float32)
+        # low_cpu_mem_usage would need accelerate, and diffusers says so at every load without it.
+        read = partial(
+            diffusers.AutoencoderKLWan.from_pretrained,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+        )
         try:
             if path is not None:
                 network = read(str(path), local_files_only=True)

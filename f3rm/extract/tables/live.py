@@ -11,6 +11,8 @@ from torch import Tensor
 from f3rm.backbones.base import Backbone
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import load_backbone
+from f3rm.backbones.taps import Tap
+from f3rm.errors import TapError
 from f3rm.extract.encoder import autocast, default_batch_size
 from f3rm.extract.job import LoadBackbone
 from f3rm.extract.plan import InputKind
@@ -27,6 +29,26 @@ Pixels = UInt8[np.ndarray, "..."]
 """8-bit RGB: an image (height, width, 3) or a video (frames, height, width, 3)."""
 
 Source = Path | str | Pixels
+
+
+class TapValues(dict[str, Tensor]):
+    """Values by tap; a tap is found however it is written: ``0:token`` is ``0``."""
+
+    def __missing__(self, key: str) -> Tensor:
+        """Returns the value of the tap that a text means."""
+        name = str(Tap.parse(key))
+        if name == key:
+            raise KeyError(key)
+        return self[name]
+
+    def __contains__(self, key: object) -> bool:
+        """Returns whether the tap was computed."""
+        if super().__contains__(key) or not isinstance(key, str):
+            return super().__contains__(key)
+        try:
+            return super().__contains__(str(Tap.parse(key)))
+        except TapError:
+            return False
 
 
 class FeatureExtractor:
@@ -74,7 +96,7 @@ class FeatureExtractor:
             batch_size: Items per network call; None chooses by size.
 
         Returns:
-            Per tap one row per item, channels last, on the CPU.
+            Per tap one row per item, channels last, on the CPU; see :class:`TapValues`.
 
         Raises:
             SpecError: If items differ in shape, so that their values cannot be stacked.
@@ -95,7 +117,8 @@ class FeatureExtractor:
             waiting.append((kind, self.runner.prepare(frames, kind)))
         if waiting:
             found.append(self._run(waiting))
-        return {tap: _stacked(tap, [part[tap] for part in found]) for tap in self.spec.taps}
+        parts = {tap: [part[tap] for part in found] for tap in self.spec.taps}
+        return TapValues({tap: _stacked(tap, rows) for tap, rows in parts.items()})
 
     def shape(self, height: int, width: int, frames: int = 0) -> dict[str, Shape]:
         """Returns the shapes of one item's values by tap; computes nothing.
@@ -175,7 +198,7 @@ class LiveSource:
             SpecError: If there is no such tap, or items differ in shape.
             ImageError: If a file cannot be read.
         """
-        name = tap or self.taps[0]
+        name = str(Tap.parse(tap or self.taps[0]))
         if name not in self.taps or (tap is None and len(self.taps) > 1):
             raise SpecError(f"tap must be one of {', '.join(self.taps)}, got {tap!r}.")
         wanted = np.asarray(indices, dtype=np.int64)

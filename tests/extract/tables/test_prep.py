@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Resize
+from torchvision.transforms.functional import pil_to_tensor
 
 from f3rm.errors import BackboneRef, F3rmError
 from f3rm.extract.prepare import network_input
@@ -15,6 +18,7 @@ from f3rm.store.geometry import Placement, Prep, PrepError
 from f3rm.store.settings import settings_of
 from f3rm.store.spec import FeatureSpec, SpecError
 from tests.extract.tables.backbone import GridBackbone
+from tests.extract.tables.conftest import pixels_of
 
 PATCH = 8
 RESIZES = [("none", None), ("short", 40), ("long", 72), ("exact", (40, 64)), ("cover", (40, 56))]
@@ -106,6 +110,28 @@ def test_colours_go_to_the_device_once(monkeypatch, fit):
     assert not made
 
 
+@pytest.mark.parametrize("size", [(61, 83), (90, 50), (47, 66), (40, 43)])
+def test_resize_and_centre_crop_are_torchvisions(size):
+    """Bit by bit on tensors; PIL, which VISSL used, rounds to grey levels once more."""
+    pixels = torch.from_numpy(pixels_of(size, 0))
+    prep = Prep("short", 40, fit="crop", interpolation="bilinear", crop=32)
+    ours = network_input(
+        pixels, prep.place(size, PATCH), prep, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    steps = Compose([Resize(40), CenterCrop(32)])
+    assert torch.equal(ours, steps(pixels.permute(2, 0, 1).float() / 255))
+    theirs = pil_to_tensor(steps(Image.fromarray(pixels.numpy())))
+    assert (ours * 255 - theirs).abs().max() < 1.01
+
+
+def test_caches_from_before_there_was_a_crop_stay_valid():
+    spec = FeatureSpec(BackboneRef("vae", "vae", ""), ("latent",), Prep(), precision="float32")
+    assert "crop" not in spec.settings("weights")
+    cropped = replace(spec, prep=Prep("short", 256, crop=224))
+    assert cropped.settings("weights")["crop"] == 224
+
+
 @pytest.mark.parametrize("value", ["zero", "black", "edge"])
 def test_padding_is_what_it_says(value):
     prep = Prep(resize="none", size=None, fit="pad", pad_value=value)
@@ -122,7 +148,8 @@ def test_padding_is_what_it_says(value):
 
 @pytest.mark.parametrize(
     "settings_", [{"size": None}, {"resize": "short", "size": [3, 4]},
-                  {"fit": "tight"}, {"size": 0}]
+                  {"fit": "tight"}, {"size": 0}, {"size": 200, "crop": 224}, {"crop": 0},
+                  {"resize": "long", "crop": 8}]
 )  # fmt: skip
 def test_impossible_preparations_are_refused(settings_):
     with pytest.raises(PrepError, match="Prep: "):

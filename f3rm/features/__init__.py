@@ -1,0 +1,1 @@
+"""Names of f3rm's earlier extractor, at their earlier place."""
