@@ -11,8 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from f3rm.errors import DatasetError
-from f3rm.scripts.demo import Demo
+from f3rm.scripts.demo import METHOD, Demo, RunFiles, call, child_environment, train_command
 from tools.real.conse import install
 from tools.real.wheels import DINO, build
 
@@ -86,7 +88,7 @@ def offer_conse(folder: Path) -> None:
 
 
 def train_all(source: Path, out: Path, steps: int = STEPS) -> RealRuns:
-    """Builds the weights, then trains and evaluates both fields; finished steps are kept.
+    """Builds the weights, then trains both fields; what is finished is kept.
 
     Raises:
         F3rmError: If a wheel is missing, the dataset cannot be used, or a command fails.
@@ -95,13 +97,18 @@ def train_all(source: Path, out: Path, steps: int = STEPS) -> RealRuns:
     build(out / "weights")
     offer_conse(out / "package")
     boxes = copy_dataset(source, data)
-    phrases = tuple(dict.fromkeys(phrase for view in boxes.values() for phrase in view))
-    conse = Demo(data, out / "conse", steps, CONSE, (f"CONSE={out / 'weights'}",), queries=phrases)
-    dino = Demo(data, out / "dino", steps, DINOV2, (f"DINOV2={out / 'weights' / DINO}",))
-    for demo in (conse, dino):
-        demo.run()
-    return RealRuns(conse.out / "config.yml", dino.out / "config.yml", boxes)
+    weights = out / "weights"
+    conse = _train(data, out / "conse", steps, CONSE, f"CONSE={weights}")
+    dino = _train(data, out / "dino", steps, DINOV2, f"DINOV2={weights / DINO}")
+    return RealRuns(conse, dino, boxes)
 
 
-if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), Path(sys.argv[2]))
+def _train(data: Path, out: Path, steps: int, feature_type: str, weights: str) -> Path:
+    """Trains f3rm-lite unless that is done; returns its ``config.yml``."""
+    run = RunFiles(out, out / data.name / METHOD / "run").folder
+    if not list(run.glob(f"*/step-{steps - 1:09d}.ckpt")):
+        demo = Demo(data, out, steps, feature_type, (weights,))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        command = train_command(demo, data=data, out=out, device=device)
+        call(command, child_environment(device))
+    return run / "config.yml"
