@@ -28,7 +28,6 @@ from tools.real.fox import Box
 DOWNSCALE = 2
 """Fields are rendered at this part of the photographs' size; scores are interpolated."""
 FOUND_IOU = 0.5
-BACKGROUND = "background"
 
 Scores = Float[np.ndarray, "height width"]
 

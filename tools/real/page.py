@@ -1,4 +1,4 @@
-"""The page of ``make real``: each held-out photograph with its boxes, scores, instance and labels."""
+"""The page of ``make real``: held-out photographs with boxes, scores, instance and labels."""
 
 import base64
 import html

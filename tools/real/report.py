@@ -83,20 +83,21 @@ def measure(runs: RealRuns) -> tuple[Report, HeldOut, HeldOut]:
 
 def table(numbers: dict[str, Any]) -> str:
     """Returns the numbers as Markdown."""
-    instance, transfer = numbers["instance"], numbers["transfer"]
     lines = ["| held-out photographs | views | field | 2D teacher |", "|---|---|---|---|"]
     for phrase, row in numbers["localisation"].items():
         lines.append(_line(f"CONSE: best pixel of {phrase!r} in its box", row))
-    lines.append(_line("DINOv2: two clicks carried over, IoU of boxes", transfer))
-    subject = f"find({numbers['subject']!r})"
-    lines += [
-        "",
-        f"{subject}: {instance['instances']} instance(s), {instance['certainty']}; the best one's "
-        f"box overlaps the annotated one with a mean IoU of {instance['iou']:.2f}, of "
-        f"{FOUND_IOU} or more in {instance['views_above']} of {instance['views']} views.",
-    ]
+    lines.append(_line("DINOv2: two clicks carried over, IoU of boxes", numbers["transfer"]))
+    lines += ["", f"find({numbers['subject']!r}): {_instance_words(numbers['instance'])}"]
     return "\n".join(lines)
 
 
 def _line(label: str, row: dict[str, Any]) -> str:
     return f"| {label} | {row['views']} | {row['field']:.2f} | {row['teacher']:.2f} |"
+
+
+def _instance_words(row: dict[str, Any]) -> str:
+    return (
+        f"{row['instances']} instance(s), {row['certainty']}; the best one's box overlaps the "
+        f"annotated one with a mean IoU of {row['iou']:.2f}, of {FOUND_IOU} or more in "
+        f"{row['views_above']} of {row['views']} views."
+    )
