@@ -23,6 +23,7 @@ from f3rm.language.questions import (
     as_part,
     questions_in,
 )
+from f3rm.language.relevancy import mean_unit_feature
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.find import find_instances
@@ -70,8 +71,7 @@ def load(
         DeviceError: If there is no such device.
         F3rmError: If the dataset's photographs or its feature cache are broken.
     """
-    moved = None if data is None else Path(data)
-    opened = load_run(Path(run), data=moved, device=resolve_device(device))
+    opened = load_run(run, data=data, device=resolve_device(device))
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
@@ -91,7 +91,7 @@ class Scene:
         self._surface_rays = surface_rays
         self.model: FeatureFieldModel = field_model(run)
         self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
-        self._questioner = Questioner(self.model.heads)
+        self._questioner = Questioner(self.model.heads, lru_cache(self._mean_feature))
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
         self._sampled = lru_cache(maxsize=2)(cast)
 
@@ -259,6 +259,9 @@ class Scene:
         self._questioner.warn_of_unknown(asked)  # its scores say nothing
         return asked
 
+    def _mean_feature(self, head: str) -> Float[Tensor, " channels"]:
+        return mean_unit_feature(self.cells.hidden, self.head(head).weight.detach())
+
     def _asked(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
         asked = self._questioner.ask(text, **options)
         return asked.with_thresholds(partial(found_from, compares=True), lambda: self.cells.hidden)
@@ -332,9 +335,8 @@ class Scene:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If question or options cannot be used.
         """
-        return score_surface(
-            self.cells, SPACING, self.question(question, **options), None
-        ).threshold
+        asked = self.question(question, **options)
+        return score_surface(self.cells, SPACING, asked, None).threshold
 
     def render(
         self,
@@ -366,16 +368,17 @@ class Scene:
             LanguageError: If there is a query and the field or the head has no text tower.
             F3rmError: If camera, outputs, frame, query or options cannot be used.
         """
-        names = check_outputs(outputs, asked=query is not None)
+        names, known = check_outputs(outputs, asked=query is not None), self.frames.get(frame)
         asked = [] if query is None else [self.question(q, **options) for q in questions_in(query)]
-        known, least = self.frames.get(frame), thresholds
-        if least is None and ANSWERING & set(names):  # casts the surface rays: only where needed
-            least = [score_surface(self.cells, SPACING, q, None).threshold for q in asked]
+        if thresholds is None and ANSWERING & set(
+            names
+        ):  # casts the surface rays: only where needed
+            thresholds = [score_surface(self.cells, SPACING, q, None).threshold for q in asked]
         wanted = Wanted(
             outputs=names,
             head=self.head(options.get("head")),
             questions=tuple(asked),
-            thresholds=tuple([0.0] * len(asked) if least is None else least),
+            thresholds=tuple([0.0] * len(asked) if thresholds is None else thresholds),
             units_per_scene=1 / known.scene_per_unit,
         )
         return render_images(self.model, known.cameras_to_scene(single(camera)), wanted)

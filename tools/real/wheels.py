@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,7 @@ DINO, CLASS_NAMES = "dinov2-small", "class_names.safetensors"
 _PREFIX = "backbone."
 _POSITIONS = ("onnx::Concat_1957", "onnx::Reshape_1962")
 """Constants of the exported graph: positions of the class token and of 37 x 37 patches."""
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "hidden_size": 384,
     "num_hidden_layers": 12,
     "num_attention_heads": 6,
