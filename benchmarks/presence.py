@@ -87,12 +87,12 @@ Rule = Callable[[Evidence, int, Tensor, Tensor], Tensor]
 """From evidence, a prompt's index, unit features and the other scenes' mean to scores."""
 
 
-def lerf(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
+def lerf(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
     query = make_query(scene.prompts[prompt : prompt + 1], scene.negatives)
     return similarity(units, query)[:, 0]
 
 
-def cosine(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
+def cosine(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
     return similarity(units, make_query(scene.prompts[prompt : prompt + 1]))[:, 0]
 
 
@@ -118,7 +118,7 @@ def rivals(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tenso
     return torch.minimum(plain, similarity(units, query)[:, 0])
 
 
-def centred(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
+def centred(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
     query = make_query(scene.prompts[prompt : prompt + 1], mean=scene.units.mean(0))
     return similarity(units, query)[:, 0]
 
@@ -127,7 +127,7 @@ def centred_elsewhere(scene: Evidence, prompt: int, units: Tensor, others: Tenso
     return similarity(units, make_query(scene.prompts[prompt : prompt + 1], mean=others))[:, 0]
 
 
-def scene_rule(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
+def scene_rule(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
     query = make_query(
         scene.prompts[prompt : prompt + 1], scene.negatives, mean=scene.units.mean(0)
     )

@@ -26,6 +26,7 @@ from f3rm.language.relevancy import (
     HiddenQuery,
     Rule,
     make_query,
+    mean_unit_feature,
     similarity_from_hidden,
     to_hidden,
 )
@@ -139,15 +140,16 @@ class Questioner:
 
     Args:
         heads: The heads by name.
-        mean_feature: From a head's name to the mean of the scene's unit features, for the rule
-            ``scene``; None where no scene is known.
+        surface: Returns hidden vectors of the whole scene, shape (points, hidden), which the rule
+            ``scene`` contrasts with; None where no scene is known.
     """
 
     def __init__(
-        self, heads: Mapping[str, Head], mean_feature: Callable[[str], Tensor] | None = None
+        self, heads: Mapping[str, Head], surface: Callable[[], Tensor] | None = None
     ) -> None:
         self._heads = heads
-        self._mean_feature = mean_feature
+        self._surface = surface
+        self._means: dict[str, Tensor] = {}
         self._encoders: dict[str, TextEncoder] = {}
         self._warned: set[str] = set()
 
@@ -218,9 +220,12 @@ class Questioner:
             raise F3rmError(msg)
         if rule == "lerf":
             return None
-        if self._mean_feature is None:
-            raise F3rmError("The rule 'scene' needs an opened scene: ask with f3rm.load(...).")
-        return self._mean_feature(head)
+        if self._surface is None:
+            raise F3rmError("rule='scene' must be asked of a scene: open it with f3rm.load.")
+        if head not in self._means:
+            weight = self._heads[head].weight.detach()
+            self._means[head] = mean_unit_feature(self._surface(), weight)
+        return self._means[head]
 
 
 def _embed(

@@ -23,7 +23,6 @@ from f3rm.language.questions import (
     as_part,
     questions_in,
 )
-from f3rm.language.relevancy import mean_unit_feature
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.find import find_instances
@@ -91,7 +90,7 @@ class Scene:
         self._surface_rays = surface_rays
         self.model: FeatureFieldModel = field_model(run)
         self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
-        self._questioner = Questioner(self.model.heads, lru_cache(self._mean_feature))
+        self._questioner = Questioner(self.model.heads, lambda: self.cells.hidden)
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
         self._sampled = lru_cache(maxsize=2)(cast)
 
@@ -259,9 +258,6 @@ class Scene:
         self._questioner.warn_of_unknown(asked)  # its scores say nothing
         return asked
 
-    def _mean_feature(self, head: str) -> Float[Tensor, " channels"]:
-        return mean_unit_feature(self.cells.hidden, self.head(head).weight.detach())
-
     def _asked(self, text: str, **options: Unpack[QuestionOptions]) -> Question:
         asked = self._questioner.ask(text, **options)
         return asked.with_thresholds(partial(found_from, compares=True), lambda: self.cells.hidden)
@@ -396,7 +392,7 @@ class Scene:
         Raises:
             F3rmError: If the frame is not known, or it is not one camera.
         """
-        camera = self.frames.get(frame or instance.frame).cameras_to_scene(single(camera))
-        own = self.frames.get(instance.frame)
+        own, its = self.frames.get(instance.frame), self.frames.get(frame or instance.frame)
+        camera = its.cameras_to_scene(single(camera))
         reach = _MASK_REACH * instance.spacing * own.scene_per_unit
         return render_mask(self.model, camera, own.to_scene(instance.points.double()), reach)
