@@ -12,7 +12,7 @@ EVERYWHERE := not gpu and not network
 TEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-seeds coverage nightly bench gates clean
+.PHONY: help setup demo test test-seeds coverage nightly real bench gates clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ nightly: $(VENV)/.ready  ## run the heavy checks, then test-seeds and coverage; 
 	$(TEST) $(PYTEST_ARGS) -m "nightly and $(EVERYWHERE)"
 	$(MAKE) test-seeds
 	$(MAKE) coverage
+
+real: $(VENV)/.ready  ## find things in photographs by real features; DATA=folder with boxes.json
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[real]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -W ignore -m tools.real $(or $(DATA),$(F3RM_REAL_DATA))
 
 bench: $(VENV)/.ready  ## measure this machine and write docs/benchmarks.md's tables; 20 minutes
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py $(BENCH_ARGS)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,9 @@ from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     TEMPERATURE,
     HiddenQuery,
+    Rule,
     make_query,
+    mean_unit_feature,
     similarity_from_hidden,
     to_hidden,
 )
@@ -68,6 +70,8 @@ class QuestionOptions(TypedDict, total=False):
     """Soft-max temperature of the relevancy, > 0; 0.1 without it."""
     templates: Sequence[str]
     """Sentences with ``{}`` that phrases are put into; without it phrases are used as typed."""
+    rule: Rule
+    """``lerf``, relevancy to the negatives; or ``scene``, contrasted with the scene's mean too."""
 
 
 class LanguageError(F3rmError):
@@ -101,7 +105,7 @@ class Question:
     @property
     def compares(self) -> bool:
         """Whether scores are relevancies in [0, 1], not plain cosines."""
-        return self.query.negatives.shape[-1] > 0
+        return self.query.has_negatives
 
     @property
     def device(self) -> torch.device:
@@ -146,10 +150,16 @@ class Questioner:
 
     Args:
         heads: The heads by name.
+        surface: Returns hidden vectors of the whole scene, shape (points, hidden), which the rule
+            ``scene`` contrasts with; None where no scene is known.
     """
 
-    def __init__(self, heads: Mapping[str, Head]) -> None:
+    def __init__(
+        self, heads: Mapping[str, Head], surface: Callable[[], Tensor] | None = None
+    ) -> None:
         self._heads = heads
+        self._surface = surface
+        self._means: dict[str, Tensor] = {}
         self._encoders: dict[str, TextEncoder] = {}
         self._warned: set[str] = set()
 
@@ -167,14 +177,15 @@ class Questioner:
         negatives: Sequence[str] = CANONICAL_NEGATIVES,
         temperature: float = TEMPERATURE,
         templates: Sequence[str] = AS_IT_STANDS,
+        rule: Rule = "lerf",
     ) -> Question:
         """Parses and embeds one question; see :class:`QuestionOptions` and :func:`parse`.
 
         Raises:
             LanguageError: If the field or the head has no text tower.
             ExpressionError: If the question cannot be parsed.
-            F3rmError: If there is no such head, a template has no ``{}``, or cosines would be
-                combined.
+            F3rmError: If there is no such head or rule, a template has no ``{}``, or cosines would
+                be combined.
             BackboneUnavailableError: If the text tower cannot be loaded.
         """
         spec = choose_head(self._heads, head)
@@ -195,10 +206,12 @@ class Questioner:
         weight = self._heads[spec.name].weight.detach()
         encoder = self._encoders.setdefault(spec.name, TextEncoder(spec.backbone))
         others = _embed(encoder, negatives, templates).to(weight) if negatives else None
+        mean = self._mean(rule, spec.name)
 
         def hidden_query(phrases: Sequence[str]) -> HiddenQuery:
             prompts = _embed(encoder, phrases, templates).to(weight)
-            return to_hidden(make_query(prompts, others, temperature=temperature), weight)
+            query = make_query(prompts, others, temperature=temperature, mean=mean)
+            return to_hidden(query, weight)
 
         phrases, known = phrases_of(expression), encoder.known_words()
         rivals = rivals_of(phrases[0], known) if isinstance(expression, Phrase) else ()
@@ -210,6 +223,20 @@ class Questioner:
             rivals=rivals,
             rival_query=hidden_query(rivals) if rivals else None,
         )
+
+    def _mean(self, rule: Rule, head: str) -> Tensor | None:
+        """Returns the mean feature that a rule contrasts with; None for LERF's rule."""
+        if rule not in get_args(Rule):
+            msg = f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}."
+            raise F3rmError(msg)
+        if rule == "lerf":
+            return None
+        if self._surface is None:
+            raise F3rmError("rule='scene' must be asked of a scene: open it with f3rm.load.")
+        if head not in self._means:
+            weight = self._heads[head].weight.detach()
+            self._means[head] = mean_unit_feature(self._surface(), weight)
+        return self._means[head]
 
 
 def _embed(

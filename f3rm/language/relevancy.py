@@ -4,11 +4,16 @@ With unit feature f, unit prompt t, unit negatives n_j and temperature tau the s
 ``min_j exp(f.t / tau) / (exp(f.t / tau) + exp(f.n_j / tau))``, and plain cosine without negatives.
 The viewer, a scene and the evaluation all score through this module.
 
+With the mean m of a scene's unit features, the score is the geometric mean of that relevancy and
+of the cosine of ``f - m`` and ``t - m``: what all of the scene has in common fits no phrase better
+than another. ``benchmarks/presence.py`` compares both with other rules.
+
 *Source:* LERF (Kerr et al. 2023) section 3.4. The score is the *pairwise* soft-max's minimum; a
 soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,7 +26,44 @@ CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
 TEMPERATURE = 0.1
 """LERF's soft-max temperature, the default."""
 
+Rule = Literal["lerf", "scene"]
+"""``lerf`` is relevancy to the negatives; ``scene`` is also contrasted with the scene's mean."""
+
 _EPSILON = 1e-12
+_BATCH = 1 << 14
+_LEAST_DISTANCE = 1e-6
+"""Squared distance of a unit feature to the mean below which it has no direction."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Prompts as seen from the mean of a scene's unit features.
+
+    Attributes:
+        directions: Unit vectors from the mean to each prompt, shape (channels, prompts); in the
+            hidden space of a head, ``W^T`` of these.
+        mean: The mean, or ``W^T`` of it.
+        offsets: Product of the mean and each direction, in feature space.
+        squared: Squared length of the mean, in feature space.
+    """
+
+    directions: Float[Tensor, "channels prompts"]
+    mean: Float[Tensor, " channels"]
+    offsets: Float[Tensor, " prompts"]
+    squared: Float[Tensor, ""]
+
+    def cosines(
+        self, vectors: Float[Tensor, "*batch channels"], lengths: Float[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch prompts"]:
+        """Returns the cosine of each feature to each prompt, both seen from the mean.
+
+        Args:
+            vectors: Features, or hidden vectors in the space of a head.
+            lengths: Lengths of the features.
+        """
+        along = vectors @ self.directions / lengths - self.offsets
+        distance = 1 - 2 * (vectors @ self.mean)[..., None] / lengths + self.squared
+        return along / distance.clamp_min(_LEAST_DISTANCE).sqrt()
 
 
 @dataclass(frozen=True)
@@ -33,11 +75,13 @@ class Query:
         negatives: Embeddings that every prompt must beat, shape (negatives, channels); with none,
             scores are cosines.
         temperature: Soft-max temperature tau, > 0.
+        contrast: The prompts as seen from the scene's mean feature; None for LERF's rule.
     """
 
     prompts: Float[Tensor, "prompts channels"]
     negatives: Float[Tensor, "negatives channels"]
     temperature: float = TEMPERATURE
+    contrast: Contrast | None = None
 
     @property
     def has_negatives(self) -> bool:
@@ -54,12 +98,19 @@ class HiddenQuery:
         negatives: ``W^T n`` of every negative, shape (hidden, negatives).
         gram: ``W^T W``, shape (hidden, hidden), so that ``|W H|^2 = H^T G H``.
         temperature: Soft-max temperature tau.
+        contrast: That of the query; None for LERF's rule.
     """
 
     prompts: Float[Tensor, "hidden prompts"]
     negatives: Float[Tensor, "hidden negatives"]
     gram: Float[Tensor, "hidden hidden"]
     temperature: float
+    contrast: Contrast | None = None
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether scores are relevancies in [0, 1], not cosines."""
+        return self.negatives.shape[-1] > 0
 
 
 def make_query(
@@ -67,6 +118,7 @@ def make_query(
     negatives: Float[Tensor, "negatives channels"] | None = None,
     *,
     temperature: float = TEMPERATURE,
+    mean: Float[Tensor, " channels"] | None = None,
 ) -> Query:
     """Normalises embeddings into a query.
 
@@ -74,6 +126,7 @@ def make_query(
         prompts: One or more embeddings of any length; see :func:`averaged` to make several one.
         negatives: Embeddings of any length; None for plain cosines.
         temperature: Soft-max temperature, > 0.
+        mean: Mean of the scene's unit features, for the scene's own contrast; None for LERF's rule.
 
     Raises:
         ValueError: If there is no prompt or the temperature is not positive.
@@ -85,11 +138,20 @@ def make_query(
         raise ValueError(msg)
     if negatives is None:
         negatives = prompts.new_zeros((0, prompts.shape[-1]))
+    prompts = functional.normalize(prompts, dim=-1)
     return Query(
-        prompts=functional.normalize(prompts, dim=-1),
+        prompts=prompts,
         negatives=functional.normalize(negatives, dim=-1),
         temperature=temperature,
+        contrast=None if mean is None else _contrast(prompts, mean),
     )
+
+
+def _contrast(
+    prompts: Float[Tensor, "prompts channels"], mean: Float[Tensor, " channels"]
+) -> Contrast:
+    directions = functional.normalize(prompts - mean, dim=-1).T
+    return Contrast(directions, mean, mean @ directions, mean @ mean)
 
 
 def averaged(prompts: Float[Tensor, "prompts channels"]) -> Float[Tensor, "1 channels"]:
@@ -125,18 +187,43 @@ def similarity(
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores features of any length against every prompt, from the C channels."""
     units = functional.normalize(features, dim=-1, eps=_EPSILON)
-    return relevancy(
+    scores = relevancy(
         units @ query.prompts.T, units @ query.negatives.T, temperature=query.temperature
     )
+    return _contrasted(scores, query, units, torch.ones_like(units[..., :1]))
+
+
+def _contrasted(
+    scores: Float[Tensor, "*batch prompts"],
+    query: Query | HiddenQuery,
+    vectors: Float[Tensor, "*batch channels"],
+    lengths: Float[Tensor, "*batch 1"],
+) -> Float[Tensor, "*batch prompts"]:
+    """Contrasts relevancies with the scene's mean; without negatives that is the whole score."""
+    if query.contrast is None:
+        return scores
+    cosines = query.contrast.cosines(vectors, lengths)
+    if not query.has_negatives:
+        return cosines
+    return (scores * cosines.clamp_min(0)).sqrt()
 
 
 def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> HiddenQuery:
     """Carries a query into the hidden space of the head ``f = W H``, in the head's dtype."""
+    contrast = query.contrast
+    if contrast is not None:
+        contrast = Contrast(
+            directions=head_weight.T @ contrast.directions.to(head_weight),
+            mean=head_weight.T @ contrast.mean.to(head_weight),
+            offsets=contrast.offsets.to(head_weight),
+            squared=contrast.squared.to(head_weight),
+        )
     return HiddenQuery(
         prompts=head_weight.T @ query.prompts.to(head_weight).T,
         negatives=head_weight.T @ query.negatives.to(head_weight).T,
         gram=head_weight.T @ head_weight,
         temperature=query.temperature,
+        contrast=contrast,
     )
 
 
@@ -146,8 +233,20 @@ def similarity_from_hidden(
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
     squared = (hidden @ query.gram * hidden).sum(-1, keepdim=True)
     length = squared.clamp_min(_EPSILON**2).sqrt()
-    return relevancy(
+    scores = relevancy(
         hidden @ query.prompts / length,
         hidden @ query.negatives / length,
         temperature=query.temperature,
     )
+    return _contrasted(scores, query, hidden, length)
+
+
+def mean_unit_feature(
+    hidden: Float[Tensor, "points hidden"], head_weight: Float[Tensor, "channels hidden"]
+) -> Float[Tensor, " channels"]:
+    """Returns the mean of the unit features of hidden vectors, a batch of features at a time."""
+    total = head_weight.new_zeros(len(head_weight))
+    for batch in hidden.split(_BATCH):
+        features = batch.to(head_weight) @ head_weight.T
+        total += functional.normalize(features, dim=-1, eps=_EPSILON).sum(0)
+    return total / max(len(hidden), 1)

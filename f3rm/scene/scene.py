@@ -68,8 +68,7 @@ def load(
         DeviceError: If there is no such device.
         F3rmError: If the dataset's photographs or its feature cache are broken.
     """
-    moved = None if data is None else Path(data)
-    opened = load_run(Path(run), data=moved, device=resolve_device(device))
+    opened = load_run(run, data=data, device=resolve_device(device))
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
@@ -88,7 +87,7 @@ class Scene(FieldAtPoints):
         super().__init__(field_model(run), frames, run.train.cameras)
         self.run = run
         self._surface_rays = surface_rays
-        self._questioner = Questioner(self.model.heads)
+        self._questioner = Questioner(self.model.heads, lambda: self.cells.hidden)
         self._examples = ExampleEncoder(run, self)
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
         self._sampled = lru_cache(maxsize=2)(cast)
@@ -387,7 +386,7 @@ class Scene(FieldAtPoints):
         Raises:
             F3rmError: If the frame is not known, or it is not one camera.
         """
-        camera = self.frames.get(frame or instance.frame).cameras_to_scene(single(camera))
-        own = self.frames.get(instance.frame)
+        own, its = self.frames.get(instance.frame), self.frames.get(frame or instance.frame)
+        camera = its.cameras_to_scene(single(camera))
         reach = _MASK_REACH * instance.spacing * own.scene_per_unit
         return render_mask(self.model, camera, own.to_scene(instance.points.double()), reach)

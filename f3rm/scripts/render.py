@@ -12,6 +12,7 @@ import f3rm
 from f3rm.errors import F3rmError
 from f3rm.language.expressions import split_questions
 from f3rm.language.questions import Question, QuestionOptions
+from f3rm.language.relevancy import Rule
 from f3rm.scene import Found, Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
@@ -62,6 +63,8 @@ class Render(Command):
     """The score that gets the last colour."""
     negatives: str | None = None
     """Phrases with semicolons that a query must beat; without it object, things, stuff, texture."""
+    rule: Rule = "lerf"
+    """lerf is relevancy to the negatives; scene also contrasts with the scene's mean feature."""
     head: str | None = None
     """The feature head; without it the first that has a text tower."""
     legend: bool = True
@@ -107,7 +110,7 @@ class Render(Command):
         return outputs
 
     def _options(self) -> QuestionOptions:
-        options = QuestionOptions(head=self.head)
+        options = QuestionOptions(head=self.head, rule=self.rule)
         if self.negatives is not None:
             options["negatives"] = split_questions(self.negatives)
         return options

@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from f3rm.language.relevancy import (
     averaged,
     make_query,
+    mean_unit_feature,
     relevancy,
     similarity,
     similarity_from_hidden,
@@ -88,17 +89,48 @@ def test_impossible_queries_are_refused(positives, temperature, message):
     prompts=st.integers(1, 3),
     negatives=st.integers(0, 5),
     temperature=st.floats(0.05, 2.0),
+    rule=st.sampled_from(["lerf", "scene"]),
 )
 def test_hidden_form_equals_the_channel_form(
-    seed, channels, hidden, prompts, negatives, temperature
+    seed, channels, hidden, prompts, negatives, temperature, rule
 ):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(channels, hidden, generator=generator, dtype=torch.float64)
     vectors = torch.rand(5, 7, hidden, generator=generator, dtype=torch.float64)
     phrases = torch.randn(prompts + negatives, channels, generator=generator, dtype=torch.float64)
-    query = make_query(phrases[:prompts], phrases[prompts:], temperature=temperature)
+    mean = mean_unit_feature(vectors.flatten(0, 1), weight) if rule == "scene" else None
+    query = make_query(phrases[:prompts], phrases[prompts:], temperature=temperature, mean=mean)
     expected = similarity(vectors @ weight.T, query)
     actual = similarity_from_hidden(vectors, to_hidden(query, weight))
     torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
     single = similarity_from_hidden(vectors.float(), to_hidden(query, weight.float()))
     torch.testing.assert_close(single.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_what_all_of_a_scene_has_in_common_fits_no_phrase():
+    common, own, other = torch.eye(3)
+    features = torch.stack([common + 0.4 * own, common + 0.4 * other])
+    mean = mean_unit_feature(features, torch.eye(3))
+    torch.testing.assert_close(mean[1], mean[2])
+    query = make_query(torch.stack([common + 0.4 * own]), mean=mean)  # no negatives: the cosine
+    # The features lie on both sides of their mean, the prompt on the first one's.
+    torch.testing.assert_close(similarity(features, query), torch.tensor([[1.0], [-1.0]]))
+    plain = make_query(query.prompts)
+    assert similarity(features, plain).min() > 0.8  # without contrast both are near to the prompt
+
+
+def test_the_scenes_score_is_the_geometric_mean_of_relevancy_and_contrast():
+    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    prompts, negatives, mean = features[:2], features[2:4], features[4] / 9
+    plain = similarity(features, make_query(prompts, negatives))
+    contrast = similarity(features, make_query(prompts, mean=mean)).clamp_min(0)
+    scores = similarity(features, make_query(prompts, negatives, mean=mean))
+    torch.testing.assert_close(scores.square(), plain * contrast)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_a_zero_feature_scores_without_nan_in_a_scene():
+    query = make_query(torch.eye(3)[:1], torch.eye(3)[1:], mean=torch.full((3,), 0.5))
+    hidden = similarity_from_hidden(torch.zeros(1, 3), to_hidden(query, torch.eye(3)))
+    assert torch.isfinite(hidden).all()
+    torch.testing.assert_close(similarity(torch.zeros(1, 3), query), hidden, atol=1e-6, rtol=0)

@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from torch.nn import functional
 
 from f3rm.camera_render import RenderRequest
+from f3rm.errors import F3rmError
 from f3rm.evaluation.finding import score_finding, true_box
 from f3rm.evaluation.means import MEANS, mean_over
 from f3rm.language.relevancy import make_query, similarity
@@ -72,6 +73,23 @@ def test_similarity_is_that_of_the_full_features(scene, points):
     torch.testing.assert_close(
         named, scene.similarity(points, "red", frame="nerfstudio"), atol=1e-4, rtol=1e-4
     )
+
+
+def test_the_scenes_rule_contrasts_with_the_mean_of_its_surface(scene, points):
+    head = scene.head("colours")
+    features = functional.normalize(head(scene.cells.hidden), dim=-1)
+    text = TextEncoder(head.spec.backbone).encode(["red"])
+    centred = scene.features(points, "colours", frame="nerfstudio")
+    centred = functional.normalize(centred, dim=-1) - features.mean(0)
+    expected = functional.cosine_similarity(centred, text - features.mean(0))
+    options = {"rule": "scene", "frame": "nerfstudio"}
+    found = scene.similarity(points, "red", negatives=[], **options)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-3, rtol=1e-3)
+    plain = scene.similarity(points, "red", frame="nerfstudio")
+    both = scene.similarity(points, "red", **options)
+    torch.testing.assert_close(both, (plain * found.clamp_min(0)).sqrt(), atol=1e-3, rtol=1e-3)
+    with pytest.raises(F3rmError, match="rule must be one of lerf, scene, got 'otsu'"):
+        scene.similarity(points, "red", rule="otsu")
 
 
 def test_points_are_named_by_what_they_lie_on_or_by_none(scene, run):
