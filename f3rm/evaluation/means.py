@@ -101,7 +101,7 @@ def _hits(row: Row) -> int:
 
 def _matched(row: Row) -> Parts:
     found = [iou for iou in row.get("box_ious") or () if iou >= FOUND_IOU]
-    return sum(found), len(found)
+    return float(sum(found)), float(len(found))
 
 
 def _nothing(row: Row) -> int:
