@@ -246,7 +246,7 @@ def mean_unit_feature(
 ) -> Float[Tensor, " channels"]:
     """Returns the mean of the unit features of hidden vectors, a batch of features at a time."""
     total = head_weight.new_zeros(len(head_weight))
-    for batch in hidden.split(_BATCH):
-        features = batch.to(head_weight) @ head_weight.T
+    for start in range(0, len(hidden), _BATCH):
+        features = hidden[start : start + _BATCH].to(head_weight) @ head_weight.T
         total += functional.normalize(features, dim=-1, eps=_EPSILON).sum(0)
     return total / max(len(hidden), 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Dinov2Model
 
@@ -52,7 +52,8 @@ class Conse(Backbone):
         folder = Path(ref.weights)
         if "image" in towers:
             self._classifier = EfficientNetLite0.load().to(device)
-            self._dino = Dinov2Model.from_pretrained(folder / DINO).to(self._device).eval()
+            self._dino = Dinov2Model.from_pretrained(folder / DINO).eval()
+            nn.Module.to(self._dino, self._device)
             self._names = load_file(folder / CLASS_NAMES)["embeddings"].to(device)
         if "text" in towers:
             self._text = MiniLm(device)

@@ -129,7 +129,9 @@ class HeldOut:
         self.head = self.scene.head()
         self.store: FeatureStore = self.scene.run.stores[self.head.spec.name]
         cameras, names = self.scene.cameras("eval"), self.scene.views("eval")
-        self.cameras = {view: cameras[names.index(view) : names.index(view) + 1] for view in self.boxes}
+        self.cameras = {
+            view: cameras[names.index(view) : names.index(view) + 1] for view in self.boxes
+        }
         self.sizes = {v: (int(c.height), int(c.width)) for v, c in self.cameras.items()}
         self.hidden: dict[str, Tensor] = {}
         self.renders: dict[str, Tensor] = {}
