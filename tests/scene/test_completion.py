@@ -66,7 +66,7 @@ def _things(boxes, eyes, **options):
 
 
 @settings(max_examples=4, deadline=None)
-@given(st.floats(0.015, 0.02), st.floats(0.08, 0.12), st.floats(0.08, 0.12))
+@given(st.floats(0.019, 0.022), st.floats(0.08, 0.12), st.floats(0.08, 0.12))
 def test_two_boxes_that_nearly_touch_are_two_where_most_views_see_them_apart(gap, width, height):
     left = ((-width, 0, 0), (-gap / 2, width, height))
     right = ((gap / 2, 0, 0), (width, width, height))
