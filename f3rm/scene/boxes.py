@@ -87,10 +87,10 @@ def fit_box(
         raise F3rmError(msg)
     kept = points[_has_company(points)]
     if axes is None:
-        axes = upright_axes(up / length)
+        upright = upright_axes(up / length)
         rotation = np.eye(3)
-        rotation[:2, :2] = _smallest_rectangle((kept @ axes)[:, :2])
-        axes = axes @ rotation
+        rotation[:2, :2] = _smallest_rectangle((kept @ upright)[:, :2])
+        axes = upright @ rotation
     local = kept @ axes  # (points, 3), the last coordinate is height
     low, high = local.min(axis=0), local.max(axis=0)
     return OrientedBox(centre=axes @ ((low + high) / 2), axes=axes, extent=high - low)

@@ -149,7 +149,8 @@ def _overlaps(
     rows, columns = np.concatenate((pairs, pairs[:, ::-1], np.arange(count)[:, None] + [[0, 0]])).T
     near = csr_matrix((np.ones(len(rows), bool), (rows, mask[columns])), (count, mask.max() + 1))
     of_mask = csr_matrix((np.ones(count), (mask, np.arange(count))), (mask.max() + 1, count))
-    return (of_mask @ near.astype(float)).toarray() / np.bincount(mask)[:, None]
+    both = csr_matrix(of_mask @ near.astype(float))
+    return both.toarray() / np.bincount(mask)[:, None]
 
 
 def _seen_as_two(

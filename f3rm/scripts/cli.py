@@ -38,9 +38,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.probe:ProbeCommand",
         "Fit a classifier to extracted features, and measure it.",
     ),
-    "nsd": ("f3rm.scripts.nsd:Nsd", "Extract features of NSD images for brain encoders."),
+    "nsd": ("f3rm.scripts.systems.nsd:Nsd", "Extract features of NSD images for brain encoders."),
     "image2rep": (
-        "f3rm.scripts.image2rep:Image2Rep",
+        "f3rm.scripts.systems.image2rep:Image2Rep",
         "Write vectors of images and videos by a video autoencoder, for classifiers.",
     ),
     "bench": ("f3rm.scripts.bench:Bench", "Time the extraction of features on this machine."),

@@ -93,7 +93,9 @@ def test_two_clicks_label_the_other_views_and_the_points(scene, run, click, oran
     for name in scene.views("eval"):
         with Image.open(tmp_path / f"{name.rpartition('/')[2]}") as picture:
             drawn = np.asarray(picture)
-            assert picture.getpalette()[3:6] == listed[1]["colour"]
+            palette = picture.getpalette()
+        assert palette is not None
+        assert palette[3:6] == listed[1]["colour"]
         thing = run.truth.view(name).mask([orange.id])[::2, ::2]
         if thing.sum() > 50:
             assert (drawn[thing] == 1).mean() > 0.5

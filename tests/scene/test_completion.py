@@ -30,6 +30,7 @@ def test_what_is_seen_from_one_side_is_completed_to_be_as_deep_as_it_is_wide(wid
     front = ((-half, 0, 0), (half, width, height))
     visible, box = _completed([front], [(0.1, -2.0, 0.2), (-0.1, -2.0, 0.2)])
     assert visible.extent.min() < 0.05
+    assert box is not None
     assert box.extent[:2] == pytest.approx(width, abs=0.06)
     assert box.centre == pytest.approx(np.mean(front, axis=0), abs=0.04)
     assert box.contains(visible.corners(), margin=0.03).all()  # nothing that is seen is lost
@@ -45,6 +46,7 @@ def test_completion_never_enters_space_that_views_see_through(depth):
     front = np.flatnonzero((owner == 0) & (surface.points.positions[:, 1].numpy() < 0.01))
     box = fit_box(surface.points.positions[front].double().numpy(), UP)
     completed = complete(box, surface, front, Frame(np.eye(4)))
+    assert completed is not None
     back = completed.corners()[:, 1].max()
     assert back <= depth + 0.03  # two cells behind, one and a half beside a ray
     assert back >= depth - 0.6 / 6 - 0.03

@@ -13,7 +13,7 @@ from f3rm.recipes import Image2RepresentationExtractor
 from f3rm.recipes.elsewhere import RemoteError
 from f3rm.recipes.image2rep import Image2Representation
 from f3rm.scripts.command import run_command
-from f3rm.scripts.image2rep import Image2Rep
+from f3rm.scripts.systems.image2rep import Image2Rep
 from f3rm.store.video import FramePolicy
 from tests.backbones import random_vae as video_vae
 from tests.recipes.test_image2rep import reference_latents

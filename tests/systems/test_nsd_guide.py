@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from f3rm.errors import DatasetError
 from f3rm.recipes import algonauts_dataset
 from f3rm.scripts.command import run_command
-from f3rm.scripts.nsd import Nsd
+from f3rm.scripts.systems.nsd import Nsd
 from tests.recipes.test_nsd_features import IMAGENET, reference_input, reference_network
 from tests.systems.shell import run_script
 from tests.systems.table import shows

@@ -16,7 +16,7 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTen
 from f3rm.recipes import ExtractedFeaturesLoader
 from f3rm.recipes.vissl_engine import compose, run_engine
 from f3rm.scripts.command import run_command
-from f3rm.scripts.vissl import RunDistributedEngines
+from f3rm.scripts.systems.vissl import RunDistributedEngines
 from f3rm.store.names import UnsafeNameError
 from tests.recipes.test_vissl_layers import TORCHVISION_NAMES
 from tests.systems.shell import run_script

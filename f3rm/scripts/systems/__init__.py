@@ -1,0 +1,1 @@
+"""Commands of other extraction systems, in their own words."""
