@@ -86,14 +86,17 @@ def fit_box(
         )
         raise F3rmError(msg)
     kept = points[_has_company(points)]
-    if axes is None:
-        upright = upright_axes(up / length)
-        rotation = np.eye(3)
-        rotation[:2, :2] = _smallest_rectangle((kept @ upright)[:, :2])
-        axes = upright @ rotation
-    local = kept @ axes  # (points, 3), the last coordinate is height
+    fitted = _fitted_axes(kept, up / length) if axes is None else axes
+    local = kept @ fitted  # (points, 3), the last coordinate is height
     low, high = local.min(axis=0), local.max(axis=0)
-    return OrientedBox(centre=axes @ ((low + high) / 2), axes=axes, extent=high - low)
+    return OrientedBox(centre=fitted @ ((low + high) / 2), axes=fitted, extent=high - low)
+
+
+def _fitted_axes(points: Points, up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """Returns upright axes, turned so that the points' rectangle seen from above is smallest."""
+    upright, rotation = upright_axes(up), np.eye(3)
+    rotation[:2, :2] = _smallest_rectangle((points @ upright)[:, :2])
+    return upright @ rotation
 
 
 def _has_company(points: Points) -> Bool[np.ndarray, " points"]:
