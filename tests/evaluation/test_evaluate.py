@@ -43,6 +43,8 @@ POINTS = {"miou_ratio", "point_accuracy", "point_accuracy_objects", "point_iou"}
 FINDING = {
     "find_box_iou",
     "find_box_iou_ceiling",
+    "find_matched_iou",
+    "find_visible_iou",
     "find_centre_error",
     "find_recall",
     "find_precision",
