@@ -10,7 +10,7 @@ from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.predictions import psnr, render_view
 from f3rm.evaluation.vocabulary import open_language
 from f3rm.feature_datamanager import FeatureDataManager, match_items
-from f3rm.language.questions import choose_head
+from f3rm.language.heads import choose_head
 from f3rm.language.relevancy import similarity
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import hidden_of

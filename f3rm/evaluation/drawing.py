@@ -12,6 +12,7 @@ from f3rm.evaluation.page import PageViews, next_commands, page_html
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.report import Evaluation
 from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.language.heads import Head
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.run_loading import LoadedRun
 from f3rm.synthetic.truth import SceneTruth
@@ -33,7 +34,7 @@ class Drawing:
         *,
         truth: SceneTruth | None,
         vocabulary: Vocabulary | None,
-        head: str | None,
+        head: Head | None,
         queries: Sequence[str],
     ) -> "Drawing":
         """Creates the folder, before views are rendered: what cannot be written fails at once.
@@ -44,11 +45,11 @@ class Drawing:
             model: The run's model.
             truth: The dataset's truth; None for photographs of one's own.
             vocabulary: The phrases that panels show; None for none.
-            head: The head to ask; None for the first with a text tower.
+            head: The head to ask; None where the field has no language.
             queries: Phrases that the page asks; if empty, names of objects in its views.
 
         Raises:
-            F3rmError: If the folder cannot be written to, or the head cannot be asked.
+            F3rmError: If the folder cannot be written to, or a text tower cannot be loaded.
         """
         folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
         return cls(folder, PageViews(run, model, truth, head=head, queries=queries))

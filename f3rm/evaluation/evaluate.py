@@ -24,9 +24,9 @@ from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
 from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, summarise
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
 from f3rm.evaluation.vocabulary import Language, open_language
-from f3rm.language.questions import choose_head
+from f3rm.language.heads import Head, choose_head, translated
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
-from f3rm.model import FeatureFieldModel
+from f3rm.language.text_map import TextMap
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, field_model, load_run
 from f3rm.scene.scene import Scene
 from f3rm.store.device import resolve_device
@@ -41,6 +41,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     data: StrPath | None = None,
     nerfacto: StrPath | None = None,
     head: str | None = None,
+    language: StrPath | None = None,
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
     seed: int = 0,
@@ -54,6 +55,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         data: The dataset's folder, if it was moved since training.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
+        language: Name or file of the language that it is asked in; None for the head's own.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
@@ -70,24 +72,27 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     model = field_model(run)
     notes = [] if run.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
-    language = _open_language(model, truth, head, notes)
+    scene = Scene(run)
+    scene.language = language
+    known = translated(model.heads, scene.language)
+    spec = choose_head(known, head)
+    speaker = None if spec is None else known[spec.name]
+    asked = _open_language(speaker, truth, notes)
     drawing = None
     if pictures is not None:
-        vocabulary = language.vocabulary if language else None
+        vocabulary = asked.vocabulary if asked else None
         drawing = Drawing.open(
-            pictures, run, model, truth=truth, vocabulary=vocabulary, head=head, queries=queries
+            pictures, run, model, truth=truth, vocabulary=vocabulary, head=speaker, queries=queries
         )
     watch = drawing.add if drawing else None
     scores = score_views(
-        run, model, language=language, seed=seed, show_progress=show_progress, watch=watch
+        run, model, language=asked, seed=seed, show_progress=show_progress, watch=watch
     )
     surfaces, finding = SurfaceScores(), None
     if truth is not None:
-        surfaces = score_surfaces(
-            run, model, truth, language, seed=seed, show_progress=show_progress
-        )
-    if truth is not None and language is not None:
-        finding = score_finding(Scene(run), truth, language.head)
+        surfaces = score_surfaces(run, model, truth, asked, seed=seed, show_progress=show_progress)
+    if truth is not None and asked is not None:
+        finding = score_finding(scene, truth, asked.head)
     heads = head_numbers(scores, surfaces, list(model.heads))
     rows = collect_rows(scores, surfaces, finding, run.held_out.names)
     plain = None
@@ -95,7 +100,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(run, truth, language, seed=seed, device=place)
+    context = _context(run, truth, asked, scene.language, seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(run, found, device=place.type)
@@ -120,14 +125,13 @@ def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
 
 
 def _open_language(
-    model: FeatureFieldModel, truth: SceneTruth | None, head: str | None, notes: list[str]
+    head: Head | None, truth: SceneTruth | None, notes: list[str]
 ) -> Language | None:
-    spec = choose_head(model.heads, head)
-    if spec is None:
+    if head is None:
         notes.append("The field has no language: train with CLIP to ask it in words.")
-    if spec is None or truth is None or not truth.queries:
+    if head is None or truth is None or not truth.queries:
         return None
-    return open_language(model.heads[spec.name], truth)
+    return open_language(head, truth)
 
 
 def nerfacto_psnr(
@@ -158,7 +162,8 @@ def nerfacto_psnr(
 def _context(
     run: LoadedRun,
     truth: SceneTruth | None,
-    language: Language | None,
+    asked: Language | None,
+    language: TextMap | None,
     *,
     seed: int,
     device: torch.device,
@@ -172,7 +177,8 @@ def _context(
         "settings": {
             "seed": seed,
             "device": str(device),
-            "queries_head": language.head if language else None,
+            "queries_head": asked.head if asked else None,
+            "queries_language": language.name if language else "",
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",

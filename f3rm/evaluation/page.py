@@ -25,14 +25,9 @@ from f3rm.evaluation.pictures import Picture, heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.tables import shown
-from f3rm.language.questions import choose_head
-from f3rm.language.relevancy import (
-    CANONICAL_NEGATIVES,
-    HiddenQuery,
-    make_query,
-    to_hidden,
-)
-from f3rm.language.text_encoder import TextEncoder
+from f3rm.evaluation.vocabulary import embedded
+from f3rm.language.heads import Head
+from f3rm.language.relevancy import to_hidden
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
@@ -102,11 +97,11 @@ class PageViews:
         run: The run; the page shows a few of its held-out views.
         model: The run's model.
         truth: The dataset's truth; None for photographs of one's own.
-        head: The head to ask; None for the first with a text tower.
+        head: The head to ask; None where the field has no language.
         queries: Phrases to ask; if empty, the names that these views show most of.
 
     Raises:
-        F3rmError: If the head cannot be asked.
+        BackboneUnavailableError: If the head's text tower cannot be loaded.
     """
 
     def __init__(
@@ -115,7 +110,7 @@ class PageViews:
         model: FeatureFieldModel,
         truth: SceneTruth | None,
         *,
-        head: str | None,
+        head: Head | None,
         queries: Sequence[str],
     ) -> None:
         self._names, self._model, self._truth = run.held_out.names, model, truth
@@ -124,7 +119,9 @@ class PageViews:
         if not queries and truth is not None:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
-        self._query = _hidden_query(model, head, queries)
+        self._query = None
+        if head is not None and queries:
+            self._query = to_hidden(embedded(head, queries), head.weight.detach())
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
@@ -169,18 +166,6 @@ def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
         pixels = [int(view.mask(query.ids).sum()) for view in views]
         areas[query.text] = min(pixels) + 0.01 * sum(pixels)
     return sorted(areas, key=lambda text: -areas[text])[:NUM_QUERIES]
-
-
-def _hidden_query(
-    model: FeatureFieldModel, head: str | None, queries: Sequence[str]
-) -> HiddenQuery | None:
-    spec = choose_head(model.heads, head)
-    if spec is None or not queries:
-        return None
-    weight = model.feature_field.head(spec.name).weight.detach()
-    encoder = TextEncoder(spec.backbone)
-    prompts, negatives = encoder.encode(queries), encoder.encode(CANONICAL_NEGATIVES)
-    return to_hidden(make_query(prompts.to(weight), negatives.to(weight)), weight)
 
 
 def page_html(views: Sequence[str], metrics: Mapping[str, Any], commands: str) -> str:

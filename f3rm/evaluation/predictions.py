@@ -74,7 +74,7 @@ def field_scores(
         query: The phrases, in the head's hidden space.
         file_size: Height and width of the photograph's file.
     """
-    hidden = hidden.to(query.gram)
+    hidden = hidden.to(query.prompts)
     rows = [
         similarity_from_hidden(hidden[start:stop], query)
         for start, stop in _row_chunks(hidden.shape)

@@ -52,7 +52,7 @@ def point_scores(
     """Returns the relevancy of every text at points."""
     positions = points.positions.to(model.device)
     parts = [
-        similarity_from_hidden(model.feature_field.hidden(p).to(query.gram), query)
+        similarity_from_hidden(model.feature_field.hidden(p).to(query.prompts), query)
         for p in positions.split(1 << 14)
     ]
     return torch.cat(parts).T.float().cpu().numpy()

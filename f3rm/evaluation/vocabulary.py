@@ -4,9 +4,10 @@ A score is LERF's relevancy of a phrase against the four canonical phrases. Scor
 from hidden vectors, so its C channels are never built.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from f3rm.language.questions import Head
+from f3rm.language.heads import Head, language_of
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     HiddenQuery,
@@ -97,6 +98,18 @@ class Language:
     hidden_query: HiddenQuery
 
 
+def embedded(head: Head, texts: Sequence[str]) -> Query:
+    """Embeds phrases against LERF's negatives, as typed, with a head's text tower.
+
+    Raises:
+        BackboneUnavailableError: If the text tower cannot be loaded.
+    """
+    weight = head.weight.detach()
+    vectors = TextEncoder(head.spec.backbone).encode([*texts, *CANONICAL_NEGATIVES]).to(weight)
+    prompts, negatives = vectors.split((len(texts), len(CANONICAL_NEGATIVES)))
+    return make_query(prompts, negatives, text_map=language_of(head))
+
+
 def open_language(head: Head, truth: SceneTruth) -> Language:
     """Embeds a scene's phrases with a head's text tower.
 
@@ -107,9 +120,7 @@ def open_language(head: Head, truth: SceneTruth) -> Language:
     Raises:
         BackboneUnavailableError: If the text tower cannot be loaded.
     """
-    vocabulary, weight = Vocabulary.of(truth), head.weight.detach()
-    texts = vocabulary.texts
-    embeddings = TextEncoder(head.spec.backbone).encode([*texts, *CANONICAL_NEGATIVES])
-    prompts, negatives = embeddings.to(weight).split((len(texts), len(CANONICAL_NEGATIVES)))
-    query = make_query(prompts, negatives)
-    return Language(head.spec.name, truth, vocabulary, query, to_hidden(query, weight))
+    vocabulary = Vocabulary.of(truth)
+    query = embedded(head, vocabulary.texts)
+    hidden_query = to_hidden(query, head.weight.detach())
+    return Language(head.spec.name, truth, vocabulary, query, hidden_query)

@@ -22,6 +22,7 @@ from f3rm.language.relevancy import (
     to_hidden,
 )
 from f3rm.language.text_encoder import QueryText
+from f3rm.language.text_map import TextMap
 
 ScoreKind = Literal["relevancy", "cosine"]
 Several = Literal["averaged", "each alone"]
@@ -42,6 +43,7 @@ class Words:
         positives: Their embeddings, shape (positives, channels).
         negatives: Embeddings of the negative phrases, shape (negatives, channels).
         are_known: Whether the text tower knows all words of each positive phrase.
+        text_map: The language that they are asked in; None for the head's own text tower.
     """
 
     text: QueryText
@@ -49,6 +51,7 @@ class Words:
     positives: Float[Tensor, "positives channels"]
     negatives: Float[Tensor, "negatives channels"]
     are_known: tuple[bool, ...]
+    text_map: TextMap | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,9 @@ def active_query(
     num_words = 0
     known: tuple[bool, ...] = ()
     if words is not None:
-        names, query = _query(words.labels, words.positives, words.negatives, settings)
+        names, query = _query(
+            words.labels, words.positives, words.negatives, settings, text_map=words.text_map
+        )
         labels, queries, num_words = names, [query], len(names)
         together = settings.several == "averaged"
         known = (all(words.are_known),) if together else words.are_known[:num_words]
@@ -181,13 +186,16 @@ def _query(
     settings: DisplaySettings,
     *,
     most: int = MOST_PROMPTS,
+    text_map: TextMap | None = None,
 ) -> tuple[list[str], Query]:
     """Returns the labels and the query of at most so many prompts."""
     if settings.score == "cosine":
         negatives = negatives[:0]
     if settings.several == "averaged":
         labels, positives = [" + ".join(labels)], averaged(positives)
-    query = make_query(positives[:most], negatives, temperature=settings.temperature)
+    query = make_query(
+        positives[:most], negatives, temperature=settings.temperature, text_map=text_map
+    )
     return [shortened(label) for label in labels[:most]], query
 
 

@@ -12,13 +12,16 @@ than another. ``benchmarks/presence.py`` compares both with other rules.
 soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from f3rm.language.text_map import TextMap
 
 CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
 """LERF's negatives: phrases that fit any content."""
@@ -68,7 +71,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts and negatives, as unit vectors in a head's feature space.
+    """Prompts and negatives, as unit vectors in a head's feature space, or in that of a language.
 
     Attributes:
         prompts: One embedding per prompt, shape (prompts, channels); each gets a score of its own.
@@ -76,12 +79,14 @@ class Query:
             scores are cosines.
         temperature: Soft-max temperature tau, > 0.
         contrast: The prompts as seen from the scene's mean feature; None for LERF's rule.
+        text_map: Maps features into the space of the prompts; None where they are in it.
     """
 
     prompts: Float[Tensor, "prompts channels"]
     negatives: Float[Tensor, "negatives channels"]
     temperature: float = TEMPERATURE
     contrast: Contrast | None = None
+    text_map: TextMap | None = None
 
     @property
     def has_negatives(self) -> bool:
@@ -99,13 +104,16 @@ class HiddenQuery:
         gram: ``W^T W``, shape (hidden, hidden), so that ``|W H|^2 = H^T G H``.
         temperature: Soft-max temperature tau.
         contrast: That of the query; None for LERF's rule.
+        decode: From hidden vectors to those of a language whose map is not linear; prompts,
+            negatives and contrast are in its space then, and ``gram`` is None.
     """
 
     prompts: Float[Tensor, "hidden prompts"]
     negatives: Float[Tensor, "hidden negatives"]
-    gram: Float[Tensor, "hidden hidden"]
+    gram: Float[Tensor, "hidden hidden"] | None
     temperature: float
     contrast: Contrast | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
 
     @property
     def has_negatives(self) -> bool:
@@ -119,6 +127,7 @@ def make_query(
     *,
     temperature: float = TEMPERATURE,
     mean: Float[Tensor, " channels"] | None = None,
+    text_map: TextMap | None = None,
 ) -> Query:
     """Normalises embeddings into a query.
 
@@ -127,6 +136,7 @@ def make_query(
         negatives: Embeddings of any length; None for plain cosines.
         temperature: Soft-max temperature, > 0.
         mean: Mean of the scene's unit features, for the scene's own contrast; None for LERF's rule.
+        text_map: Maps features into the space of the embeddings; None where they are in it.
 
     Raises:
         ValueError: If there is no prompt or the temperature is not positive.
@@ -144,6 +154,7 @@ def make_query(
         negatives=functional.normalize(negatives, dim=-1),
         temperature=temperature,
         contrast=None if mean is None else _contrast(prompts, mean),
+        text_map=text_map,
     )
 
 
@@ -186,7 +197,8 @@ def similarity(
     features: Float[Tensor, "*batch channels"], query: Query
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores features of any length against every prompt, from the C channels."""
-    units = functional.normalize(features, dim=-1, eps=_EPSILON)
+    vectors = features if query.text_map is None else query.text_map(features)
+    units = functional.normalize(vectors, dim=-1, eps=_EPSILON)
     scores = relevancy(
         units @ query.prompts.T, units @ query.negatives.T, temperature=query.temperature
     )
@@ -210,6 +222,18 @@ def _contrasted(
 
 def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> HiddenQuery:
     """Carries a query into the hidden space of the head ``f = W H``, in the head's dtype."""
+    language = query.text_map
+    if language is not None and language.matrix is None:
+        return HiddenQuery(
+            prompts=query.prompts.to(head_weight).T,
+            negatives=query.negatives.to(head_weight).T,
+            gram=None,
+            temperature=query.temperature,
+            contrast=query.contrast,
+            decode=lambda hidden: language(hidden @ head_weight.T),
+        )
+    if language is not None and language.matrix is not None:
+        head_weight = language.matrix.to(head_weight) @ head_weight
     contrast = query.contrast
     if contrast is not None:
         contrast = Contrast(
@@ -231,7 +255,15 @@ def similarity_from_hidden(
     hidden: Float[Tensor, "*batch hidden"], query: HiddenQuery
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
-    squared = (hidden @ query.gram * hidden).sum(-1, keepdim=True)
+    if query.decode is not None:  # its vectors have many channels: a batch of them at a time
+        decoded = replace(query, decode=None)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        starts = range(0, max(len(rows), 1), _BATCH)
+        vectors = (query.decode(rows[start : start + _BATCH]) for start in starts)
+        scores = torch.cat([similarity_from_hidden(each, decoded) for each in vectors])
+        return scores.view(*hidden.shape[:-1], query.prompts.shape[-1])
+    weighted = hidden if query.gram is None else hidden @ query.gram
+    squared = (weighted * hidden).sum(-1, keepdim=True)
     length = squared.clamp_min(_EPSILON**2).sqrt()
     scores = relevancy(
         hidden @ query.prompts / length,
@@ -242,11 +274,20 @@ def similarity_from_hidden(
 
 
 def mean_unit_feature(
-    hidden: Float[Tensor, "points hidden"], head_weight: Float[Tensor, "channels hidden"]
-) -> Float[Tensor, " channels"]:
-    """Returns the mean of the unit features of hidden vectors, a batch of features at a time."""
-    total = head_weight.new_zeros(len(head_weight))
-    for start in range(0, len(hidden), _BATCH):
+    hidden: Float[Tensor, "points hidden"],
+    head_weight: Float[Tensor, "channels hidden"],
+    text_map: TextMap | None = None,
+) -> Float[Tensor, " text_channels"]:
+    """Returns the mean of the unit features of hidden vectors, a batch of features at a time.
+
+    Args:
+        hidden: The hidden vectors.
+        head_weight: The weight of their head.
+        text_map: Maps features into the space of the mean; None for the features themselves.
+    """
+    sums: list[Tensor] = []
+    for start in range(0, max(len(hidden), 1), _BATCH):
         features = hidden[start : start + _BATCH].to(head_weight) @ head_weight.T
-        total += functional.normalize(features, dim=-1, eps=_EPSILON).sum(0)
-    return total / max(len(hidden), 1)
+        vectors = features if text_map is None else text_map(features)
+        sums.append(functional.normalize(vectors, dim=-1, eps=_EPSILON).sum(0))
+    return torch.stack(sums).sum(0) / max(len(hidden), 1)

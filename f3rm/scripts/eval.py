@@ -31,6 +31,8 @@ class Eval(Command):
     """config.yml of a plain Nerfacto run on the same dataset, to report its PSNR too."""
     head: str | None = None
     """The feature head to ask; without it the first that has a text tower."""
+    language: str | None = None
+    """Name or .safetensors file of a language, to ask a head that has no text tower, as RADIO's."""
     data: Path | None = None
     """The dataset, where it was moved since training."""
     seed: int = 0
@@ -49,6 +51,7 @@ class Eval(Command):
             data=self.data,
             nerfacto=self.nerfacto,
             head=self.head,
+            language=self.language,
             pictures=self.pictures,
             queries=self.queries,
             seed=self.seed,

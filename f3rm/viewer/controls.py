@@ -22,6 +22,7 @@ from f3rm.errors import HeadSpec
 from f3rm.language.active_query import ActiveQuery
 from f3rm.language.image_encoder import image_below
 from f3rm.language.text_encoder import QueryText, TextEncoder
+from f3rm.language.text_map import TextMap, language_files
 from f3rm.viewer.elements import Markdown, ViewerLink, escaped
 from f3rm.viewer.panels import (
     NO_QUERY,
@@ -105,7 +106,8 @@ class FeatureControls(nn.Module):
         """
         if not self.attached:
             self._encode_words()
-        mean = background.get(self.ask.head) if self.ask.canonical else None
+        head = self._state.head_of(self.ask.head)
+        mean = background.get(head) if self.ask.canonical else None
         settings = self.look.settings(coloured=self.attached)
         return self._state.active_query(self.ask.head, mean, settings)
 
@@ -173,6 +175,7 @@ class FeatureControls(nn.Module):
         self._worker.submit(name, work, delay=delay)
 
     def _on_attach(self) -> None:
+        self._do("languages", self._offer_languages)
         self._do("restore", self._offer_saved)
         self._on_change(None)
 
@@ -214,7 +217,8 @@ class FeatureControls(nn.Module):
     def _add_image(self, *, is_positive: bool) -> str:
         self._say("Encoding the image ...")
         path = image_below(self._image_folder or self.link.data_folder, self.point.image)
-        label = self._state.add_image(self.ask.head, path, self.point.crop, is_positive=is_positive)
+        head = self._state.head_of(self.ask.head)
+        label = self._state.add_image(head, path, self.point.crop, is_positive=is_positive)
         return f"{label} is {'a positive' if is_positive else 'a negative'}."
 
     def _on_forget(self, element: Any) -> None:
@@ -224,6 +228,12 @@ class FeatureControls(nn.Module):
 
     def _file(self) -> QueryFile:
         return QueryFile(self.link.run_folder)
+
+    def _offer_languages(self) -> str:
+        files = language_files(self.link.run_folder, self._state.specs)
+        languages = [TextMap.load(file) for file in files.values()]
+        self.ask.offer_heads(self._state.set_languages(languages, TextEncoder))
+        return ""
 
     def _offer_saved(self, chosen: str | None = None) -> str:
         self.saved.offer(sorted(self._file().read()), chosen)

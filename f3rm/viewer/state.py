@@ -24,6 +24,7 @@ from f3rm.language.active_query import (
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.known_words import unknown_reason, unknown_words
 from f3rm.language.text_encoder import QueryText, TextEncoder
+from f3rm.language.text_map import TextMap, TextMapError, head_of_language
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class QueryState:
         self.specs: dict[str, HeadSpec] = {}
         self.examples: tuple[Example, ...] = ()
         self._text_encoders: dict[str, TextEncoder] = {}
+        self._languages: dict[str, tuple[str, TextMap]] = {}
         self._image_encoders: dict[str, ImageEncoder] = {}
         self._answer: _Answer | None = None
 
@@ -72,8 +74,43 @@ class QueryState:
             self.specs = {spec.name: spec for spec in specs}
             self._text_encoders = {s.name: make_encoder(s.backbone) for s in specs if s.has_text}
             self._image_encoders = {spec.name: ImageEncoder(spec) for spec in specs}
+            self._languages = {}
             self._answer = None
-        return [*self._text_encoders, *(spec.name for spec in specs if not spec.has_text)]
+        return self._choices
+
+    def set_languages(
+        self, languages: Sequence[TextMap], make_encoder: Callable[..., TextEncoder]
+    ) -> list[str]:
+        """Offers heads in other languages than their own, as choices beside the heads.
+
+        Args:
+            languages: The languages of the run; those that fit no head are left out.
+            make_encoder: Builds a text encoder for a backbone.
+
+        Returns:
+            All choices, those with language first.
+        """
+        for language in languages:
+            try:
+                head = head_of_language(language, self.specs)
+            except TextMapError as error:
+                logger.warning("%s", error)
+                continue
+            choice = f"{head} in {language.name}"
+            self._languages[choice] = (head, language)
+            self._text_encoders[choice] = make_encoder(language.text)
+        return self._choices
+
+    @property
+    def _choices(self) -> list[str]:
+        return [
+            *self._text_encoders,
+            *(name for name in self.specs if name not in self._text_encoders),
+        ]
+
+    def head_of(self, choice: str) -> str:
+        """Returns the head of a choice: a head's name, or a head in a language."""
+        return self._languages[choice][0] if choice in self._languages else choice
 
     def active_query(
         self, head: str, background: Tensor | None, settings: DisplaySettings
@@ -81,10 +118,11 @@ class QueryState:
         """Returns the query of a head; None where nothing is asked.
 
         Args:
-            head: The head's name.
+            head: The head's name, or a head in a language.
             background: The mean feature, a negative of every example; None for none.
             settings: How scores are computed and shown.
         """
+        choice, head = head, self.head_of(head)
         spec, answer = self.specs.get(head), self._answer
         if spec is None:
             return None
@@ -93,7 +131,7 @@ class QueryState:
             for example in self.examples
             if head in example.features and len(example.features[head]) == spec.channels
         ]
-        words = answer.words if answer is not None and answer.head == head else None
+        words = answer.words if answer is not None and answer.head == choice else None
         mean = None if background is None else unit(background)
         return active_query(head, words, fitting, mean, settings)
 
@@ -101,7 +139,7 @@ class QueryState:
         """Embeds typed words for a head; never raises.
 
         Args:
-            head: The head's name.
+            head: The head's name, or a head in a language.
             text: The words; the last ones are not embedded again.
             say: Receives a status before slow work.
 
@@ -126,7 +164,9 @@ class QueryState:
         embeddings = encoder.encode([*positives, *negatives])
         count, known = len(positives), encoder.known_words()
         are_known = tuple(not unknown_words([phrase], known) for phrase in positives)
-        return Words(text, tuple(positives), embeddings[:count], embeddings[count:], are_known)
+        text_map = self._languages[head][1] if head in self._languages else None
+        prompts, others = embeddings.split((count, len(negatives)))
+        return Words(text, tuple(positives), prompts, others, are_known, text_map)
 
     def _describe(self, head: str, text: QueryText, words: Words | None) -> str:
         if words is not None:

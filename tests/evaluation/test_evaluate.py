@@ -16,7 +16,7 @@ from f3rm.evaluation.evaluate import evaluate_run, nerfacto_psnr
 from f3rm.evaluation.predictions import field_scores, psnr, render_view, teacher_scores
 from f3rm.evaluation.report import HEAD_NUMBERS
 from f3rm.evaluation.vocabulary import open_language
-from f3rm.language.questions import choose_head
+from f3rm.language.heads import choose_head
 from f3rm.language.relevancy import make_query, similarity, similarity_from_hidden, to_hidden
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene.casting import hidden_of
