@@ -54,7 +54,7 @@ def hidden_at(
 
 @torch.no_grad()
 def values_at(
-    model: FeatureFieldModel,
+    hidden_at: Callable[[Tensor], Iterator[Tensor]],
     positions: Float[Tensor, "points 3"],
     seen: Bool[Tensor, " points"],
     made: Callable[[Tensor], Tensor],
@@ -65,7 +65,7 @@ def values_at(
     """Returns values made from the hidden vectors at positions, on the CPU.
 
     Args:
-        model: The trained model.
+        hidden_at: Yields the hidden vectors of positions, in batches.
         positions: Positions in the scene frame.
         seen: Which of them a training camera sees; see :class:`SeenSpace`.
         made: From hidden vectors (batch, hidden) to values.
@@ -76,7 +76,7 @@ def values_at(
     values = torch.full(shape, outside)
     rows = seen.nonzero()[:, 0]
     start = 0
-    for hidden in hidden_at(model, positions[rows]):
+    for hidden in hidden_at(positions[rows]):
         stop = start + len(hidden)
         values[rows[start:stop]] = made(hidden).float().cpu()
         start = stop

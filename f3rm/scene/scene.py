@@ -24,15 +24,16 @@ from f3rm.language.questions import (
     questions_in,
 )
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
-from f3rm.model import FeatureFieldModel
 from f3rm.scene.find import find_instances
 from f3rm.scene.found import Found, Identified, Instance
-from f3rm.scene.frames import FrameName, Frames, single
+from f3rm.scene.frames import FrameName, single
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
-from f3rm.scene.points import SeenSpace, check_points, density_at, values_at
-from f3rm.scene.run_loading import LoadedRun, Split, field_model, load_run
+from f3rm.scene.points import SeenSpace, check_points
+from f3rm.scene.run_loading import LoadedRun, Split, load_run
 from f3rm.scene.scored import score_surface
-from f3rm.scene.surface import SurfacePoints, sample_surface, thinned
+from f3rm.scene.source import FieldSource, Source
+from f3rm.scene.splat.loading import LoadedSplat, is_splat, load_splat
+from f3rm.scene.surface import SurfacePoints, thinned
 from f3rm.store.device import resolve_device
 
 NUM_RAYS = 1 << 16
@@ -55,11 +56,11 @@ def load(
     surface_rays: int = NUM_RAYS,
     show_progress: bool = False,
 ) -> "Scene":
-    """Opens a trained run.
+    """Opens a trained run, or a splat with the dataset that it was trained on.
 
     Args:
-        run: Its ``config.yml``, or the folder that has it.
-        data: The dataset, where it was moved since training.
+        run: Its ``config.yml``, or the folder that has it; or a ``.ply`` of Gaussians.
+        data: The dataset, where it was moved since training; of a splat always.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         surface_rays: Rays that give the surface points of :meth:`Scene.find`, cast at the first
             search; fewer are faster, more find smaller objects.
@@ -67,16 +68,16 @@ def load(
 
     Raises:
         RunError: If configuration, checkpoint or dataset cannot be used.
-        DeviceError: If there is no such device.
-        F3rmError: If the dataset's photographs or its feature cache are broken.
+        F3rmError: If splat, device, photographs or features cannot be used.
     """
-    moved = None if data is None else Path(data)
-    opened = load_run(Path(run), data=moved, device=resolve_device(device))
+    path, moved = Path(run), None if data is None else Path(data)
+    open_it = load_splat if is_splat(path) else load_run
+    opened = open_it(path, data=moved, device=resolve_device(device))
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
 class Scene:
-    """A trained run, open for questions.
+    """A trained run or a splat, open for questions.
 
     Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
     default), ``nerfstudio`` (the run's own) or ``metres`` (where the dataset gives its scale).
@@ -85,20 +86,25 @@ class Scene:
     """
 
     def __init__(
-        self, run: LoadedRun, *, surface_rays: int = NUM_RAYS, show_progress: bool = False
+        self,
+        run: LoadedRun | LoadedSplat,
+        *,
+        surface_rays: int = NUM_RAYS,
+        show_progress: bool = False,
     ) -> None:
         self.run = run
         self._surface_rays = surface_rays
-        self.model: FeatureFieldModel = field_model(run)
-        self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
-        self._questioner = Questioner(self.model.heads)
-        cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
-        self._sampled = lru_cache(maxsize=2)(cast)
+        self.source: Source = run.source if isinstance(run, LoadedSplat) else FieldSource(run)
+        self.frames = self.source.frames
+        self._questioner = Questioner(self.source.heads)
+        self._seen_space = SeenSpace(run.train.cameras)
+        sample = partial(self.source.sample_surface, show_progress=show_progress)
+        self._sampled = lru_cache(maxsize=2)(sample)
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the feature heads."""
-        return tuple(self.model.heads)
+        return tuple(self.source.heads)
 
     def views(self, split: SplitName = "train") -> tuple[str, ...]:
         """Returns the ``file_path`` of each photograph of a split."""
@@ -119,10 +125,6 @@ class Scene:
         """
         return self._seen_space.contains(self._positions(points, frame))
 
-    @cached_property
-    def _seen_space(self) -> SeenSpace:
-        return SeenSpace(self.run.train.cameras)
-
     def _positions(self, points: Points, frame: FrameName) -> Float[Tensor, "points 3"]:
         positions = check_points(torch.as_tensor(points).detach().cpu())
         return self.frames.get(frame).to_scene(positions).float()
@@ -130,7 +132,7 @@ class Scene:
     def hidden(
         self, points: Points, *, frame: FrameName = "dataset"
     ) -> Float[Tensor, "points hidden"]:
-        """Returns the field's hidden vectors at points; a head's features are linear in them.
+        """Returns hidden vectors at points; a head's features are linear in them.
 
         Args:
             points: Positions, shape (points, 3).
@@ -139,13 +141,13 @@ class Scene:
         Raises:
             F3rmError: If the points are not finite, or the frame is not known.
         """
-        channels = self.model.feature_field.hidden_dim
-        return self._at(self._positions(points, frame), nn.Identity(), channels)
+        positions = self._positions(points, frame)
+        return self._at(positions, nn.Identity(), self.source.hidden_dim)
 
     def features(
         self, points: Points, head: str | None = None, *, frame: FrameName = "dataset"
     ) -> Float[Tensor, "points channels"]:
-        """Returns the field's features at points.
+        """Returns features at points.
 
         Args:
             points: Positions, shape (points, 3).
@@ -165,12 +167,10 @@ class Scene:
             F3rmError: If there is none, or none of that name.
         """
         if not self.heads:
-            msg = (
-                "This run has no feature heads: its checkpoint was made without a feature cache. "
-                "Run f3rm extract, then train again."
-            )
-            raise F3rmError(msg)
-        return self.model.feature_field.head(self.heads[0] if name is None else name)
+            raise F3rmError(self.source.without_heads)
+        if (chosen := name or self.heads[0]) not in self.heads:
+            raise F3rmError(f"The scene has the heads {list(self.heads)}, got {name!r}.")
+        return self.source.heads[chosen]
 
     def _at(
         self,
@@ -181,7 +181,7 @@ class Scene:
         outside: float = 0.0,
     ) -> Tensor:
         seen = self._seen_space.contains(positions)
-        return values_at(self.model, positions, seen, made, channels, outside=outside)
+        return self.source.values_at(positions, seen, made, channels, outside=outside)
 
     def density(self, points: Points, *, frame: FrameName = "dataset") -> Float[Tensor, " points"]:
         """Returns the volume density at points, per unit of length of their frame.
@@ -191,11 +191,11 @@ class Scene:
             frame: Their frame.
 
         Raises:
-            F3rmError: If the points are not finite, or the frame is not known.
+            F3rmError: If points or frame cannot be used, or for a splat, which has no density.
         """
         positions = self._positions(points, frame)
         seen = self._seen_space.contains(positions)
-        return density_at(self.model, positions, seen) * self.frames.get(frame).scene_per_unit
+        return self.source.density_at(positions, seen) * self.frames.get(frame).scene_per_unit
 
     def similarity(
         self,
@@ -332,9 +332,8 @@ class Scene:
             LanguageError: If the field or the head has no text tower.
             F3rmError: If question or options cannot be used.
         """
-        return score_surface(
-            self.cells, SPACING, self.question(question, **options), None
-        ).threshold
+        asked = self.question(question, **options)
+        return score_surface(self.cells, SPACING, asked, None).threshold
 
     def render(
         self,
@@ -378,7 +377,8 @@ class Scene:
             thresholds=tuple([0.0] * len(asked) if least is None else least),
             units_per_scene=1 / known.scene_per_unit,
         )
-        return render_images(self.model, known.cameras_to_scene(single(camera)), wanted)
+        camera = known.cameras_to_scene(single(camera))
+        return render_images(self.source.bands(camera), camera, wanted)
 
     def mask(
         self, instance: Instance, camera: Cameras, *, frame: FrameName | None = None
@@ -396,4 +396,5 @@ class Scene:
         camera = self.frames.get(frame or instance.frame).cameras_to_scene(single(camera))
         own = self.frames.get(instance.frame)
         reach = _MASK_REACH * instance.spacing * own.scene_per_unit
-        return render_mask(self.model, camera, own.to_scene(instance.points.double()), reach)
+        points = own.to_scene(instance.points.double())
+        return render_mask(self.source.bands(camera), points, reach)

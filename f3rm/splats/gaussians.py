@@ -94,11 +94,11 @@ def harmonics(
         count: How many: 1, 4, 9 or 16.
     """
     x, y, z = directions.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
     basis = [torch.full_like(x, SH_0)]
     if count > 1:
         basis += [-_SH_1 * y, _SH_1 * z, -_SH_1 * x]
     if count > 4:
-        xx, yy, zz = x * x, y * y, z * z
         a, b, c = _SH_2
         basis += [a * x * y, -a * y * z, b * (2 * zz - xx - yy), -a * x * z, c * (xx - yy)]
     if count > 9:

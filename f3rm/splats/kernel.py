@@ -68,9 +68,16 @@ class KernelRasterizer:
         first, last = (bounds.numpy() for bounds in projected.tile_bounds(camera))
         starts, members = _sorted_into_tiles()(first, last, *camera.tiles)
         reaches = (projected.opacities.double() / LEAST_ALPHA).log().numpy()
-        parts = (projected.ids, projected.means, projected.conics, projected.opacities)
-        arrays = [part.contiguous().numpy() for part in parts]
-        self._scene = _Scene(*arrays, reaches, starts, members, camera.tiles[1])
+        self._scene = _Scene(
+            ids=projected.ids.numpy(),
+            means=projected.means.contiguous().numpy(),
+            conics=projected.conics.contiguous().numpy(),
+            opacities=projected.opacities.numpy(),
+            reaches=reaches,
+            starts=starts,
+            members=members,
+            columns=camera.tiles[1],
+        )
 
     def composite(
         self, values: Float[Tensor, "gaussians channels"]

@@ -11,7 +11,7 @@ from f3rm.splats.gaussians import Gaussians, flat_colours
 _PLANE_NEIGHBOURS = 12
 """Points that decide the plane of a Gaussian, the nearest first."""
 _SPACING_NEIGHBOURS = 4
-_WIDTH = 0.6
+_WIDTH = 0.5
 """Standard deviation over the distance of neighbours: with less, gaps show; with more, it blurs."""
 _THICKNESS = 0.1
 """Of a Gaussian, over its width."""

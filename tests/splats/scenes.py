@@ -103,7 +103,9 @@ def make_store(folder, names, maps, image_size, codec="fp32"):
     fitted = fit_codec(parse_codec(codec), maps.reshape(-1, channels))
     records = write_codec(folder, fitted)
     stored = fitted.encode(maps).numpy()
-    chunk = write_chunk(folder / "chunk_0000.npy", stored.shape, str(stored.dtype), [stored])
+    shape = (len(maps), rows, cols, stored.shape[-1])
+    dtype = fitted.spec.dtype
+    chunk = write_chunk(folder / "chunk_0000.npy", shape, dtype, [stored])
     spec = FeatureSpec(
         BackboneRef("none", "none", "none"), ("final",), precision="float32", codec=codec
     )
@@ -113,8 +115,8 @@ def make_store(folder, names, maps, image_size, codec="fp32"):
         for row, name in enumerate(names)
     ]
     record = ChunkRecord(
-        "chunk_0000.npy", chunk.bytes, stored.shape, str(stored.dtype), chunk.checksum,
-        codec_error=0.0, images=tuple(names), taps={"final": (rows, cols, stored.shape[-1])},
+        "chunk_0000.npy", chunk.bytes, shape, dtype, chunk.checksum,
+        codec_error=0.0, images=tuple(names), taps={"final": shape[1:]},
     )  # fmt: skip
     manifest = Manifest(
         spec=spec,

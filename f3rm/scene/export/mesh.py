@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-from f3rm.camera_render import RGB_ONLY
 from f3rm.errors import StrPath, as_path
 from f3rm.scene.boxes import OrientedBox
 from f3rm.scene.export.files import (
@@ -218,7 +217,7 @@ def _depth_views(
     scene: Scene, meshing: Meshing, boxes: list[OrientedBox], *, show_progress: bool
 ) -> Iterator[DepthView]:
     """Renders training views; with boxes only surfaces in or near one of them have a depth."""
-    cameras = scene.run.train.cameras.to("cpu")
+    cameras = scene.cameras(frame="nerfstudio")
     count = min(meshing.views, len(cameras))
     chosen = np.linspace(0, len(cameras) - 1, count).round().astype(int)
     for index in track(chosen, total=count, label="views", show=show_progress):
@@ -250,7 +249,7 @@ def pinhole(camera: Cameras, height: int) -> Cameras:
 
 
 def _depth_view(scene: Scene, camera: Cameras, boxes: list[OrientedBox]) -> DepthView:
-    outputs = scene.model.get_outputs_for_camera(camera.to(scene.model.device), request=RGB_ONLY)
+    outputs = scene.source.plain_outputs(camera)
     bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
     along, expected = outputs["depth"].cpu(), outputs["expected_depth"].cpu()
     seen = outputs["accumulation"].cpu() >= LEAST_ACCUMULATION
