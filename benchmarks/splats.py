@@ -33,7 +33,7 @@ from f3rm.splats.views import sample_map
 
 SIZE = (360, 480)
 GRID = (27, 36)
-SCALE = 0.0128
+SCALE = 0.0119
 """Mean standard deviation of a Gaussian: gives about 60 contributions per pixel."""
 CPU = torch.device("cpu")
 

@@ -28,6 +28,7 @@ from f3rm.scene.export import (
 from f3rm.scene.export.files import CLOUD_SUFFIXES, check_file
 from f3rm.scene.export.mesh import pinhole
 from f3rm.scene.export.objects import nearest_instance
+from f3rm.scene.splat.answers import SplatSource
 from f3rm.scripts.cli import main
 
 FEW = Sampling(rays=3000)
@@ -59,6 +60,7 @@ def test_a_run_becomes_a_splat_that_answers_alike(scene, tmp_path):
     points = export_splat(scene, file, Sampling(rays=20_000, spacing=0.03, frame="metres"))
     splat = f3rm.load(file, data=scene.run.data, device="cpu")
     assert splat.heads == scene.heads
+    assert isinstance(splat.source, SplatSource)
     means = splat.source.source.to_scene(splat.source.gaussians.means)
     own = splat.frames.get("metres").from_scene(means)
     torch.testing.assert_close(own, points.positions, atol=1e-4, rtol=0)

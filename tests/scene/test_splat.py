@@ -15,6 +15,7 @@ from f3rm.scene.splat.loading import dataset_from_source, load_splat
 from f3rm.splats.ply import read_ply, write_ply
 from f3rm.splats.views import PhotographsDisagreeError, compare
 from f3rm.synthetic import splat as true_splat
+from f3rm.synthetic.layouts import SceneKind
 from f3rm.synthetic.scenes import SceneSettings
 from f3rm.synthetic.truth import SceneTruth
 from tests.scene_fixtures import write_scene
@@ -23,7 +24,7 @@ SIZES = {"views": 10, "height": 72, "width": 96}
 CPU = torch.device("cpu")
 
 
-def make_data(folder, kind="tabletop"):
+def make_data(folder, kind: SceneKind = "tabletop"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(true_splat, "NUM_GAUSSIANS", 40_000)
         data = write_scene(folder, kind, **SIZES)
