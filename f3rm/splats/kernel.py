@@ -30,6 +30,7 @@ from f3rm.splats.projection import (
 _Kernel = Callable[..., Any]
 _BAND = 2
 """Rows of tiles in a band: the same for every number of threads, and so are the sums."""
+_SLACK = 0.05
 _ROUNDING = {"contract"}
 
 
@@ -183,9 +184,10 @@ def _row_weights(dtype: np.dtype) -> _Kernel:
     def weigh(
         mean_x: Any,
         down: Any,
-        conic: Any,
+        conic: tuple[Any, Any, Any],
         opacity: Any,
-        start: int,
+        span: tuple[int, int],
+        place: tuple[int, int],
         transmittance: Any,
         weights: Any,
     ) -> int:
@@ -194,44 +196,56 @@ def _row_weights(dtype: np.dtype) -> _Kernel:
         A pixel that has ended has a transmittance of 0.
         """
         ended = 0
-        xx, xy, yy = conic[0], conic[1], conic[2]
-        for pixel in range(len(weights)):
+        start, (row, offset) = span[0], place
+        for pixel in range(span[1] - start):
             across = mean_x - (number(start + pixel) + half)
-            sigma = half * (xx * across * across + yy * down * down) + xy * across * down
+            sigma = half * (conic[0] * across * across + conic[2] * down * down)
+            sigma += conic[1] * across * down
             alpha = min(most, opacity * exp(-sigma))
-            before = transmittance[pixel]
+            before = transmittance[row, offset + pixel]
             after = before * (one - alpha)
             is_shown = (sigma >= zero) & (alpha >= least)
             goes_on = after > end
             weights[pixel] = alpha * before if is_shown & goes_on else zero
             ended += is_shown & (not goes_on) & (before > zero)
             left = after if goes_on else zero
-            transmittance[pixel] = left if is_shown else before
+            transmittance[row, offset + pixel] = left if is_shown else before
         return ended
 
     return _compile(weigh, fastmath=_ROUNDING)
 
 
 def _spans(
-    mean: Any, conic: Any, reach: float, rows: tuple[int, int], columns: tuple[int, int], spans: Any
-) -> None:
+    mean: tuple[float, float],
+    conic: tuple[float, float, float],
+    reach: float,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    spans: Any,
+) -> tuple[int, int]:
     """Finds the pixels of a tile where a Gaussian may count: first and last x, row by row.
 
-    They are those in the ellipse of sigma up to ``reach``, and a pixel around it: there, the alpha
-    decides. In double precision, because thin ellipses lose all of single.
+    They are those whose centres are in the ellipse of sigma up to ``reach``, and a little around
+    it: there, the alpha decides. In double precision, because thin ellipses lose all of single.
+
+    Returns:
+        The first row that has such pixels, and the one after the last.
     """
-    xx, xy, yy = float(conic[0]), float(conic[1]), float(conic[2])
-    determinant = xx * yy - xy * xy
+    xx, xy, yy = conic
+    determinant = max(xx * yy - xy * xy, 1e-30)
+    limit = 2 * xx * reach
+    tall, inverse = math.sqrt(limit / determinant) + _SLACK, 1 / xx
+    top = max(rows[0], math.ceil(max(mean[1] - tall, -1.0) - 0.5))
+    bottom = min(rows[1], math.floor(max(min(mean[1] + tall, rows[1] + 1.0), -1.0) - 0.5) + 1)
     low, high = columns
-    for row in range(rows[0], rows[1]):
+    for row in range(top, bottom):
         down = row + 0.5 - mean[1]
-        inside = 2 * xx * reach - determinant * down * down
-        half = math.sqrt(max(inside, 0.0)) / xx + 1.5
-        middle = mean[0] - xy * down / xx
-        is_far = inside < -1e-3 * xx * reach  # of rounding
+        half = math.sqrt(max(limit - determinant * down * down, 0.0)) * inverse + _SLACK
+        middle = mean[0] - xy * down * inverse
         first, last = max(middle - half, low - 1.0), min(middle + half, high + 1.0)
-        spans[row - rows[0], 0] = max(low, int(first))
-        spans[row - rows[0], 1] = low if is_far or not first <= last else min(high, int(last) + 1)
+        spans[row - rows[0], 0] = max(low, math.ceil(first - 0.5))
+        spans[row - rows[0], 1] = min(high, math.floor(last - 0.5) + 1) if first <= last else low
+    return top, bottom
 
 
 @lru_cache
@@ -248,24 +262,27 @@ def _walking(dtype: np.dtype, use: _Kernel) -> _Kernel:
         spans = np.empty((TILE, 2), np.int64)
         alive = (bottom - top) * (right - left)
         for member in scene.members[scene.starts[tile] : scene.starts[tile + 1]]:
-            mean, conic, reach = scene.means[member], scene.conics[member], scene.reaches[member]
+            # No slices of arrays in here: making one takes as long as two pixels.
+            reach, opacity = scene.reaches[member], scene.opacities[member]
             if reach < 0:
                 continue
-            spans_of(mean, conic, reach, (top, bottom), (left, right), spans)
-            for y in range(top, bottom):
-                start, stop = spans[y - top]
-                if start >= stop:
-                    continue
-                alive -= weigh(
-                    mean[0],
-                    mean[1] - (number(y) + number(0.5)),
-                    conic,
-                    scene.opacities[member],
-                    start,
-                    transmittance[y - top, start - left : stop - left],
-                    weights[: stop - start],
-                )
-                use(weights[: stop - start], picture[y, start:stop], rows, places[member])
+            x, y = scene.means[member, 0], scene.means[member, 1]
+            xx, xy, yy = (
+                scene.conics[member, 0],
+                scene.conics[member, 1],
+                scene.conics[member, 2],
+            )
+            exact = float(xx), float(xy), float(yy)
+            centre, edges = (float(x), float(y)), (left, right)
+            low, high = spans_of(centre, exact, reach, (top, bottom), edges, spans)
+            for row in range(low, high):
+                span = spans[row - top, 0], spans[row - top, 1]
+                if span[0] < span[1]:
+                    down = y - (number(row) + number(0.5))
+                    place = row - top, span[0] - left
+                    conic = xx, xy, yy
+                    alive -= weigh(x, down, conic, opacity, span, place, transmittance, weights)
+                    use(weights, row, span, picture, rows, places[member])
             if alive <= 0:
                 break
 
@@ -276,12 +293,14 @@ def _walking(dtype: np.dtype, use: _Kernel) -> _Kernel:
 def _drawing(dtype: np.dtype) -> _Kernel:
     """Returns the function that composites the values of a band."""
 
-    def use(weights: Any, pixels: Any, values: Any, place: int) -> None:
-        for pixel in range(len(weights)):
-            weight = weights[pixel]
+    def use(
+        weights: Any, row: int, span: tuple[int, int], picture: Any, values: Any, place: int
+    ) -> None:
+        for column in range(span[0], span[1]):
+            weight = weights[column - span[0]]
             if weight > 0:
                 for channel in range(values.shape[1]):
-                    pixels[pixel, channel] += weight * values[place, channel]
+                    picture[row, column, channel] += weight * values[place, channel]
 
     walk = _walking(dtype, _compile(use, fastmath=_ROUNDING))
 
@@ -296,12 +315,14 @@ def _drawing(dtype: np.dtype) -> _Kernel:
 def _gathering(dtype: np.dtype) -> _Kernel:
     """Returns the function that sums a band's pixels over the weights of its Gaussians."""
 
-    def use(weights: Any, pixels: Any, sums: Any, place: int) -> None:
-        for pixel in range(len(weights)):
-            weight = weights[pixel]
+    def use(
+        weights: Any, row: int, span: tuple[int, int], picture: Any, sums: Any, place: int
+    ) -> None:
+        for column in range(span[0], span[1]):
+            weight = weights[column - span[0]]
             if weight > 0:
                 for channel in range(sums.shape[1]):
-                    sums[place, channel] += weight * pixels[pixel, channel]
+                    sums[place, channel] += weight * picture[row, column, channel]
 
     walk = _walking(dtype, _compile(use, fastmath=_ROUNDING))
 
