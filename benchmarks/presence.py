@@ -150,7 +150,7 @@ def collect(run: Path, *, teacher: bool) -> Evidence:
     """Asks a run, or its teacher."""
     scene = f3rm.load(run, device="cpu")
     truth = SceneTruth.read(dataset_root(scene.run.data))
-    head = next(head for head in scene.model.heads.values() if head.spec.has_text)
+    head = next(head for head in scene.source.heads.values() if head.spec.has_text)
     encoder = TextEncoder(head.spec.backbone)
     asked = [(query.text, PRESENT, tuple(query.ids)) for query in truth.queries]
     asked += [(prompt.text, prompt.kind, ()) for prompt in truth.absent]
