@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
+from f3rm.model import FeatureFieldModel
 from f3rm.scene.frames import FrameName
-from f3rm.scene.source import Source
+from f3rm.scene.source import FieldSource, Source
 
 Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -102,6 +103,17 @@ class FieldAtPoints:
     def heads(self) -> tuple[str, ...]:
         """Names of the feature heads."""
         return tuple(self.source.heads)
+
+    @property
+    def model(self) -> FeatureFieldModel:
+        """The trained model.
+
+        Raises:
+            F3rmError: For a splat, which has none.
+        """
+        if not isinstance(self.source, FieldSource):
+            raise F3rmError("A splat has no trained model. Ask the scene's methods instead.")
+        return self.source.model
 
     def contains(self, points: Points, *, frame: FrameName = "dataset") -> Bool[Tensor, " points"]:
         """Returns which points are in the view of a training camera.

@@ -206,7 +206,7 @@ def test_each_surface_point_has_a_view_that_sees_it(lifted, made):
     for index, name in enumerate(scene.views()):
         rows = seen.views == index
         true = torch.from_numpy(truth.view(name).depth)
-        camera = FileCamera(cameras, index, tuple(true.shape))
+        camera = FileCamera(cameras, index, (true.shape[0], true.shape[1]))
         xy, depth = camera.project(seen.points.positions[rows])
         x, y = xy.round().long().unbind(1)
         inside = (x >= 0) & (x < true.shape[1]) & (y >= 0) & (y < true.shape[0])

@@ -15,6 +15,7 @@ from torch import Tensor
 from f3rm.camera_render import CameraOutputs
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
+from f3rm.scene.finding.find import LookCloser
 from f3rm.scene.frames import Frame, Frames
 from f3rm.scene.source import values_at
 from f3rm.scene.splat.cameras import pinhole_of
@@ -56,7 +57,7 @@ class SplatSource:
     without_heads = (
         "This splat has no features yet. Run f3rm attach SPLAT --data DATA --feature-type CLIP."
     )
-    look_closer = None  # all Gaussians are known
+    look_closer: LookCloser | None = None  # all Gaussians are known
 
     def __init__(
         self,

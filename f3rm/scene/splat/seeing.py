@@ -10,11 +10,11 @@ from torch import Tensor
 from f3rm.splats.gaussians import Gaussians
 from f3rm.splats.projection import PinholeCamera
 
-_CELL = 8
-"""Side in pixels of the cells that have one depth: Gaussians are rarely farther apart."""
+_IN_CELL = 8
+"""Gaussians in a cell of a picture, on average: so many that few cells have a hole."""
 _LEAST_OPACITY = 0.5
 """A Gaussian of less opacity at its centre hides nothing."""
-_SLACK = 0.03
+_SLACK = 0.02
 """A point may be so much farther, relative to its depth, than the nearest Gaussian of its cell."""
 _NEAR = 0.01
 
@@ -54,18 +54,26 @@ def _seen(
 ) -> Iterator[Bool[Tensor, " points"]]:
     """Yields the points that each camera sees, on the CPU."""
     for camera in cameras:
-        cells, depths, inside = _placed(camera, opaque)
-        rows, columns = (-(-side // _CELL) for side in camera.size)
-        nearest = depths.new_full((rows * columns,), torch.inf)
-        nearest.scatter_reduce_(0, cells[inside], depths[inside], "amin")
-        cells, depths, inside = _placed(camera, points)
-        yield (inside & (depths * (1 - _SLACK) - sizes <= nearest[cells])).cpu()
+        pixels, depths, inside = _placed(camera, opaque)
+        height, width = camera.size
+        count = max(1, int(inside.sum()))
+        edge = max(1, round((_IN_CELL * height * width / count) ** 0.5))
+        columns = -(-width // edge)
+        nearest = depths.new_full((-(-height // edge) * columns,), torch.inf)
+        nearest.scatter_reduce_(0, _cells(pixels[inside], edge, columns), depths[inside], "amin")
+        pixels, depths, inside = _placed(camera, points)
+        limit = nearest[_cells(pixels.where(inside[:, None], 0), edge, columns)]
+        yield (inside & (depths * (1 - _SLACK) - sizes <= limit)).cpu()
+
+
+def _cells(pixels: Int[Tensor, "points 2"], edge: int, columns: int) -> Int[Tensor, " points"]:
+    return pixels[:, 1] // edge * columns + pixels[:, 0] // edge
 
 
 def _placed(
     camera: PinholeCamera, points: Float[Tensor, "points 3"]
-) -> tuple[Int[Tensor, " points"], Float[Tensor, " points"], Bool[Tensor, " points"]]:
-    """Returns the number of each point's cell, its depth, and whether the picture has it."""
+) -> tuple[Int[Tensor, "points 2"], Float[Tensor, " points"], Bool[Tensor, " points"]]:
+    """Returns the pixel (x, y) of each point, its depth, and whether the picture has it."""
     pose = camera.camera_from_source.to(points)
     x, y, depths = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(1)
     away = depths.clamp_min(_NEAR)
@@ -75,5 +83,4 @@ def _placed(
     )
     height, width = camera.size
     inside = (depths > _NEAR) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    cells = (y / _CELL).long() * -(-width // _CELL) + (x / _CELL).long()
-    return torch.where(inside, cells, 0), depths, inside
+    return torch.stack((x, y), dim=1).long(), depths, inside
