@@ -102,7 +102,7 @@ def test_rendered_features_equal_the_per_sample_reference_with_gradients(dtype, 
         torch.testing.assert_close(fast, slow, atol=tolerance, rtol=tolerance)
 
 
-def test_one_head_has_plain_names_and_the_seed_loss():
+def test_one_head_has_plain_names_and_the_plain_loss():
     model = feature_model(head("dinov2", 12, has_text=False)).train()
     batch = _batch(model)
     outputs = model(rays())

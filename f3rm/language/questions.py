@@ -177,7 +177,7 @@ class Questioner:
         negatives: Sequence[str] = CANONICAL_NEGATIVES,
         temperature: float = TEMPERATURE,
         templates: Sequence[str] = AS_IT_STANDS,
-        rule: Rule = "lerf",
+        rule: str = "lerf",
     ) -> Question:
         """Parses and embeds one question; see :class:`QuestionOptions` and :func:`parse`.
 
@@ -224,7 +224,7 @@ class Questioner:
             rival_query=hidden_query(rivals) if rivals else None,
         )
 
-    def _mean(self, rule: Rule, head: str) -> Tensor | None:
+    def _mean(self, rule: str, head: str) -> Tensor | None:
         """Returns the mean feature that a rule contrasts with; None for LERF's rule."""
         if rule not in get_args(Rule):
             msg = f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}."

@@ -208,11 +208,20 @@ def test_few_views_give_an_answer_all_the_same(scene, kept):
         assert inside.mean() > 0.4  # the completed box is turned towards the views
 
 
-@pytest.mark.parametrize("part", ["field", "feature_field"])
-def test_a_field_with_nan_is_refused(run, part):
+def _spoiled(run, part):
     broken = f3rm.load(run.config, device="cpu", surface_rays=200)
     with torch.no_grad():
         for values in getattr(broken.model, part).parameters():
             values.fill_(math.nan)
+    return broken
+
+
+def test_features_with_nan_are_refused(run):
     with pytest.raises(F3rmError, match="The field has no finite values: its training diverged"):
-        broken.find("orange")
+        _spoiled(run, "feature_field").find("orange")
+
+
+def test_a_density_with_nan_is_no_surface(run):
+    found = _spoiled(run, "field").find("orange")  # Nerfstudio makes its weights zero
+    assert (found.certainty, len(found)) == ("absent", 0)
+    assert found.reason == "'orange' not found: the field has no surface at all"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Int
+from nerfstudio.cameras.cameras import Cameras
 from PIL import Image
 
 from f3rm.colours.palette import best_query_index, palette
@@ -15,7 +16,7 @@ from f3rm.language.questions import Query, all_scores, questions_in
 from f3rm.scene.export.files import write_cloud, write_file
 from f3rm.scene.export.points import Sampling, surface
 from f3rm.scene.found import NONE_OF_THESE
-from f3rm.scene.paths import choose_path
+from f3rm.scene.paths import CameraPath, choose_path
 from f3rm.scene.scene import Scene
 from f3rm.store.progress import track
 
@@ -73,17 +74,22 @@ def export_labels(
     content = json.dumps({"labels": listed}, indent=2) + "\n"
     write_file(path / "labels.json", lambda stream: stream.write(content.encode()))
 
-    used = Counter(name for group in cameras for name in group.names)
-    pictures = [
-        (name if used[name] == 1 else f"{kind}_{name}", group.cameras[number])
-        for kind, group in zip(views, cameras, strict=True)
-        for number, name in enumerate(group.names)
-    ]
+    pictures = _named_cameras(views, cameras)
     for name, camera in track(pictures, total=len(pictures), label="views", show=show_progress):
         images = scene.render(camera, ["labels"], query=asked, thresholds=least, frame="nerfstudio")
         picture = _paletted(images["labels"].numpy() + 1, colours.flatten().tolist())
         write_file(path / f"{name}.png", lambda stream, of=picture: of.save(stream, "PNG"))
     return {name: int((labels == value).sum()) for value, name in enumerate(names)}
+
+
+def _named_cameras(views: Sequence[str], paths: Sequence[CameraPath]) -> list[tuple[str, Cameras]]:
+    """Returns each camera with its picture's name: with the views where two would share it."""
+    used = Counter(name for path in paths for name in path.names)
+    return [
+        (name if used[name] == 1 else f"{kind}_{name}", path.cameras[number])
+        for kind, path in zip(views, paths, strict=True)
+        for number, name in enumerate(path.names)
+    ]
 
 
 def _paletted(values: Int[np.ndarray, "height width"], colours: list[int]) -> Image.Image:

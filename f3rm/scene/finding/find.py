@@ -40,7 +40,7 @@ _WORTH_PIECES = 8
 """Only so many pieces, the largest, are worth one."""
 _MOST_POINTS = 1 << 14
 """More matching points need no closer look."""
-_LEAST_SIZE = 0.35
+_LEAST_SIZE = 0.2
 """Least area of an instance, relative to the query's largest piece."""
 _LEAST_RISE = 0.4
 """Least height of an instance's mean score above the floor, relative to the query's best piece."""
