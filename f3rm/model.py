@@ -236,8 +236,8 @@ class FeatureFieldModel(NerfactoModel):
         query = self.controls.active_query(means) if request.similarity else None
         if query is not None:
             under = rgb if request.composite else None
-            weight = self.heads[query.head].weight
-            images.update(self.controls.pictures(hidden, under, query, weight))
+            weights = {name: head.weight for name, head in self.heads.items()}
+            images.update(self.controls.pictures(hidden, under, query, weights))
         return images
 
     def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:

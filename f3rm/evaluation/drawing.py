@@ -11,8 +11,7 @@ from f3rm.evaluation.held_out import ScoredView
 from f3rm.evaluation.page import PageViews, next_commands, page_html
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.report import Evaluation
-from f3rm.evaluation.vocabulary import Vocabulary
-from f3rm.language.heads import Head
+from f3rm.evaluation.vocabulary import Speaker, Vocabulary
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.run_loading import LoadedRun
 from f3rm.synthetic.truth import SceneTruth
@@ -34,7 +33,7 @@ class Drawing:
         *,
         truth: SceneTruth | None,
         vocabulary: Vocabulary | None,
-        head: Head | None,
+        speaker: Speaker | None,
         queries: Sequence[str],
     ) -> "Drawing":
         """Creates the folder, before views are rendered: what cannot be written fails at once.
@@ -45,14 +44,14 @@ class Drawing:
             model: The run's model.
             truth: The dataset's truth; None for photographs of one's own.
             vocabulary: The phrases that panels show; None for none.
-            head: The head to ask; None where the field has no language.
+            speaker: What answers; None where the field has no language.
             queries: Phrases that the page asks; if empty, names of objects in its views.
 
         Raises:
             F3rmError: If the folder cannot be written to, or a text tower cannot be loaded.
         """
         folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
-        return cls(folder, PageViews(run, model, truth, head=head, queries=queries))
+        return cls(folder, PageViews(run, model, truth, speaker=speaker, queries=queries))
 
     def add(
         self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None

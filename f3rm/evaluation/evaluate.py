@@ -5,6 +5,7 @@ numbers that need them are None, and a note says why.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -23,8 +24,8 @@ from f3rm.evaluation.predictions import psnr
 from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
 from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, summarise
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
-from f3rm.evaluation.vocabulary import Language, open_language
-from f3rm.language.heads import Head, choose_head, translated
+from f3rm.evaluation.vocabulary import Language, Speaker, open_language
+from f3rm.language.heads import choose_head, scales_of, translated
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
 from f3rm.language.text_map import TextMap
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, field_model, load_run
@@ -76,13 +77,21 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     scene.language = language
     known = translated(model.heads, scene.language)
     spec = choose_head(known, head)
-    speaker = None if spec is None else known[spec.name]
+    speaker = None
+    if spec is not None:
+        speaker = Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden)
     asked = _open_language(speaker, truth, notes)
     drawing = None
     if pictures is not None:
         vocabulary = asked.vocabulary if asked else None
         drawing = Drawing.open(
-            pictures, run, model, truth=truth, vocabulary=vocabulary, head=speaker, queries=queries
+            pictures,
+            run,
+            model,
+            truth=truth,
+            vocabulary=vocabulary,
+            speaker=speaker,
+            queries=queries,
         )
     watch = drawing.add if drawing else None
     scores = score_views(
@@ -92,7 +101,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     if truth is not None:
         surfaces = score_surfaces(run, model, truth, asked, seed=seed, show_progress=show_progress)
     if truth is not None and asked is not None:
-        finding = score_finding(scene, truth, asked.head)
+        finding = score_finding(scene, truth, head)
     heads = head_numbers(scores, surfaces, list(model.heads))
     rows = collect_rows(scores, surfaces, finding, run.held_out.names)
     plain = None
@@ -125,13 +134,18 @@ def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
 
 
 def _open_language(
-    head: Head | None, truth: SceneTruth | None, notes: list[str]
+    speaker: Speaker | None, truth: SceneTruth | None, notes: list[str]
 ) -> Language | None:
-    if head is None:
+    if speaker is None:
         notes.append("The field has no language: train with CLIP to ask it in words.")
-    if head is None or truth is None or not truth.queries:
+    if speaker is None or truth is None or not truth.queries:
         return None
-    return open_language(head, truth)
+    asked = open_language(speaker, truth)
+    if len(speaker.heads) > 1:
+        counts = Counter(asked.heads[: len(asked.vocabulary.queries)])
+        shown = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        notes.append(f"Queries answered by each scale: {shown}.")
+    return asked
 
 
 def nerfacto_psnr(
@@ -177,7 +191,7 @@ def _context(
         "settings": {
             "seed": seed,
             "device": str(device),
-            "queries_head": asked.head if asked else None,
+            "queries_head": asked.heads[0] if asked else None,
             "queries_language": language.name if language else "",
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),

@@ -25,9 +25,7 @@ from f3rm.evaluation.pictures import Picture, heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.tables import shown
-from f3rm.evaluation.vocabulary import embedded
-from f3rm.language.heads import Head
-from f3rm.language.relevancy import to_hidden
+from f3rm.evaluation.vocabulary import Speaker
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
@@ -97,7 +95,7 @@ class PageViews:
         run: The run; the page shows a few of its held-out views.
         model: The run's model.
         truth: The dataset's truth; None for photographs of one's own.
-        head: The head to ask; None where the field has no language.
+        speaker: What answers; None where the field has no language.
         queries: Phrases to ask; if empty, the names that these views show most of.
 
     Raises:
@@ -110,7 +108,7 @@ class PageViews:
         model: FeatureFieldModel,
         truth: SceneTruth | None,
         *,
-        head: Head | None,
+        speaker: Speaker | None,
         queries: Sequence[str],
     ) -> None:
         self._names, self._model, self._truth = run.held_out.names, model, truth
@@ -120,8 +118,8 @@ class PageViews:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
         self._query = None
-        if head is not None and queries:
-            self._query = to_hidden(embedded(head, queries), head.weight.detach())
+        if speaker is not None and queries:
+            self._query = speaker.embedded(queries)[1]
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:

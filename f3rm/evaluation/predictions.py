@@ -18,7 +18,7 @@ from torch.nn import functional
 from f3rm.camera_render import CameraOutputs, FeatureTargets
 from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
-from f3rm.language.relevancy import HiddenQuery, Query, similarity, similarity_from_hidden
+from f3rm.language.relevancy import AnyQuery, Query, similarity, similarity_from_hidden
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import HIDDEN_ONLY
 from f3rm.store.geometry import Size
@@ -62,7 +62,7 @@ def psnr(model: NerfactoModel, rendered: CameraOutputs | dict[str, Tensor], imag
 @torch.no_grad()
 def field_scores(
     hidden: Float[Tensor, "rendered_height rendered_width hidden"],
-    query: HiddenQuery,
+    query: AnyQuery,
     file_size: Size,
 ) -> Float32[np.ndarray, "texts height width"]:
     """Returns the field's relevancy of every text at the photograph's pixels.

@@ -19,7 +19,7 @@ from f3rm.evaluation.multiview import (
     surface_points,
 )
 from f3rm.evaluation.vocabulary import Language, Vocabulary
-from f3rm.language.relevancy import HiddenQuery, similarity_from_hidden
+from f3rm.language.relevancy import AnyQuery, similarity_from_hidden
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.frames import FileCamera, Frame, scene_from_dataset
 from f3rm.scene.run_loading import LoadedRun, Split
@@ -47,7 +47,7 @@ class SurfaceScore:
 
 @torch.no_grad()
 def point_scores(
-    model: FeatureFieldModel, query: HiddenQuery, points: SurfacePoints
+    model: FeatureFieldModel, query: AnyQuery, points: SurfacePoints
 ) -> Float[np.ndarray, "texts points"]:
     """Returns the relevancy of every text at points."""
     positions = points.positions.to(model.device)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from f3rm.language.relevancy import (
     Query,
     averaged,
+    best_scales,
     make_query,
     similarity_from_hidden,
     to_hidden,
@@ -103,6 +104,8 @@ class ActiveQuery:
         is_present: Whether each prompt is known to be in the scene: examples are, words may not be.
         is_known: Whether the text tower knows all words of each prompt; true of examples.
         settings: How scores are computed and shown.
+        scales: Heads of several scales, of which the best one answers each prompt in words; empty
+            where the head alone answers.
     """
 
     head: str
@@ -111,6 +114,7 @@ class ActiveQuery:
     is_present: tuple[bool, ...]
     is_known: tuple[bool, ...]
     settings: DisplaySettings
+    scales: tuple[str, ...] = ()
 
     @property
     def compares(self) -> tuple[bool, ...]:
@@ -120,13 +124,28 @@ class ActiveQuery:
     def scores(
         self,
         hidden: Float[Tensor, "*batch hidden"],
-        head_weight: Float[Tensor, "channels hidden"],
+        weights: Mapping[str, Float[Tensor, "channels _"]],
     ) -> Float[Tensor, "*batch prompts"]:
-        """Scores composited hidden vectors for every prompt, without the C feature channels."""
-        scores = [
-            similarity_from_hidden(hidden, to_hidden(query, head_weight)) for query in self.queries
-        ]
+        """Scores composited hidden vectors for every prompt, without the C feature channels.
+
+        Args:
+            hidden: The hidden vectors of a picture, by which scales are chosen.
+            weights: The weights of the heads by name.
+        """
+        scores: list[Tensor] = []
+        for query, is_words in zip(self.queries, self._are_words, strict=True):
+            heads = self.scales if is_words and self.scales else (self.head,)
+            scales = [to_hidden(query, weights[head]) for head in heads]
+            scores.append(similarity_from_hidden(hidden, best_scales(scales, lambda: hidden)))
         return torch.cat(scores, dim=-1)
+
+    @property
+    def _are_words(self) -> tuple[bool, ...]:
+        """Whether each query is in words: examples come last, and are known to be there."""
+        starts = [0]
+        for query in self.queries[:-1]:
+            starts.append(starts[-1] + len(query.prompts))
+        return tuple(not self.is_present[start] for start in starts)
 
 
 def active_query(
@@ -135,6 +154,7 @@ def active_query(
     examples: Sequence[Example],
     background: Float[Tensor, " channels"] | None,
     settings: DisplaySettings,
+    scales: tuple[str, ...] = (),
 ) -> ActiveQuery | None:
     """Joins words and examples into the query of a head; None where there is no positive.
 
@@ -144,6 +164,7 @@ def active_query(
         examples: Points and images; those without a feature of this head are left out.
         background: A further negative of positive examples, usually the mean of all features.
         settings: How scores are computed and shown.
+        scales: Heads of several scales that answer words together; empty for the head alone.
     """
     fitting = [example for example in examples if head in example.features]
     positives = [example for example in fitting if example.is_positive]
@@ -176,7 +197,7 @@ def active_query(
         return None
     present = tuple(index >= num_words for index in range(len(labels)))
     known += (True,) * (len(labels) - num_words)
-    return ActiveQuery(head, tuple(labels), tuple(queries), present, known, settings)
+    return ActiveQuery(head, tuple(labels), tuple(queries), present, known, settings, scales)
 
 
 def _query(

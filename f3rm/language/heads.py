@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.errors import F3rmError, HeadSpec
+from f3rm.language.relevancy import TEMPERATURE, HiddenQuery, make_query, to_hidden
 from f3rm.language.text_map import TextMap, head_of_language
 
 
@@ -71,6 +72,24 @@ def language_of(head: Head) -> TextMap | None:
     return head.language if isinstance(head, TranslatedHead) else None
 
 
+def scales_of(heads: Mapping[str, Head], spec: HeadSpec, wanted: str | None) -> tuple[Head, ...]:
+    """Returns the heads that answer together: those that distil one model at several scales.
+
+    Args:
+        heads: The heads by name.
+        spec: The head that was chosen.
+        wanted: Its name, if it alone shall answer; None for all scales.
+    """
+    if wanted is not None:
+        return (heads[spec.name],)
+    language = language_of(heads[spec.name])
+    return tuple(
+        head
+        for head in heads.values()
+        if head.spec.backbone == spec.backbone and language_of(head) is language
+    )
+
+
 def choose_head(heads: Mapping[str, Head], wanted: str | None) -> HeadSpec | None:
     """Returns the wanted head, or the first that has a text tower, or None where none has.
 
@@ -93,3 +112,32 @@ def choose_head(heads: Mapping[str, Head], wanted: str | None) -> HeadSpec | Non
         msg = f"The head {wanted!r} has no text tower. Heads that have one: {names}."
         raise LanguageError(msg)
     return spec
+
+
+def query_of(
+    head: Head,
+    prompts: Float[Tensor, "prompts channels"],
+    negatives: Float[Tensor, "negatives channels"] | None,
+    *,
+    temperature: float = TEMPERATURE,
+    mean: Float[Tensor, " channels"] | None = None,
+) -> HiddenQuery:
+    """Makes a query to a head, in its hidden space, of embeddings by its text tower.
+
+    Args:
+        head: The head.
+        prompts: The prompts.
+        negatives: What they must beat; None for cosines.
+        temperature: Soft-max temperature of the relevancy.
+        mean: The mean that the scene's rule contrasts with; None for LERF's rule.
+    """
+    weight = head.weight.detach()
+    others = None if negatives is None else negatives.to(weight)
+    query = make_query(
+        prompts.to(weight),
+        others,
+        temperature=temperature,
+        mean=mean,
+        text_map=language_of(head),
+    )
+    return to_hidden(query, weight)

@@ -23,17 +23,24 @@ from f3rm.language.expressions import (
     split_questions,
     wholes_of,
 )
-from f3rm.language.heads import Head, LanguageError, choose_head, language_of, translated
+from f3rm.language.heads import (
+    Head,
+    LanguageError,
+    choose_head,
+    language_of,
+    query_of,
+    scales_of,
+    translated,
+)
 from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     TEMPERATURE,
-    HiddenQuery,
+    AnyQuery,
     Rule,
-    make_query,
+    best_scales,
     mean_unit_feature,
     similarity_from_hidden,
-    to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.language.text_map import TextMap, language_files, load_language
@@ -82,11 +89,11 @@ class Question:
 
     label: str
     expression: Expression
-    query: HiddenQuery
+    query: AnyQuery
     thresholds: Mapping[Expression, float] = field(default_factory=dict[Expression, float])
     unknown: str = ""
     rivals: tuple[str, ...] = ()
-    rival_query: HiddenQuery | None = None
+    rival_query: AnyQuery | None = None
     is_present: bool = False
 
     @property
@@ -226,18 +233,18 @@ class Questioner:
                 "cosines have no common scale. Leave negatives out for the canonical ones."
             )
             raise F3rmError(msg)
-        head_asked = self._heads[spec.name]
-        weight, language = head_asked.weight.detach(), language_of(head_asked)
+        heads = scales_of(self._heads, spec, head)
         encoder = self._encoders.setdefault(spec.name, TextEncoder(spec.backbone))
-        others = _embed(encoder, negatives, templates).to(weight) if negatives else None
-        mean = self._mean(rule, spec.name)
+        others = _embed(encoder, negatives, templates) if negatives else None
+        means = [self._mean(rule, each) for each in heads]
 
-        def hidden_query(phrases: Sequence[str]) -> HiddenQuery:
-            prompts = _embed(encoder, phrases, templates).to(weight)
-            query = make_query(
-                prompts, others, temperature=temperature, mean=mean, text_map=language
-            )
-            return to_hidden(query, weight)
+        def hidden_query(phrases: Sequence[str]) -> AnyQuery:
+            prompts = _embed(encoder, phrases, templates)
+            scales = [
+                query_of(each, prompts, others, temperature=temperature, mean=mean)
+                for each, mean in zip(heads, means, strict=True)
+            ]
+            return best_scales(scales, self._surface)
 
         phrases, known = phrases_of(expression), encoder.known_words()
         rivals = rivals_of(phrases[0], known) if isinstance(expression, Phrase) else ()
@@ -250,7 +257,7 @@ class Questioner:
             rival_query=hidden_query(rivals) if rivals else None,
         )
 
-    def _mean(self, rule: str, head: str) -> Tensor | None:
+    def _mean(self, rule: str, head: Head) -> Tensor | None:
         """Returns the mean feature that a rule contrasts with; None for LERF's rule."""
         if rule not in get_args(Rule):
             msg = f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}."
@@ -259,10 +266,10 @@ class Questioner:
             return None
         if self._surface is None:
             raise F3rmError("rule='scene' must be asked of a scene: open it with f3rm.load.")
-        if head not in self._means:
-            weight, language = self._heads[head].weight.detach(), language_of(self._heads[head])
-            self._means[head] = mean_unit_feature(self._surface(), weight, language)
-        return self._means[head]
+        if head.spec.name not in self._means:
+            mean = mean_unit_feature(self._surface(), head.weight.detach(), language_of(head))
+            self._means[head.spec.name] = mean
+        return self._means[head.spec.name]
 
 
 class Askable:
@@ -358,13 +365,11 @@ def question_like(
         temperature: Soft-max temperature of the relevancy.
         is_present: Whether the examples are from the scene.
     """
-    weight = head.weight.detach()
-    query = make_query(examples.to(weight), background.to(weight)[None], temperature=temperature)
     phrases = [Phrase(f"{label} {number + 1}") for number in range(len(examples))]
     return Question(
         label=label,
         expression=Either(tuple(phrases)) if len(phrases) > 1 else phrases[0],
-        query=to_hidden(query, weight),
+        query=query_of(head, examples, background[None], temperature=temperature),
         is_present=is_present,
     )
 

@@ -9,10 +9,11 @@ of the cosine of ``f - m`` and ``t - m``: what all of the scene has in common fi
 than another. ``benchmarks/presence.py`` compares both with other rules.
 
 *Source:* LERF (Kerr et al. 2023) section 3.4. The score is the *pairwise* soft-max's minimum; a
-soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
+soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives. Of several scales
+the one with a prompt's highest score answers, as there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -119,6 +120,33 @@ class HiddenQuery:
     def has_negatives(self) -> bool:
         """Whether scores are relevancies in [0, 1], not cosines."""
         return self.negatives.shape[-1] > 0
+
+
+@dataclass(frozen=True)
+class ScaledQuery:
+    """A query to the heads of several scales: each prompt is answered by one of them.
+
+    Attributes:
+        scales: The query in the hidden space of each head.
+        chosen: Of each prompt, the index of its head in :attr:`scales`.
+    """
+
+    scales: tuple[HiddenQuery, ...]
+    chosen: tuple[int, ...]
+
+    @property
+    def prompts(self) -> Tensor:
+        """The prompts at the first scale."""
+        return self.scales[0].prompts
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether scores are relevancies in [0, 1], not cosines."""
+        return self.scales[0].has_negatives
+
+
+AnyQuery = HiddenQuery | ScaledQuery
+"""A query to one head, or to the heads of several scales."""
 
 
 def make_query(
@@ -251,10 +279,34 @@ def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> Hi
     )
 
 
+def best_scales(
+    scales: Sequence[HiddenQuery], hidden: Callable[[], Float[Tensor, "*batch hidden"]] | None
+) -> AnyQuery:
+    """Lets each prompt be answered by the head with its highest score, as LERF does per picture.
+
+    Args:
+        scales: The same query in the hidden space of one or several heads.
+        hidden: Returns the hidden vectors that are compared, where there are several heads; None
+            takes the first.
+    """
+    if len(scales) == 1 or hidden is None:
+        return scales[0]
+    vectors = hidden().to(scales[0].prompts)
+    scores = [similarity_from_hidden(vectors, each).flatten(0, -2) for each in scales]
+    highest = [each.amax(0) if len(each) else each.new_zeros(each.shape[1]) for each in scores]
+    best = torch.stack(highest).argmax(0)  # (prompts)
+    return ScaledQuery(tuple(scales), tuple(int(index) for index in best))
+
+
 def similarity_from_hidden(
-    hidden: Float[Tensor, "*batch hidden"], query: HiddenQuery
+    hidden: Float[Tensor, "*batch hidden"], query: AnyQuery
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
+    if isinstance(query, ScaledQuery):
+        used = {scale: query.scales[scale] for scale in query.chosen}
+        every = {scale: similarity_from_hidden(hidden, each) for scale, each in used.items()}
+        columns = [every[scale][..., prompt] for prompt, scale in enumerate(query.chosen)]
+        return torch.stack(columns, dim=-1)
     if query.decode is not None:  # its vectors have many channels: a batch of them at a time
         decoded = replace(query, decode=None)
         rows = hidden.reshape(-1, hidden.shape[-1])

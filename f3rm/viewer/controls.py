@@ -116,7 +116,7 @@ class FeatureControls(nn.Module):
         hidden: Float[Tensor, "*batch hidden"],
         rgb: Float[Tensor, "*batch 3"] | None,
         query: ActiveQuery,
-        head_weight: Float[Tensor, "channels hidden"],
+        weights: Mapping[str, Float[Tensor, "channels hidden"]],
     ) -> dict[str, Tensor]:
         """Draws the score maps of a query; in a viewer, an error is shown and nothing is drawn.
 
@@ -124,13 +124,13 @@ class FeatureControls(nn.Module):
             hidden: Composited hidden vectors.
             rgb: The picture under the composite; None for no composite.
             query: From :meth:`active_query`.
-            head_weight: The weight of the query's head.
+            weights: The weights of the heads by name.
 
         Raises:
             RuntimeError: Without a viewer, whatever torch raises.
         """
         with self._errors_shown():
-            drawn = draw(query.scores(hidden, head_weight), query, rgb)
+            drawn = draw(query.scores(hidden, weights), query, rgb)
             if rgb is not None:
                 self.legend.show(legend(query, drawn))
             return drawn.images

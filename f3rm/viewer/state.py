@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from f3rm.errors import F3rmError, HeadSpec
+from f3rm.errors import BackboneRef, F3rmError, HeadSpec
 from f3rm.language.active_query import (
     ActiveQuery,
     DisplaySettings,
@@ -55,6 +55,7 @@ class QueryState:
         self.examples: tuple[Example, ...] = ()
         self._text_encoders: dict[str, TextEncoder] = {}
         self._languages: dict[str, tuple[str, TextMap]] = {}
+        self._scales: dict[str, tuple[str, ...]] = {}
         self._image_encoders: dict[str, ImageEncoder] = {}
         self._answer: _Answer | None = None
 
@@ -73,6 +74,12 @@ class QueryState:
         if tuple(self.specs.values()) != tuple(specs):
             self.specs = {spec.name: spec for spec in specs}
             self._text_encoders = {s.name: make_encoder(s.backbone) for s in specs if s.has_text}
+            self._scales = _scales(specs)
+            together = {
+                choice: make_encoder(self.specs[names[0]].backbone)
+                for choice, names in self._scales.items()
+            }
+            self._text_encoders = {**together, **self._text_encoders}
             self._image_encoders = {spec.name: ImageEncoder(spec) for spec in specs}
             self._languages = {}
             self._answer = None
@@ -109,8 +116,10 @@ class QueryState:
         ]
 
     def head_of(self, choice: str) -> str:
-        """Returns the head of a choice: a head's name, or a head in a language."""
-        return self._languages[choice][0] if choice in self._languages else choice
+        """Returns the head of a choice: of several scales the first, which answers examples."""
+        if choice in self._languages:
+            return self._languages[choice][0]
+        return self._scales.get(choice, (choice,))[0]
 
     def active_query(
         self, head: str, background: Tensor | None, settings: DisplaySettings
@@ -118,7 +127,7 @@ class QueryState:
         """Returns the query of a head; None where nothing is asked.
 
         Args:
-            head: The head's name, or a head in a language.
+            head: The head's name, or a head in a language, or several scales.
             background: The mean feature, a negative of every example; None for none.
             settings: How scores are computed and shown.
         """
@@ -133,13 +142,13 @@ class QueryState:
         ]
         words = answer.words if answer is not None and answer.head == choice else None
         mean = None if background is None else unit(background)
-        return active_query(head, words, fitting, mean, settings)
+        return active_query(head, words, fitting, mean, settings, self._scales.get(choice, ()))
 
     def encode(self, head: str, text: QueryText, say: Callable[[str], None]) -> str:
         """Embeds typed words for a head; never raises.
 
         Args:
-            head: The head's name, or a head in a language.
+            head: The head's name, or a head in a language, or several scales.
             text: The words; the last ones are not embedded again.
             say: Receives a status before slow work.
 
@@ -221,3 +230,12 @@ class QueryState:
     def _add(self, label: str, features: Mapping[str, Tensor], *, is_positive: bool) -> None:
         units = {name: unit(feature) for name, feature in features.items()}
         self.examples = (*self.examples, Example(label, is_positive, units))
+
+
+def _scales(specs: Sequence[HeadSpec]) -> dict[str, tuple[str, ...]]:
+    """Returns the names of heads that distil one model with texts at several scales, by choice."""
+    models: dict[BackboneRef, list[str]] = {}
+    for spec in specs:
+        if spec.has_text:
+            models.setdefault(spec.backbone, []).append(spec.name)
+    return {f"best of {', '.join(n)}": tuple(n) for n in models.values() if len(n) > 1}

@@ -207,5 +207,6 @@ def test_a_viewer_offers_a_head_in_each_language_of_the_run(tmp_path, monkeypatc
     expected = similarity(
         language(model.heads["dino"](hidden)), make_query(vectors[:1], vectors[1:])
     )
-    scores = query.scores(hidden, model.heads[query.head].weight)
+    weights = {name: head.weight for name, head in model.heads.items()}
+    scores = query.scores(hidden, weights)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
