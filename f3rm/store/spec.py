@@ -266,6 +266,7 @@ PRESETS: Mapping[str, FeatureSpec] = {
     "SIGLIP2": _preset(
         "siglip2", _on_hub("siglip2", "google/siglip2-large-patch16-512"), _VALUES, 1024
     ),
+    "PE": _preset("pe", BackboneRef("pe", "PE-Core-L-14-336", "meta"), _VALUES, 896),
     "RADIO": _preset("radio", _on_hub("radio", "nvidia/C-RADIOv4-H"), "final", 1024),
     "PROXYCLIP": _preset(
         "proxyclip",
