@@ -59,7 +59,7 @@ def load(
 
     Args:
         run: Its ``config.yml``, or the folder that has it; or a ``.ply`` of Gaussians.
-        data: The dataset, where it was moved since training; of a splat always.
+        data: The dataset, where it was moved since training; of a ``.ply`` always.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         surface_rays: Rays that give the surface points of :meth:`Scene.find`, cast at the first
             search; fewer are faster, more find smaller objects.
