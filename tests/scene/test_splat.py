@@ -204,6 +204,29 @@ def test_find_returns_the_objects_of_the_truth(lifted, made):
     assert (mask & visible).sum() / (mask | visible).sum() > 0.4
 
 
+def test_a_mask_is_where_gaussians_of_the_instance_are_composited(lifted, made):
+    """Of an instance that is exactly right, at every view that shows it."""
+    _, scene = lifted
+    truth = SceneTruth.read(made[0])
+    thing, found = _known_object(scene, truth)
+    means = scene.source.source.to_scene(scene.source.gaussians.means)
+    own = scene.frames.get("metres").from_scene(means) - torch.tensor(thing.centre)
+    cos, sin = np.cos(thing.yaw), np.sin(thing.yaw)
+    turned = own @ torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]]).float()
+    inside = (turned.abs() <= torch.tensor(thing.half_size) + 0.002).all(dim=1)
+    inside &= turned[:, 2] > 0.004 - thing.half_size[2]  # not the table
+    points = (own + torch.tensor(thing.centre))[inside]
+    exact = dataclasses.replace(found[0], points=points, spacing=0.002)
+    ious: list[float] = []
+    for name, camera in zip(scene.views(), scene.cameras(frame="metres"), strict=True):
+        visible = truth.view(name).mask([thing.id])
+        mask = scene.mask(exact, camera).numpy()
+        if visible.sum() > 40:
+            ious.append((mask & visible).sum() / (mask | visible).sum())
+    assert len(ious) > 3
+    assert np.mean(ious) > 0.7
+
+
 def test_pictures_have_the_photographs_colours_and_depths(lifted, made):
     _, scene = lifted
     truth = SceneTruth.read(made[0])
@@ -343,7 +366,7 @@ def test_a_splatfacto_run_is_lifted_onto_and_asked(colours, made, tmp_path, caps
     assert np.linalg.norm(found[0].centre - np.array(thing.centre)) < 0.1
     # the run's own frame
     points = scene.surface_points(500, frame="nerfstudio")
-    own = scene.run.source.source.from_scene(points.positions)
+    own = scene.source.source.from_scene(points.positions)
     torch.testing.assert_close(own, points.positions)
 
 
