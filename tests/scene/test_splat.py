@@ -20,7 +20,7 @@ from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.scene.attach import AttachSettings, LiftSettings, attach_to_splat
 from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import RunError
-from f3rm.scene.splat.loading import dataset_from_source, load_splat
+from f3rm.scene.splat.loading import LoadedSplat, dataset_from_source, load_splat
 from f3rm.scripts.cli import main
 from f3rm.splats.ply import SplatFileError, read_ply, write_ply
 from f3rm.splats.views import PhotographsDisagreeError, compare
@@ -209,7 +209,8 @@ def test_a_mask_is_where_gaussians_of_the_instance_are_composited(lifted, made):
     _, scene = lifted
     truth = SceneTruth.read(made[0])
     thing, found = _known_object(scene, truth)
-    means = scene.source.source.to_scene(scene.source.gaussians.means)
+    assert isinstance(scene.run, LoadedSplat)
+    means = scene.run.source.source.to_scene(scene.run.source.gaussians.means)
     own = scene.frames.get("metres").from_scene(means) - torch.tensor(thing.centre)
     cos, sin = np.cos(thing.yaw), np.sin(thing.yaw)
     turned = own @ torch.tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]]).float()
@@ -366,7 +367,8 @@ def test_a_splatfacto_run_is_lifted_onto_and_asked(colours, made, tmp_path, caps
     assert np.linalg.norm(found[0].centre - np.array(thing.centre)) < 0.1
     # the run's own frame
     points = scene.surface_points(500, frame="nerfstudio")
-    own = scene.source.source.from_scene(points.positions)
+    assert isinstance(scene.run, LoadedSplat)
+    own = scene.run.source.source.from_scene(points.positions)
     torch.testing.assert_close(own, points.positions)
 
 
