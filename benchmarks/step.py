@@ -16,6 +16,7 @@ Random rays and targets: what is measured is arithmetic, not data loading.
 """
 
 import argparse
+import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -118,6 +119,8 @@ def whole_step(
     optimizers: Mapping[str, Mapping[str, object]],
     channels: Sequence[int],
     num_rays: int,
+    *,
+    autocast: bool = False,
 ) -> Call:
     """Builds a step from a model and the optimisers that a method configures."""
     device = model.device
@@ -134,10 +137,11 @@ def whole_step(
     def step() -> None:
         for optimiser in optimisers:
             optimiser.zero_grad()
-        outputs = model(rays(num_rays, device))
-        metrics = model.get_metrics_dict(outputs, batch)
-        losses = model.get_loss_dict(outputs, batch, metrics)
-        torch.stack([loss.sum() for loss in losses.values()]).sum().backward()
+        with torch.autocast(device.type, enabled=autocast):
+            outputs = model(rays(num_rays, device))
+            metrics = model.get_metrics_dict(outputs, batch)
+            losses = model.get_loss_dict(outputs, batch, metrics)
+        functools.reduce(torch.add, losses.values()).backward()  # as Nerfstudio's trainer does
         for optimiser in optimisers:
             optimiser.step()
 
@@ -147,8 +151,9 @@ def whole_step(
 def _outputs_per_sample(model: FeatureFieldModel, ray_bundle: RayBundle) -> dict[str, Tensor]:
     """Projects every sample to all channels before compositing, as earlier systems did."""
     outputs = NerfactoModel.get_outputs(model, ray_bundle)
-    samples, weights = model._samples.take()  # noqa: SLF001 - its own other formulation
-    hidden = model.feature_field.hidden(samples.frustums.get_positions().detach())
+    positions, weights = model._samples.take()  # noqa: SLF001 - its own other formulation
+    hidden = model.feature_field.hidden_in_cube(positions.detach())
+    hidden = hidden.unflatten(0, weights.shape[:2])  # (rays, samples, hidden)
     for name, head in model.heads.items():
         composited = render_per_sample(hidden, weights.detach(), head.weight)
         outputs[model.key("feature", name)] = composited

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
@@ -33,6 +33,7 @@ from f3rm.camera_render import (
     SampleRecorder,
     camera_key,
     compare_features,
+    mean_cosine,
     single_ray,
 )
 from f3rm.colours.pca import PcaBasis, fit_pca, pca_colours_from_hidden
@@ -115,8 +116,12 @@ class FeatureFieldModel(NerfactoModel):
         with lazy_lpips():
             super().populate_modules()
         use_fast_encodings(self)
-        self._samples = SampleRecorder()
-        self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
+        moves = self.config.camera_optimizer.mode != "off" or self.config.predict_normals
+        self._samples = SampleRecorder(of_positions=moves)
+        self.field.mlp_base.register_forward_pre_hook(self._samples.positions_hook)
+        self.renderer_expected_depth.register_forward_pre_hook(
+            self._samples.weights_hook, with_kwargs=True
+        )
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
         heads: Sequence[HeadSpec] = metadata.get("feature_heads", ())
         stats: Mapping[str, FeatureStats] = metadata.get("feature_stats", {})
@@ -198,13 +203,13 @@ class FeatureFieldModel(NerfactoModel):
             camera render what its :class:`RenderRequest` asks for.
         """
         outputs = super().get_outputs(ray_bundle)
-        samples, weights = self._samples.take()
+        positions, weights = self._samples.take()
         if self.training:
             self._frames.clear()
         render = CameraRender.get()
         if not self.heads or (render is not None and not render.request.anything):
             return outputs
-        hidden = self._render_hidden(samples, weights)
+        hidden = self._render_hidden(positions, weights)
         if render is not None:
             render.hidden.append(hidden)
         else:
@@ -213,12 +218,12 @@ class FeatureFieldModel(NerfactoModel):
         return outputs
 
     def _render_hidden(
-        self, samples: RaySamples, weights: Float[Tensor, "rays samples 1"]
+        self, positions: Float[Tensor, "points 3"], weights: Float[Tensor, "rays samples 1"]
     ) -> Float[Tensor, "rays hidden"]:
-        positions = samples.frustums.get_positions()
         if self.config.feat_geometry_grad == "none":
             weights, positions = weights.detach(), positions.detach()
-        hidden = self.feature_field.hidden(positions)  # (rays, samples, hidden)
+        hidden = self.feature_field.hidden_in_cube(positions)
+        hidden = hidden.view(*weights.shape[:-1], -1)  # (rays, samples, hidden)
         return self.renderer_feature(features=hidden, weights=weights)
 
     def _images(
@@ -355,8 +360,8 @@ class FeatureFieldModel(NerfactoModel):
             key = self.key("feature", name)
             if key in batch:
                 error = functional.mse_loss(outputs[key], batch[key].to(self.device))
-                scale = head.variance if scaled else 1.0
-                losses[f"{key}_loss"] = self.config.feat_loss_weight * error / scale
+                loss = self.config.feat_loss_weight * error
+                losses[f"{key}_loss"] = loss / head.variance if scaled else loss
         return losses
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -372,8 +377,7 @@ class FeatureFieldModel(NerfactoModel):
             key = self.key("feature", name)
             if key in batch:
                 target = batch[key].to(self.device)
-                cosine = functional.cosine_similarity(outputs[key].detach(), target, dim=-1)
-                metrics[self.key("feature_cosine", name)] = cosine.mean()
+                metrics[self.key("feature_cosine", name)] = mean_cosine(outputs[key], target)
         return metrics
 
     @torch.no_grad()
