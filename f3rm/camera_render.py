@@ -1,7 +1,7 @@
 """Requests and results of camera renders, and the recorder of Nerfacto's samples."""
 
 import threading
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Collection, Generator, Hashable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,6 +31,15 @@ class RenderRequest:
     """``feature*``: all C channels per pixel; 1080p x 768 channels are 6.4 GB."""
     hidden: bool = True
     """The composited hidden vectors, as :attr:`CameraOutputs.hidden`."""
+
+    @classmethod
+    def showing(cls, outputs: Collection[str] | None) -> "RenderRequest":
+        """Requests what a viewer shows, by the names of its outputs; None for the default."""
+        if outputs is None:
+            return cls()
+        pca = any(name.startswith("feature_pca") for name in outputs)
+        similarity = any(name.startswith("similarity") for name in outputs)
+        return cls(pca=pca, similarity=similarity, hidden=pca or similarity)
 
     @property
     def anything(self) -> bool:

@@ -36,7 +36,7 @@ from f3rm.camera_render import (
     mean_cosine,
     single_ray,
 )
-from f3rm.colours.pca import PcaBasis, fit_pca, pca_colours_from_hidden
+from f3rm.colours.pca import PcaBasis, fit_pca
 from f3rm.compat import lazy_lpips
 from f3rm.errors import F3rmError, HeadSpec
 from f3rm.feature_field import (
@@ -46,6 +46,7 @@ from f3rm.feature_field import (
     FeatureStats,
     output_key,
 )
+from f3rm.language.active_query import ActiveQuery
 from f3rm.language.text_encoder import QueryText
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
@@ -236,24 +237,17 @@ class FeatureFieldModel(NerfactoModel):
         if request.features:
             images.update({self.key("feature", n): head(hidden) for n, head in self.heads.items()})
         if request.pca:
-            images.update(self._pca_images(hidden))
-        means = {name: head.pca_mean for name, head in self.heads.items()}
-        query = self.controls.active_query(means) if request.similarity else None
+            images.update(self.controls.pca_pictures(hidden, self.heads))
+        query = self._active_query() if request.similarity else None
         if query is not None:
             under = rgb if request.composite else None
             weight = self.heads[query.head].weight
             images.update(self.controls.pictures(hidden, under, query, weight))
         return images
 
-    def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
-        images: dict[str, Tensor] = {}
-        for name, head in self.heads.items():
-            basis = self.controls.pca_override.get(name, head.pca)
-            colours = pca_colours_from_hidden(hidden, head.weight, basis)
-            images.setdefault("feature_pca", colours)  # the first head, whatever its name
-            if len(self.heads) > 1:
-                images[f"feature_pca_{name}"] = colours
-        return images
+    def _active_query(self) -> ActiveQuery | None:
+        means = {name: head.pca_mean for name, head in self.heads.items()}
+        return self.controls.active_query(means)
 
     @torch.no_grad()
     def get_outputs_for_camera(
@@ -267,15 +261,15 @@ class FeatureFieldModel(NerfactoModel):
         Args:
             camera: One camera.
             obb_box: Crop box, or None.
-            request: What to add to Nerfacto's outputs; None for the default, ``RGB_ONLY`` skips the
-                feature field.
+            request: What to add to Nerfacto's outputs; None for the default, in a viewer for what
+                it shows; ``RGB_ONLY`` skips the feature field.
         """
-        request = request or RenderRequest()
+        request = request or RenderRequest.showing(self.controls.shown)
         key = None
         if self.controls.is_rendering and obb_box is None and not self.training:
-            key = (camera_key(camera), request.anything)
+            key = camera_key(camera)
         frame = self._frames.get(key)
-        if frame is None:
+        if frame is None or (frame.hidden is None and self.heads and request.anything):
             bundle = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
             frame = self._render(bundle, request)
             if key is not None:
@@ -301,7 +295,9 @@ class FeatureFieldModel(NerfactoModel):
 
     def _with_images(self, frame: CameraOutputs, request: RenderRequest) -> CameraOutputs:
         outputs = CameraOutputs(frame)
-        if frame.hidden is None:
+        if self.controls.is_rendering:
+            outputs |= self.controls.choices(frame["rgb"], list(self.heads), self._active_query())
+        if frame.hidden is None or not request.anything:
             return outputs
         hidden, rgb = frame.hidden.to(self.device), frame["rgb"].to(self.device)
         self.controls.fit_wanted_pca(lambda: self._fit_pca(hidden))
