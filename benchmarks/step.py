@@ -20,7 +20,7 @@ import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import get_args
 from unittest import mock
 
 import torch
@@ -38,6 +38,7 @@ from f3rm.compat import lazy_lpips
 from f3rm.errors import BackboneRef, HeadSpec
 from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
+from f3rm.networks.base import Implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer, render_per_sample
 
@@ -86,7 +87,7 @@ def training_step(
     heads: str,
     num_rays: int,
     device: torch.device,
-    implementation: Literal["torch", "tcnn"] = "torch",
+    implementation: Implementation = "torch",
 ) -> Call:
     """Builds one whole training step.
 
@@ -201,7 +202,7 @@ def _kind(event: FunctionEvent) -> str:
 
 
 def peak_of(
-    kind: str, heads: str, num_rays: int, device: str, implementation: Literal["torch", "tcnn"]
+    kind: str, heads: str, num_rays: int, device: str, implementation: Implementation
 ) -> float:
     """Returns what a step adds to the memory of a fresh process at most, in MiB."""
     torch.set_num_threads(1)
@@ -210,7 +211,7 @@ def peak_of(
 
 
 def measure(
-    given: argparse.Namespace, device: torch.device, implementation: Literal["torch", "tcnn"]
+    given: argparse.Namespace, device: torch.device, implementation: Implementation
 ) -> dict[str, object]:
     """Measures every figure; see the module's docstring."""
     num_rays, repeats = given.rays, given.repeats
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--heads", nargs="+", default=HEADS, help="channels: 768 or 768+384")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
-    parser.add_argument("--implementation", default="torch", choices=("torch", "tcnn"))
+    parser.add_argument("--implementation", default="torch", choices=get_args(Implementation))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     result = measure(given, torch.device(given.device), given.implementation)

@@ -70,9 +70,9 @@ def test_nerfacto_trains_bit_for_bit_as_without_features(mode):
 
 
 def test_no_gradient_of_positions_is_computed_that_nobody_asks_for():
-    config = {"camera_optimizer": CameraOptimizerConfig(mode="off")}
+    off = CameraOptimizerConfig(mode="off")
     for wanted in (True, False):
-        model = feature_model(head(), predict_normals=wanted, **config).train()
+        model = feature_model(head(), predict_normals=wanted, camera_optimizer=off).train()
         model(rays())["rgb"].sum().backward()
         positions = model.field._sample_locations  # Nerfacto's, which always require a gradient
         assert (positions.grad is not None) is wanted
