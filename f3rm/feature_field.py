@@ -109,7 +109,9 @@ class FeatureHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch channels"]:
         """Projects the field's hidden vectors to features."""
-        return self.linear(hidden[..., self.columns])
+        if self.num_trunks > 1:
+            hidden = hidden[..., self.columns]
+        return self.linear(hidden)
 
 
 @dataclass
@@ -199,9 +201,13 @@ class FeatureField(nn.Module):
         return module
 
     def normalise(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-        """Maps world positions to [0, 1]^3 by contraction, or by the scene box without one."""
+        """Maps world positions to [0, 1]^3 by contraction, or by the scene box without one.
+
+        Beyond the box its border is meant.
+        """
         if self.spatial_distortion is None:
-            return SceneBox.get_normalized_positions(positions, self.scene_box.aabb.to(positions))
+            aabb = self.scene_box.aabb.to(positions)
+            return SceneBox.get_normalized_positions(positions, aabb).clamp(0, 1)
         return (self.spatial_distortion(positions) + 2.0) / 4.0
 
     def hidden(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch hidden"]:
@@ -215,12 +221,18 @@ class FeatureField(nn.Module):
             implementation and under autocast too: they are composited in float32 anyway, and a
             gradient that is cast to half before it is scaled is lost.
         """
-        flat = self.normalise(positions).reshape(-1, 3)
-        hidden = self.trunk(flat)
+        hidden = self.hidden_in_cube(self.normalise(positions).reshape(-1, 3))
+        return hidden.view(*positions.shape[:-1], self.hidden_dim)
+
+    def hidden_in_cube(
+        self, positions: Float[Tensor, "points 3"]
+    ) -> Float[Tensor, "points hidden"]:
+        """Evaluates all trunks at normalised positions in [0, 1]^3; see :meth:`hidden`."""
+        hidden = self.trunk(positions)
         if self.more_trunks:
-            hidden = torch.cat([hidden, *(trunk(flat) for trunk in self.more_trunks)], dim=-1)
-        precision = next(self.trunk.parameters()).dtype
-        return hidden.to(precision).view(*positions.shape[:-1], self.hidden_dim)
+            others = (trunk(positions) for trunk in self.more_trunks)
+            hidden = torch.cat([hidden, *others], dim=-1)
+        return hidden.to(next(self.trunk.parameters()).dtype)
 
     def adopt(self, other: "FeatureField") -> None:
         """Adds the trunks and heads of another field of the same sizes to its own.

@@ -81,14 +81,23 @@ def frequency_encoding(
 
     *Source:* tiny-cuda-nn's Frequency encoding; only the order of the channels differs.
     """
-    exponents = torch.arange(num_frequencies, device=positions.device, dtype=positions.dtype)
-    angles = (positions[..., None] * (torch.pi * 2.0**exponents)).flatten(1)
-    if angles.requires_grad:  # out= below has no gradient
-        return torch.cat((angles.sin(), angles.cos()), -1)
-    encoded = angles.new_empty(len(angles), 2 * angles.shape[1])  # without the copies of cat
-    torch.sin(angles, out=encoded[:, : angles.shape[1]])
-    torch.cos(angles, out=encoded[:, angles.shape[1] :])
-    return encoded
+    octaves = _octaves(num_frequencies, positions.device, positions.dtype)
+    angles = positions.reshape(-1, 1, 3, 1) * octaves  # (points, 2, 3, octaves)
+    sines, cosines = angles.unbind(1)
+    if angles.requires_grad:
+        angles = torch.stack((sines.sin(), cosines.cos()), dim=1)
+    else:
+        sines.sin_()  # in place, without the copies of stack
+        cosines.cos_()
+    return angles.view(-1, 2 * 3 * num_frequencies)
+
+
+@lru_cache
+def _octaves(num: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "2 1 octaves"]:
+    """Returns ``2^k pi`` for sines and for cosines; computed once, or each call launches them."""
+    with torch.inference_mode(False):  # training may go on with what an inference asked for
+        octaves = torch.pi * 2.0 ** torch.arange(num, device=device, dtype=dtype)
+        return octaves.repeat(2, 1, 1)
 
 
 class HiddenNetwork(nn.Module):

@@ -63,7 +63,8 @@ class _Interpolate(torch.autograd.Function):
         ctx.save_for_backward(positions, table)
         ctx.levels = levels
         features = table.shape[1]
-        out = positions.new_empty(len(positions), len(levels.scales) * features)
+        shape = len(positions), len(levels.scales) * features
+        out = torch.from_numpy(np.empty(shape, np.float32))
         read = _compiled(_read, features)
         _share(read, levels, positions, table, out, features=features)
         return out
@@ -90,7 +91,7 @@ class _Interpolate(torch.autograd.Function):
 
 def _share(kernel: _Kernel, levels: Levels, *tensors: Tensor, features: int) -> None:
     """Runs a kernel on all levels, in as many threads as torch uses."""
-    arrays = [tensor.detach().numpy() for tensor in tensors]
+    arrays = [(t.detach() if t.requires_grad else t).numpy() for t in tensors]
     each = [
         _Level(number * features, levels.scales[number], levels.tops[number], strides, mask, offset)
         for number, (strides, mask, offset) in enumerate(

@@ -64,7 +64,8 @@ class FastContraction(SceneContraction):
             return super().forward(positions)
         x, y, z = positions.abs().unbind(-1)
         size = torch.maximum(torch.maximum(x, y), z)[..., None]
-        return torch.where(size < 1, positions, (2 - (1 / size)) * (positions / size))
+        # ``1 / size`` would be two operations, its gradient one more.
+        return torch.where(size < 1, positions, (2 - size.reciprocal()) * (positions / size))
 
 
 def use_fast_encodings(model: nn.Module) -> None:
