@@ -46,7 +46,12 @@ from f3rm.feature_field import (
     output_key,
 )
 from f3rm.language.text_encoder import QueryText
-from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
+from f3rm.networks.base import (
+    ImplementationChoice,
+    NetworkConfig,
+    parameters_of,
+    resolve_implementation,
+)
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer
 from f3rm.viewer.controls import FeatureControls
@@ -61,7 +66,7 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
 
     _target: type = field(default_factory=lambda: FeatureFieldModel)
     implementation: ImplementationChoice = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """tiny-cuda-nn, torch, or the first where it can run. The choice is saved with the run."""
+    """tiny-cuda-nn, Triton, torch, or the first that can run. triton and torch share parameters."""
     feat_loss_weight: float = 1e-3
     """Weight of each head's mean squared error."""
     feat_loss_scale: Literal["variance", "none"] = "variance"
@@ -111,10 +116,11 @@ class FeatureFieldModel(NerfactoModel):
         device = self.kwargs.get("device", "cpu")
         network = self._network_config()
         implementation = resolve_implementation(self.config.implementation, device, network)
-        self.config.implementation = implementation
+        self.config.implementation = parameters_of(implementation)  # Nerfacto knows these two
         with lazy_lpips():
             super().populate_modules()
-        use_fast_encodings(self)
+        self.config.implementation = implementation
+        use_fast_encodings(self, implementation)
         self._samples = SampleRecorder()
         self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
@@ -152,7 +158,8 @@ class FeatureFieldModel(NerfactoModel):
         saved = state_dict.get("feature_field._extra_state", {}).get("implementation")
         if saved == "torch" and self.config.implementation == "tcnn" and not self.training:
             device = self.device
-            self.config.implementation = saved
+            choice = resolve_implementation("auto", device, with_tcnn=False)
+            self.config.implementation = choice
             self.populate_modules()
             self.to(device).eval()
         self._frames.clear()
