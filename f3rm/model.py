@@ -46,12 +46,7 @@ from f3rm.feature_field import (
     output_key,
 )
 from f3rm.language.text_encoder import QueryText
-from f3rm.networks.base import (
-    ImplementationChoice,
-    NetworkConfig,
-    parameters_of,
-    resolve_implementation,
-)
+from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer
 from f3rm.viewer.controls import FeatureControls
@@ -116,10 +111,9 @@ class FeatureFieldModel(NerfactoModel):
         device = self.kwargs.get("device", "cpu")
         network = self._network_config()
         implementation = resolve_implementation(self.config.implementation, device, network)
-        self.config.implementation = parameters_of(implementation)  # Nerfacto knows these two
+        self.config.implementation = "tcnn" if implementation == "tcnn" else "torch"  # Nerfacto's
         with lazy_lpips():
             super().populate_modules()
-        self.config.implementation = implementation
         use_fast_encodings(self, implementation)
         self._samples = SampleRecorder()
         self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
@@ -158,8 +152,7 @@ class FeatureFieldModel(NerfactoModel):
         saved = state_dict.get("feature_field._extra_state", {}).get("implementation")
         if saved == "torch" and self.config.implementation == "tcnn" and not self.training:
             device = self.device
-            choice = resolve_implementation("auto", device, with_tcnn=False)
-            self.config.implementation = choice
+            self.config.implementation = resolve_implementation("auto", device, with_tcnn=False)
             self.populate_modules()
             self.to(device).eval()
         self._frames.clear()
