@@ -30,6 +30,7 @@ from f3rm.scene.find import Wish, find_instances
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, Frames, single
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
+from f3rm.scene.kept_surface import KeptSurface
 from f3rm.scene.points import FieldAtPoints, Points
 from f3rm.scene.run_loading import LoadedRun, Split, field_model, load_run
 from f3rm.scene.scored import competing, score_surface
@@ -90,7 +91,7 @@ class Scene(FieldAtPoints):
         self._questioner = Questioner(self.model.heads, lambda: self.cells.hidden)
         self._examples = ExampleEncoder(run, self)
         cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
-        self._sampled = lru_cache(maxsize=2)(cast)
+        self._sampled = lru_cache(maxsize=2)(KeptSurface(run, cast))
         self._look_closer = partial(look_closer, self.model)
 
     def __repr__(self) -> str:
