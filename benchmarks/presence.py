@@ -30,6 +30,7 @@ from f3rm.language.known_words import rivals_of
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, make_query, similarity
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.language.threshold import RELEVANCY_FLOOR, otsu_threshold
+from f3rm.scene.run_loading import LoadedRun
 from f3rm.scene.scene import Scene
 from f3rm.store.items import dataset_root
 from f3rm.synthetic.truth import SceneTruth
@@ -150,7 +151,7 @@ def collect(run: Path, *, teacher: bool) -> Evidence:
     """Asks a run, or its teacher."""
     scene = f3rm.load(run, device="cpu")
     truth = SceneTruth.read(dataset_root(scene.run.data))
-    head = next(head for head in scene.model.heads.values() if head.spec.has_text)
+    head = next(head for head in scene.source.heads.values() if head.spec.has_text)
     encoder = TextEncoder(head.spec.backbone)
     asked = [(query.text, PRESENT, tuple(query.ids)) for query in truth.queries]
     asked += [(prompt.text, prompt.kind, ()) for prompt in truth.absent]
@@ -186,6 +187,7 @@ def of_field(scene: Scene, truth: SceneTruth) -> tuple[Tensor, Tensor, Tensor, T
 
 def of_teacher(scene: Scene, truth: SceneTruth, head: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the same of the 2D features: cells of feature maps, each its own neighbour."""
+    assert isinstance(scene.run, LoadedRun)  # noqa: S101 - narrows the type
     store = scene.run.stores[head]
     maps = [store.feature_map(store.index(name)).flatten(0, 1) for name in scene.views("train")]
     cells, generator = torch.cat(maps), torch.Generator().manual_seed(0)

@@ -35,6 +35,7 @@ SIZES: dict[str, dict[str, str]] = {
         "extract": "--images 8 --repeats 1 --no-memory",
         "render": "--side 16 --repeats 2 --no-memory",
         "scale": "--few --repeats 2",
+        "splats": "--gaussians 20000 --repeats 2",
     },
     "default": {
         "step": "--repeats 3",
@@ -43,6 +44,7 @@ SIZES: dict[str, dict[str, str]] = {
         "extract": "",
         "render": "--side 48 --repeats 3",
         "scale": "",
+        "splats": "",
     },
 }
 """Arguments of each benchmark, by size."""
@@ -61,6 +63,7 @@ AT_MOST = {
     "gather": {"vs_resident": 3.0},
     "render": {"similarity_vs_rgb_768": 2.7, "similarity_vs_rgb_5120": 2.7},
     "scale": {"gather_per_doubling": 1.5, "channels_per_doubling": 1.6},
+    "splats": {"width_ratio": 1.6},
 }
 AT_LEAST = {
     "step": {"head_speedup_768": 2.5},
@@ -68,6 +71,7 @@ AT_LEAST = {
     "gather": {"speedup_warm": 6.0, "speedup_warm_fast": 10.0},
     "extract": {"vs_bare_model": 0.45, "engine_ratio_25": 0.4, "engine_ratio_100": 0.4},
     "render": {"speedup_vs_channels_768": 1.0, "speedup_vs_channels_5120": 4.0},
+    "splats": {"twin_ratio": 3.0},
 }
 """What ``--check`` allows: half or twice what is promised, less where small sizes blur it."""
 

@@ -64,6 +64,16 @@ ROWS: dict[str, dict[str, str]] = {
         "engine_ratio_100": "the same / of one of 100 smaller images per second",
         "rss_growth": "peak memory with four times as many images / with as many",
     },
+    "splats": {
+        "lifting_65": "seconds of a core to lift 65 channels of a view",
+        "score_image": "to draw one channel",
+        "hidden_image": "to draw 65 channels",
+        "features_768": "from a map of 768 channels to the 65 of its pixels",
+        "features_5120": "the same of 5120",
+        "width_ratio": "a view with a teacher of 5120 channels / of 768",
+        "twin_ratio": "readable twin / machine code",
+        "contributions": "Gaussians that contribute to a pixel, mean",
+    },
     "render": {
         "similarity_vs_rgb_768": "similarity frame / RGB frame, 768 channels",
         "similarity_vs_rgb_5120": "the same, 5120 channels",

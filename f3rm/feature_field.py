@@ -6,7 +6,7 @@ concatenated, and a head reads its own trunk's channels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from f3rm.colours.pca import PcaBasis, fit_pca
 from f3rm.errors import F3rmError, HeadSpec, ImplementationError
-from f3rm.networks.base import Implementation, NetworkConfig, build_network
+from f3rm.networks.base import Implementation, NetworkConfig, build_network, parameters_of
 
 
 class FeatureFieldHeadNames(Enum):
@@ -122,6 +122,11 @@ class FeatureFieldConfig:
     """Encoding and layers of the trunk."""
     implementation: Implementation = "torch"
     """The library that computes the trunk."""
+
+    @property
+    def parameters(self) -> "FeatureFieldConfig":
+        """What determines the parameters: Triton's are torch's."""
+        return replace(self, implementation=parameters_of(self.implementation))
 
 
 def output_key(output: str, head: str, num_heads: int) -> str:
@@ -242,7 +247,7 @@ class FeatureField(nn.Module):
         Raises:
             F3rmError: If sizes or implementation differ, or a head's name is taken.
         """
-        if other.config != self.config:
+        if other.config.parameters != self.config.parameters:
             msg = (
                 f"Both fields must have the same sizes, got {self.config} and {other.config}. "
                 "Train the second with the sizes of the first."
@@ -273,7 +278,7 @@ class FeatureField(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Returns the heads and the implementation, so that a run opens without its cache."""
         return {
-            "implementation": self.config.implementation,
+            "implementation": self.config.parameters.implementation,
             "heads": [spec.to_dict() for spec in self.specs],
             "trunks": [self.head(name).trunk for name in self.heads],
         }
@@ -286,7 +291,7 @@ class FeatureField(nn.Module):
             F3rmError: If training resumes with other heads than the checkpoint's.
         """
         saved = state["implementation"]
-        if saved != self.config.implementation:
+        if saved != self.config.parameters.implementation:
             msg = (
                 f"The checkpoint was trained with implementation {saved!r}, this model runs "
                 f"{self.config.implementation!r}; their parameters do not fit. Pass "

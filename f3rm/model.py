@@ -63,7 +63,7 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
 
     _target: type = field(default_factory=lambda: FeatureFieldModel)
     implementation: ImplementationChoice = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """tiny-cuda-nn, torch, or the first where it can run. The choice is saved with the run."""
+    """tiny-cuda-nn, Triton, torch, or the first that can run. triton and torch share parameters."""
     feat_loss_weight: float = 1e-3
     """Weight of each head's mean squared error."""
     feat_loss_scale: Literal["variance", "none"] = "variance"
@@ -113,10 +113,10 @@ class FeatureFieldModel(NerfactoModel):
         device = self.kwargs.get("device", "cpu")
         network = self._network_config()
         implementation = resolve_implementation(self.config.implementation, device, network)
-        self.config.implementation = implementation
+        self.config.implementation = "tcnn" if implementation == "tcnn" else "torch"  # Nerfacto's
         with lazy_lpips():
             super().populate_modules()
-        use_fast_encodings(self)
+        use_fast_encodings(self, implementation)
         moves = self.config.camera_optimizer.mode != "off" or self.config.predict_normals
         self._samples = SampleRecorder(of_positions=moves)
         self.field.mlp_base.register_forward_pre_hook(self._samples.positions_hook)
@@ -158,7 +158,7 @@ class FeatureFieldModel(NerfactoModel):
         saved = state_dict.get("feature_field._extra_state", {}).get("implementation")
         if saved == "torch" and self.config.implementation == "tcnn" and not self.training:
             device = self.device
-            self.config.implementation = saved
+            self.config.implementation = resolve_implementation("auto", device, with_tcnn=False)
             self.populate_modules()
             self.to(device).eval()
         self._frames.clear()

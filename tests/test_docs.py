@@ -10,7 +10,7 @@ import pytest
 import f3rm
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
-from f3rm.scene.attach.heads import AttachSettings
+from f3rm.scene.attach import AttachSettings, LiftSettings
 from f3rm.scripts.attach import Attach
 from f3rm.scripts.export import Export
 from f3rm.scripts.extract import Extract
@@ -43,7 +43,7 @@ def test_options_exist(page):
         assert option in known or any(name.startswith(option) for name in known), option
     commands = {
         "extract": _names(Extract),
-        "attach": _names(Attach) | _names(AttachSettings),
+        "attach": _names(Attach) | _names(AttachSettings) | _names(LiftSettings),
         "export": _names(Export),
     }
     for command, known in commands.items():

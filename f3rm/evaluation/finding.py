@@ -15,9 +15,10 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from f3rm.evaluation.query_scores import mean_of
-from f3rm.evaluation.surface_scores import scene_frame, seen_views
+from f3rm.evaluation.surface_scores import seen_views
 from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
 from f3rm.scene.found import Instance
+from f3rm.scene.frames import Frame
 from f3rm.scene.scene import SPACING, Scene
 from f3rm.synthetic.truth import SceneTruth, TruthObject
 
@@ -133,7 +134,8 @@ def ceilings(scene: Scene, truth: SceneTruth) -> list[float]:
     It is that of a box around the true surface points that training views see, one per cell of the
     grid in which instances are found: perfect geometry and language. 0 for what nobody sees.
     """
-    frame = scene_frame(scene.run, truth)
+    dataset = scene.frames.get("dataset").scene_from_frame
+    frame = Frame(dataset @ np.linalg.inv(truth.metres_from_dataset))
     seen: dict[int, list[np.ndarray]] = {}
     for view in seen_views(scene.run.train, truth, frame.scene_per_unit):
         ids = view.truth.ids[::_PIXEL_STEP, ::_PIXEL_STEP]

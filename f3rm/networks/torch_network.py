@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from f3rm.networks.base import HiddenNetwork, NetworkConfig, frequency_encoding
-from f3rm.networks.fast import PRIMES, Levels, interpolate, is_fast
+from f3rm.networks.fast import PRIMES, Implementation, Levels, interpolate, is_fast
 
 _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
@@ -98,9 +98,12 @@ class _Layers(torch.autograd.Function):
 class HashGrid(nn.Module):
     """Multiresolution hash grid with trilinear interpolation.
 
-    All levels share one table; a level owns the rows from its offset on. On a CPU with numba,
-    machine code interpolates; elsewhere :meth:`reference` does.
+    All levels share one table; a level owns the rows from its offset on. On a CPU with numba, or in
+    Triton, compiled code interpolates; elsewhere :meth:`reference` does.
     """
+
+    implementation: Implementation = "torch"
+    """Whether Triton interpolates on a GPU."""
 
     resolutions: Int[Tensor, " levels"]
     sizes: Int[Tensor, " levels"]
@@ -154,7 +157,8 @@ class HashGrid(nn.Module):
         return rows.flatten(0, 2).movedim(0, -1), weights.flatten(0, 2).movedim(0, -1)
 
     @cached_property
-    def _levels(self) -> Levels:
+    def levels(self) -> Levels:
+        """The layout of the levels."""
         is_dense = np.arange(len(self.sizes)) < self.num_dense
         resolutions = self.resolutions.cpu().numpy()
         return Levels(
@@ -167,8 +171,8 @@ class HashGrid(nn.Module):
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
         """Interpolates the features of every level at positions in [0, 1]^3."""
-        if is_fast(positions, self.table):
-            return interpolate(positions, self.table, self._levels)
+        if is_fast(positions, self.table, self.implementation):
+            return interpolate(positions, self.table, self.levels, self.implementation)
         return self.reference(positions)
 
     def reference(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:

@@ -19,11 +19,10 @@ from f3rm.feature_field import FeatureHead
 from f3rm.language.active_query import shortened
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.questions import Question, question_like
-from f3rm.scene.casting import HIDDEN_ONLY, LEAST_ACCUMULATION, hidden_of
+from f3rm.scene.casting import LEAST_ACCUMULATION, hidden_of
 from f3rm.scene.frames import FrameName, single
 from f3rm.scene.points import FieldAtPoints, Points
-from f3rm.scene.run_loading import LoadedRun
-from f3rm.scene.views import find_view
+from f3rm.scene.views import Photographed, find_view
 
 Like = StrPath | tuple[StrPath | Cameras, Sequence[int | float]] | Points
 """An example: ``(camera, (x, y))`` or ``(view, (x, y))``, a pixel of a camera, or of a photograph
@@ -35,11 +34,11 @@ class ExampleEncoder:
     """Turns examples into questions; image towers load when first needed.
 
     Args:
-        run: The run, for its views.
+        run: The run or splat, for its views.
         field: Its field.
     """
 
-    def __init__(self, run: LoadedRun, field: FieldAtPoints) -> None:
+    def __init__(self, run: Photographed, field: FieldAtPoints) -> None:
         self._run, self._field = run, field
         self._encoders: dict[str, ImageEncoder] = {}
 
@@ -130,12 +129,10 @@ class ExampleEncoder:
             raise F3rmError(msg)
         # A run may train on smaller pictures than the photographs' files.
         scale = torch.tensor([int(camera.height[0]), int(camera.width[0])]) / torch.tensor(size)
-        coords = (torch.tensor([[[y, x]]]) + 0.5) * scale
-        model = self._field.model
-        camera = camera.to(model.device)
-        bundle = camera.generate_rays(camera_indices=0, coords=coords.to(model.device))
+        coords = (torch.tensor([[y, x]]) + 0.5) * scale
+        source = self._field.source
         with torch.no_grad():
-            outputs = model.get_outputs_for_camera_ray_bundle(bundle, request=HIDDEN_ONLY)
+            outputs = source.at_pixels(camera, coords)
         hidden, opacity = hidden_of(outputs), float(outputs["accumulation"])
         if opacity < LEAST_ACCUMULATION:
             msg = (
@@ -143,7 +140,7 @@ class ExampleEncoder:
                 f"{opacity:.2f}. Choose a pixel on a surface."
             )
             raise F3rmError(msg)
-        return f"{name} at {x:g}, {y:g}", hidden[0, 0].to(model.device)
+        return f"{name} at {x:g}, {y:g}", hidden[0, 0].to(source.device)
 
 
 def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:

@@ -4,7 +4,7 @@ Each picture is made from the composited hidden vectors of its rows; only ``feat
 ``hidden`` have more than a few channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -119,12 +119,14 @@ def render_bands(
 
 
 @torch.no_grad()
-def render_images(model: FeatureFieldModel, camera: Cameras, wanted: Wanted) -> dict[str, Tensor]:
-    """Renders pictures of one camera.
+def render_images(
+    bands: Iterable[tuple[RayBundle, CameraOutputs]], camera: Cameras, wanted: Wanted
+) -> dict[str, Tensor]:
+    """Makes pictures of one camera.
 
     Args:
-        model: The trained model.
-        camera: One camera of shape (1,), in the scene frame.
+        bands: Its rows from top to bottom; see :func:`render_bands`.
+        camera: One camera of shape (1,).
         wanted: Outputs, head, queries and units.
 
     Returns:
@@ -133,7 +135,7 @@ def render_images(model: FeatureFieldModel, camera: Cameras, wanted: Wanted) -> 
     size = int(camera.height[0]), int(camera.width[0])
     images: dict[str, Tensor] = {}
     start = 0
-    for bundle, band in render_bands(model, camera):
+    for bundle, band in bands:
         stop = start + len(bundle.origins)
         for name, rows in _band_images(band, wanted).items():
             if name not in images:
@@ -182,22 +184,20 @@ def _query_images(
 
 @torch.no_grad()
 def render_mask(
-    model: FeatureFieldModel,
-    camera: Cameras,
+    bands: Iterable[tuple[RayBundle, CameraOutputs]],
     points: Float[Tensor, "points 3"],
     reach: float,
 ) -> Bool[Tensor, "height width"]:
     """Returns the pixels whose surface is near one of some points.
 
     Args:
-        model: The trained model.
-        camera: One camera of shape (1,), in the scene frame.
+        bands: A camera's rows from top to bottom; see :func:`render_bands`.
         points: The points, in the scene frame.
         reach: Largest distance of a pixel's surface to the nearest point.
     """
     tree = KDTree(points.numpy())
     rows: list[Tensor] = []
-    for bundle, band in render_bands(model, camera):
+    for bundle, band in bands:
         positions = (bundle.origins + bundle.directions * band["depth"]).cpu().double()
         distances, _ = tree.query(positions.numpy(), distance_upper_bound=reach)
         on_surface = band["accumulation"][..., 0].cpu() >= LEAST_ACCUMULATION

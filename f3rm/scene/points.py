@@ -1,6 +1,6 @@
-"""The field at points, and the part of space that the training cameras see."""
+"""A source at points, and the part of space that the training cameras see."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,12 +13,11 @@ from torch.nn import functional
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.casting import NO_HEADS
-from f3rm.scene.frames import FrameName, Frames
+from f3rm.scene.frames import FrameName
+from f3rm.scene.source import FieldSource, Source
 
 Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 
-_BATCH = 1 << 15
 _CONE_SLACK = 1e-4
 """Rounding of a float32 cosine: a corner pixel's own ray must count as seen."""
 
@@ -48,61 +47,6 @@ def check_points(positions: Tensor) -> Tensor:
         raise F3rmError(msg)
     # Double precision stays until the points are mapped to the scene frame.
     return positions if positions.dtype == torch.float64 else positions.float()
-
-
-@torch.no_grad()
-def hidden_at(
-    model: FeatureFieldModel, positions: Float[Tensor, "points 3"]
-) -> Iterator[Float[Tensor, "batch hidden"]]:
-    """Yields hidden vectors of positions in the scene frame, in batches on the model's device."""
-    for batch in positions.split(_BATCH) if len(positions) else ():  # split yields an empty batch
-        yield model.feature_field.hidden(batch.to(model.device))
-
-
-@torch.no_grad()
-def values_at(
-    model: FeatureFieldModel,
-    positions: Float[Tensor, "points 3"],
-    seen: Bool[Tensor, " points"],
-    made: Callable[[Tensor], Tensor],
-    channels: int | None,
-    *,
-    outside: float = 0.0,
-) -> Float[Tensor, "points ..."]:
-    """Returns values made from the hidden vectors at positions, on the CPU.
-
-    Args:
-        model: The trained model.
-        positions: Positions in the scene frame.
-        seen: Which of them a training camera sees; see :class:`SeenSpace`.
-        made: From hidden vectors (batch, hidden) to values.
-        channels: Values per point; None for one, without an axis for it.
-        outside: The value where no training camera looks.
-    """
-    shape = (len(positions),) if channels is None else (len(positions), channels)
-    values = torch.full(shape, outside)
-    rows = seen.nonzero()[:, 0]
-    start = 0
-    for hidden in hidden_at(model, positions[rows]):
-        stop = start + len(hidden)
-        values[rows[start:stop]] = made(hidden).float().cpu()
-        start = stop
-    return values
-
-
-@torch.no_grad()
-def density_at(
-    model: FeatureFieldModel, positions: Float[Tensor, "points 3"], seen: Bool[Tensor, " points"]
-) -> Float[Tensor, " points"]:
-    """Returns the density at positions in the scene frame, per unit of length there, on the CPU.
-
-    It is zero where no training camera looks; see :class:`SeenSpace`.
-    """
-    density = torch.zeros(len(positions))
-    for rows in seen.nonzero()[:, 0].split(_BATCH) if bool(seen.any()) else ():
-        found = model.field.density_fn(positions[rows].to(model.device))
-        density[rows] = found.detach()[:, 0].float().cpu()
-    return density
 
 
 class SeenSpace:
@@ -144,22 +88,32 @@ class SeenSpace:
 
 
 class FieldAtPoints:
-    """A feature field, read at positions of any frame; the part of a scene that needs no surface.
+    """A source, read at positions of any frame; the part of a scene that needs no surface.
 
     Args:
-        model: The trained model.
-        frames: The frames of positions.
+        source: What is asked.
         cameras: The training cameras, in the scene frame.
     """
 
-    def __init__(self, model: FeatureFieldModel, frames: Frames, cameras: Cameras) -> None:
-        self.model, self.frames = model, frames
+    def __init__(self, source: Source, cameras: Cameras) -> None:
+        self.source, self.frames = source, source.frames
         self._cameras = cameras
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the feature heads."""
-        return tuple(self.model.heads)
+        return tuple(self.source.heads)
+
+    @property
+    def model(self) -> FeatureFieldModel:
+        """The trained model.
+
+        Raises:
+            F3rmError: For a splat, which has none.
+        """
+        if not isinstance(self.source, FieldSource):
+            raise F3rmError("A splat has no trained model. Ask the scene's methods instead.")
+        return self.source.model
 
     def contains(self, points: Points, *, frame: FrameName = "dataset") -> Bool[Tensor, " points"]:
         """Returns which points are in the view of a training camera.
@@ -180,7 +134,7 @@ class FieldAtPoints:
     def hidden(
         self, points: Points, *, frame: FrameName = "dataset"
     ) -> Float[Tensor, "points hidden"]:
-        """Returns the field's hidden vectors at points; a head's features are linear in them.
+        """Returns hidden vectors at points; a head's features are linear in them.
 
         Args:
             points: Positions, shape (points, 3).
@@ -189,13 +143,13 @@ class FieldAtPoints:
         Raises:
             F3rmError: If the points are not finite, or the frame is not known.
         """
-        channels = self.model.feature_field.hidden_dim
-        return self._at(self._positions(points, frame), nn.Identity(), channels)
+        positions = self._positions(points, frame)
+        return self._at(positions, nn.Identity(), self.source.hidden_dim)
 
     def features(
         self, points: Points, head: str | None = None, *, frame: FrameName = "dataset"
     ) -> Float[Tensor, "points channels"]:
-        """Returns the field's features at points.
+        """Returns features at points.
 
         Args:
             points: Positions, shape (points, 3).
@@ -215,8 +169,10 @@ class FieldAtPoints:
             F3rmError: If there is none, or none of that name.
         """
         if not self.heads:
-            raise F3rmError(NO_HEADS)
-        return self.model.feature_field.head(self.heads[0] if name is None else name)
+            raise F3rmError(self.source.without_heads)
+        if (chosen := name or self.heads[0]) not in self.heads:
+            raise F3rmError(f"The scene has the heads {list(self.heads)}, got {name!r}.")
+        return self.source.heads[chosen]
 
     def _at(
         self,
@@ -227,7 +183,7 @@ class FieldAtPoints:
         outside: float = 0.0,
     ) -> Tensor:
         seen = self._seen_space.contains(positions)
-        return values_at(self.model, positions, seen, made, channels, outside=outside)
+        return self.source.values_at(positions, seen, made, channels, outside=outside)
 
     def density(self, points: Points, *, frame: FrameName = "dataset") -> Float[Tensor, " points"]:
         """Returns the volume density at points, per unit of length of their frame.
@@ -237,8 +193,8 @@ class FieldAtPoints:
             frame: Their frame.
 
         Raises:
-            F3rmError: If the points are not finite, or the frame is not known.
+            F3rmError: If points or frame cannot be used, or for a splat, which has no density.
         """
         positions = self._positions(points, frame)
         seen = self._seen_space.contains(positions)
-        return density_at(self.model, positions, seen) * self.frames.get(frame).scene_per_unit
+        return self.source.density_at(positions, seen) * self.frames.get(frame).scene_per_unit

@@ -24,24 +24,23 @@ from f3rm.language.questions import (
 )
 from f3rm.language.relevancy import TEMPERATURE
 from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
-from f3rm.scene.casting import NUM_RAYS, look_closer, sample_surface
+from f3rm.scene.casting import NUM_RAYS
 from f3rm.scene.examples import ExampleEncoder, Like
-from f3rm.scene.find import Wish, find_instances
+from f3rm.scene.finding.find import Wish, find_instances
+from f3rm.scene.finding.scored import competing, score_surface
 from f3rm.scene.found import Found, Identified, Instance
-from f3rm.scene.frames import FrameName, Frames, single
-from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
+from f3rm.scene.frames import FrameName, single
+from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images
 from f3rm.scene.kept_surface import KeptSurface
 from f3rm.scene.points import FieldAtPoints, Points
-from f3rm.scene.run_loading import LoadedRun, Split, field_model, load_run
-from f3rm.scene.scored import competing, score_surface
+from f3rm.scene.run_loading import LoadedRun, Split, load_run
+from f3rm.scene.source import FieldSource, Source
+from f3rm.scene.splat.loading import LoadedSplat, is_splat, load_splat
 from f3rm.scene.surface import Surface, SurfacePoints, thinned
 from f3rm.store.device import resolve_device
 
 SPACING = 0.01
 """Edge of the cells in which instances are found; a scene's cameras are within [-1, 1]."""
-
-_MASK_REACH = 1.5
-"""A pixel shows an instance if its surface is within so many cells of one of its points."""
 
 SplitName = Literal["train", "eval"]
 
@@ -54,11 +53,11 @@ def load(
     surface_rays: int = NUM_RAYS,
     show_progress: bool = False,
 ) -> "Scene":
-    """Opens a trained run.
+    """Opens a trained run, or a splat with the dataset that it was trained on.
 
     Args:
-        run: Its ``config.yml``, or the folder that has it.
-        data: The dataset, where it was moved since training.
+        run: Its ``config.yml``, or the folder that has it; or a ``.ply`` of Gaussians.
+        data: The dataset, where it was moved since training; of a ``.ply`` always.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         surface_rays: Rays that give the surface points of :meth:`Scene.find`, cast at the first
             search; fewer are faster, more find smaller objects.
@@ -66,15 +65,15 @@ def load(
 
     Raises:
         RunError: If configuration, checkpoint or dataset cannot be used.
-        DeviceError: If there is no such device.
-        F3rmError: If the dataset's photographs or its feature cache are broken.
+        F3rmError: If splat, device, photographs or features cannot be used.
     """
-    opened = load_run(run, data=data, device=resolve_device(device))
+    open_it = load_splat if is_splat(run) else load_run
+    opened = open_it(run, data=data, device=resolve_device(device))
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
 class Scene(FieldAtPoints):
-    """A trained run, open for questions.
+    """A trained run or a splat, open for questions.
 
     Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
     default), ``nerfstudio`` (the run's own) or ``metres`` (where the dataset gives its scale).
@@ -82,21 +81,26 @@ class Scene(FieldAtPoints):
     """
 
     def __init__(
-        self, run: LoadedRun, *, surface_rays: int = NUM_RAYS, show_progress: bool = False
+        self,
+        run: LoadedRun | LoadedSplat,
+        *,
+        surface_rays: int = NUM_RAYS,
+        show_progress: bool = False,
     ) -> None:
-        frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
-        super().__init__(field_model(run), frames, run.train.cameras)
+        source: Source = run.source if isinstance(run, LoadedSplat) else FieldSource(run)
+        super().__init__(source, run.train.cameras)
         self.run = run
         self._surface_rays = surface_rays
-        self._questioner = Questioner(self.model.heads, lambda: self.cells.hidden)
+        self._questioner = Questioner(source.heads, lambda: self.cells.hidden)
         self._examples = ExampleEncoder(run, self)
-        cast = partial(sample_surface, self.model, run.train.cameras, show_progress=show_progress)
-        self._sampled = lru_cache(maxsize=2)(KeptSurface(run, cast))
-        self._look_closer = partial(look_closer, self.model)
+        sample = partial(source.sample_surface, show_progress=show_progress)
+        kept = KeptSurface(run, sample) if isinstance(run, LoadedRun) else sample
+        self._sampled = lru_cache(maxsize=2)(kept)
+        self._look_closer = source.look_closer
 
     def __repr__(self) -> str:
         """Says which run it is, of how many photographs, with which heads and frames."""
-        heads = ", ".join(str(head.spec) for head in self.model.heads.values()) or "none"
+        heads = ", ".join(str(head.spec) for head in self.source.heads.values()) or "none"
         return f"Scene of {self.run}; heads {heads}; frames {', '.join(self.frames.known)}"
 
     def views(self, split: SplitName = "train") -> tuple[str, ...]:
@@ -372,7 +376,8 @@ class Scene(FieldAtPoints):
             compete=compete,
             units_per_scene=1 / known.scene_per_unit,
         )
-        return render_images(self.model, known.cameras_to_scene(single(camera)), wanted)
+        camera = known.cameras_to_scene(single(camera))
+        return render_images(self.source.bands(camera), camera, wanted)
 
     def mask(
         self, instance: Instance, camera: Cameras, *, frame: FrameName | None = None
@@ -389,5 +394,5 @@ class Scene(FieldAtPoints):
         """
         own, its = self.frames.get(instance.frame), self.frames.get(frame or instance.frame)
         camera = its.cameras_to_scene(single(camera))
-        reach = _MASK_REACH * instance.spacing * own.scene_per_unit
-        return render_mask(self.model, camera, own.to_scene(instance.points.double()), reach)
+        points = own.to_scene(instance.points.double())
+        return self.source.mask(camera, points, instance.spacing * own.scene_per_unit)

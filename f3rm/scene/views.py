@@ -1,4 +1,4 @@
-"""Photographs of a run by name, with their cameras."""
+"""Photographs of a run or a splat by name, with their cameras."""
 
 import difflib
 from dataclasses import dataclass
@@ -13,15 +13,18 @@ from f3rm.errors import F3rmError, ImageError
 from f3rm.language.active_query import shortened
 from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import LoadedRun, Split
+from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.geometry import Size
 from f3rm.store.images import read_image
 from f3rm.store.items import dataset_root
 from f3rm.store.spec import FeatureSpec
 
+Photographed = LoadedRun | LoadedSplat
+
 
 @dataclass(frozen=True)
 class View:
-    """A photograph of a run.
+    """A photograph of a run or a splat.
 
     Attributes:
         name: Its ``file_path`` in transforms.json.
@@ -75,17 +78,17 @@ class View:
         return read_image(self.file, FeatureSpec.background)
 
 
-def views_of(run: LoadedRun, split: Split) -> list[View]:
+def views_of(run: Photographed, split: Split) -> list[View]:
     """Returns the photographs of a split."""
     root = dataset_root(run.data)
     return [View(name, root / name, split, index) for index, name in enumerate(split.names)]
 
 
-def find_view(run: LoadedRun, name: str) -> View:
+def find_view(run: Photographed, name: str) -> View:
     """Returns a photograph, of training or held out.
 
     Args:
-        run: The run.
+        run: The run or splat.
         name: Its ``file_path``, or the file's name with or without its ending.
 
     Raises:

@@ -15,13 +15,14 @@ from f3rm.scene.export.files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, 
 from f3rm.scene.export.mesh import Meshing, export_mesh
 from f3rm.scene.export.objects import BOX_SUFFIXES, export_boxes, export_object, metres_per_unit
 from f3rm.scene.export.points import Colour, Look, Sampling, export_points
+from f3rm.scene.export.splats import export_splat
 from f3rm.scene.found import Found
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene, load
 from f3rm.scripts.asking import Asked
 from f3rm.scripts.command import Command
 
-Kind = Literal["points", "features", "object", "mesh", "boxes"]
+Kind = Literal["points", "features", "object", "mesh", "boxes", "splat"]
 
 _SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "points": CLOUD_SUFFIXES,
@@ -29,6 +30,7 @@ _SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "object": CLOUD_SUFFIXES,
     "mesh": MESH_SUFFIXES,
     "boxes": BOX_SUFFIXES,
+    "splat": CLOUD_SUFFIXES,
 }
 
 
@@ -41,6 +43,7 @@ class Export(Command):
     - object: the points that match --query (.ply).
     - mesh: triangles of the scene, or of what matches --query (.ply, .obj, .glb, .stl).
     - boxes: an oriented box for every instance that matches --query (.json).
+    - splat: a Gaussian on every surface point (.ply), with the features beside it.
 
     docs/export.md shows each.
     """
@@ -48,7 +51,7 @@ class Export(Command):
     when_interrupted: ClassVar[str] = "Stopped. Nothing was written."
 
     config: tyro.conf.Positional[Path]
-    """The run's config.yml, or its folder."""
+    """The run's config.yml, or its folder; or the .ply of a splat with features."""
     kind: tyro.conf.Positional[Kind]
     """Kind of the file's content."""
     out: Path
@@ -69,9 +72,9 @@ class Export(Command):
     """Frame of all numbers: dataset (that of transforms.json), metres (where the dataset gives its
     scale), or nerfstudio (the run's own)."""
     rays: int = Sampling.rays
-    """Of points, features and object: pixels to render; most give a point."""
+    """Of points, features, object and splat: pixels to render; most give a point."""
     spacing: float | None = None
-    """Of points, features and object: average the points in cells of this size."""
+    """Of points, features, object and splat: average the points in cells of this size."""
     voxel: float | None = None
     """Of a mesh: edge of its voxels; without it derived from the size of the object or scene."""
     views: int = Meshing.views
@@ -79,7 +82,7 @@ class Export(Command):
     height: int = Meshing.height
     """Of a mesh: largest number of rows that they are rendered with."""
     data: Path | None = None
-    """The dataset, if it was moved since training."""
+    """The dataset, if it was moved since training; of a .ply always."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -105,6 +108,7 @@ class Export(Command):
             "object": self._object,
             "mesh": self._mesh,
             "boxes": self._boxes,
+            "splat": self._splat,
         }
         print(writers[self.kind](scene, questions))
         metres = metres_per_unit(scene, self.frame)
@@ -129,6 +133,10 @@ class Export(Command):
         )
         spec = scene.head(self.head).spec
         return f"{len(points)} points with the {spec.channels} channels of {spec.name}"
+
+    def _splat(self, scene: Scene, _: list[Question]) -> str:
+        points = export_splat(scene, self.out, self._sampling)
+        return f"{len(points)} Gaussians, {_extent(points.positions.numpy())}"
 
     def _object(self, scene: Scene, questions: list[Question]) -> str:
         answers = export_object(

@@ -10,6 +10,7 @@ from f3rm.scripts.command import Command
 from f3rm.synthetic.layouts import SceneKind
 from f3rm.synthetic.preview import write_preview
 from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
+from f3rm.synthetic.splat import write_splat
 from f3rm.synthetic.truth import SceneTruth
 
 
@@ -38,6 +39,9 @@ class MakeScene(Command):
     preview: bool = False
     """Also draw preview.png: a few photographs with the objects' names, masks and depths."""
 
+    splat: bool = False
+    """Also write splat.ply: flat Gaussians on the scene's surfaces, for f3rm attach."""
+
     def run(self) -> None:
         """Writes the dataset, then prints the commands that train on it.
 
@@ -55,6 +59,8 @@ class MakeScene(Command):
         print(f"What is in it: {', '.join(names)}")
         if self.preview:
             print(f"See {write_preview(self.out)}")
+        if self.splat:
+            print(f"A splat of it: {write_splat(self.out, self.scene, settings)}")
         options = " ".join(["--data", str(self.out), *model_options(self.out)])
         print(f"Train on it: ns-train f3rm {options}")
         print(f"Without a GPU: ns-train f3rm-lite --machine.device-type cpu {options}")

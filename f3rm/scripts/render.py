@@ -34,7 +34,7 @@ class Render(Command):
     """
 
     config: tyro.conf.Positional[Path]
-    """The run's config.yml, or its folder."""
+    """The run's config.yml, or its folder; or the .ply of a splat with features."""
     query: str = ""
     """What to look for, with semicolons between several queries: "red mug; bowl"."""
     like: str = ""

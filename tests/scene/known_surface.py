@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from f3rm.evaluation.finding import true_box
-from f3rm.scene.find import LEAST_POINTS
+from f3rm.scene.finding.find import LEAST_POINTS
 from f3rm.scene.scene import SPACING
 from f3rm.scene.surface import Sightings, SurfacePoints
 from tests.viewer.colour_backbone import COLOURS

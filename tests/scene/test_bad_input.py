@@ -12,9 +12,9 @@ import f3rm
 from f3rm.errors import DeviceError, F3rmError, ImplementationError
 from f3rm.language.questions import LanguageError
 from f3rm.model import FeatureFieldModelConfig
-from f3rm.scene.find import Wish, find_instances
+from f3rm.scene.finding.find import Wish, find_instances
+from f3rm.scene.finding.scored import score_surface
 from f3rm.scene.run_loading import RunError, read_config
-from f3rm.scene.scored import score_surface
 from f3rm.scene.surface import Surface, thinned
 
 LEVEL = np.array([0.0, 0.0, 1.0])

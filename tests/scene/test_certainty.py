@@ -11,10 +11,10 @@ from f3rm.backbones.known_words import KnownWords
 from f3rm.language.expressions import Phrase
 from f3rm.language.questions import Question
 from f3rm.language.relevancy import make_query, to_hidden
-from f3rm.scene.certainty import MANY
-from f3rm.scene.find import Wish, find_instances
+from f3rm.scene.finding.certainty import MANY
+from f3rm.scene.finding.find import Wish, find_instances
+from f3rm.scene.finding.scored import score_surface
 from f3rm.scene.frames import Frame
-from f3rm.scene.scored import score_surface
 from f3rm.scene.surface import Sightings, Surface, SurfacePoints
 from tests.viewer.colour_backbone import COLOURS, ColourBackbone
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from f3rm.scene.boxes import fit_box
-from f3rm.scene.completion import complete
+from f3rm.scene.finding.completion import complete
+from f3rm.scene.finding.pieces import connected, separated
 from f3rm.scene.frames import Frame
-from f3rm.scene.pieces import connected, separated
 from tests.scene.seen_boxes import seen
 
 UP = np.array([0.0, 0.0, 1.0])

@@ -10,6 +10,7 @@ import torch
 import trimesh
 from nerfstudio.cameras.cameras import CameraType
 
+import f3rm
 from f3rm.colours.pca import pca_colours
 from f3rm.evaluation.finding import true_box
 from f3rm.scene.export import (
@@ -22,11 +23,13 @@ from f3rm.scene.export import (
     export_mesh,
     export_object,
     export_points,
+    export_splat,
     read_features,
 )
 from f3rm.scene.export.files import CLOUD_SUFFIXES, check_file
 from f3rm.scene.export.mesh import pinhole
 from f3rm.scene.export.objects import nearest_instance
+from f3rm.scene.splat.answers import SplatSource
 from f3rm.scripts.cli import main
 
 FEW = Sampling(rays=3000)
@@ -51,6 +54,23 @@ def test_a_point_cloud_opens_in_open3d_and_trimesh(scene, tmp_path):
     assert isinstance(opened, trimesh.PointCloud)
     assert len(opened.vertices) == len(points)
     assert [entry.name for entry in file.parent.iterdir()] == ["points.ply"]
+
+
+def test_a_run_becomes_a_splat_that_answers_alike(scene, tmp_path):
+    file = tmp_path / "run.ply"
+    points = export_splat(scene, file, Sampling(rays=20_000, spacing=0.03, frame="metres"))
+    splat = f3rm.load(file, data=scene.run.data, device="cpu")
+    assert splat.heads == scene.heads
+    assert isinstance(splat.source, SplatSource)
+    means = splat.source.source.to_scene(splat.source.gaussians.means)
+    own = splat.frames.get("metres").from_scene(means)
+    torch.testing.assert_close(own, points.positions, atol=1e-4, rtol=0)
+    for name in scene.heads:
+        features = splat.features(points.positions, name, frame="metres")
+        expected = scene.head(name)(points.hidden).detach()
+        assert torch.cosine_similarity(features, expected, dim=1).mean() > 0.9
+    with pytest.raises(ExportError, match="is a splat already"):
+        export_splat(splat, tmp_path / "again.ply", FEW)
 
 
 def test_point_colours_are_those_of_photographs_and_features(scene, tmp_path):

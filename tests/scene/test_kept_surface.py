@@ -53,7 +53,10 @@ def test_another_process_reads_what_the_first_sampled(run):
     second = KeptSurface(run, sampler)(6, seed=1)
     assert sampler.rays == [6]
     assert all(map(torch.equal, _columns(first), _columns(second)))
-    assert all(kept.dtype == made.dtype for kept, made in zip(_columns(second), _columns(first), strict=True))
+    assert all(
+        kept.dtype == made.dtype
+        for kept, made in zip(_columns(second), _columns(first), strict=True)
+    )
     assert not [path for path in run.config_path.parent.iterdir() if path.name.startswith(".")]
 
 

@@ -17,7 +17,6 @@ from f3rm.language.relevancy import make_query, similarity
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene import PROMPT_TEMPLATES
 from f3rm.scene.boxes import box_iou
-from f3rm.scene.images import render_bands
 from tests.scene.known_surface import SCATTERED
 from tests.viewer.colour_backbone import COLOURS
 
@@ -245,14 +244,16 @@ def test_a_trained_field_is_found_in_by_the_evaluation(scene, run):
 def test_pictures_equal_the_models_own(scene, camera):
     wanted = RenderRequest(pca=True, similarity=False, features=True, hidden=True)
     known = scene.frames.get("dataset")
-    expected = scene.model.get_outputs_for_camera(known.cameras_to_scene(camera), request=wanted)
+    expected = scene.source.model.get_outputs_for_camera(
+        known.cameras_to_scene(camera), request=wanted
+    )
     images = scene.render(camera, ["rgb", "accumulation", "pca", "depth", "features", "hidden"])
     pairs = {
         "rgb": expected["rgb"],
         "accumulation": expected["accumulation"][..., 0],
         "pca": expected["feature_pca"],
         "depth": expected["depth"][..., 0] / known.scene_per_unit,
-        "features": expected[scene.model.key("feature", scene.heads[0])],
+        "features": expected[scene.source.model.key("feature", scene.heads[0])],
         "hidden": expected.hidden,
     }
     for name, picture in pairs.items():
@@ -298,8 +299,8 @@ def test_the_mask_of_an_instance_is_where_the_photograph_shows_it(scene, run):
 def test_no_more_rays_are_rendered_at_once_in_a_larger_picture(scene, factor):
     camera = scene.cameras("eval", frame="nerfstudio")[0].reshape((1,))
     camera.rescale_output_resolution(factor)
-    sizes = [bundle.origins.shape[:2] for bundle, _ in render_bands(scene.model, camera)]
-    limit = max(scene.model.config.eval_num_rays_per_chunk, int(camera.width))
+    sizes = [bundle.origins.shape[:2] for bundle, _ in scene.source.bands(camera)]
+    limit = max(scene.source.model.config.eval_num_rays_per_chunk, int(camera.width))
     assert all(rows * columns <= limit for rows, columns in sizes)
     assert sum(rows for rows, _ in sizes) == int(camera.height)
 
@@ -311,7 +312,7 @@ def test_a_surface_is_where_its_views_see_it(scene, run):
     for box in boxes:
         near |= box.contains(surface.positions.double().numpy(), margin=0.03)
     assert near.mean() > 0.6
-    assert surface.hidden.shape[1] == scene.model.feature_field.hidden_dim
+    assert surface.hidden.shape[1] == scene.source.model.feature_field.hidden_dim
     assert 0 <= float(surface.colours.min()) <= float(surface.colours.max()) <= 1
     again = scene.surface_points(frame="metres", spacing=0.02)
     assert torch.equal(again.positions, surface.positions)

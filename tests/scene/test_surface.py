@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from f3rm.scene.pieces import area, connected, supported
+from f3rm.scene.finding.pieces import area, connected, supported
 from f3rm.scene.surface import Sightings, Surface, SurfacePoints, thinned
 
 

@@ -21,6 +21,7 @@ from f3rm.evaluation.predictions import field_scores, teacher_scores
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, make_query, to_hidden
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene.found import Found
+from f3rm.scene.run_loading import LoadedRun
 from f3rm.scene.scene import Scene
 from f3rm.store.reader import FeatureStore
 from tools.real.fox import Box
@@ -127,6 +128,7 @@ class HeldOut:
         self.scene: Scene = f3rm.load(config)
         self.boxes = {view: boxes[view] for view in self.scene.views("eval") if view in boxes}
         self.head = self.scene.head()
+        assert isinstance(self.scene.run, LoadedRun)  # noqa: S101 - narrows the type
         self.store: FeatureStore = self.scene.run.stores[self.head.spec.name]
         cameras, names = self.scene.cameras("eval"), self.scene.views("eval")
         self.cameras = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Sampling as Sampling,
         export_points as export_points,
     )
+    from f3rm.scene.export.splats import export_splat as export_splat
 
 __getattr__ = getter(
     __name__,
@@ -40,6 +41,7 @@ __getattr__ = getter(
         "export_mesh": "f3rm.scene.export.mesh",
         "export_object": "f3rm.scene.export.objects",
         "export_points": "f3rm.scene.export.points",
+        "export_splat": "f3rm.scene.export.splats",
         "read_features": "f3rm.scene.export.features",
     },
 )

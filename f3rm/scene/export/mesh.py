@@ -15,7 +15,6 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from f3rm.camera_render import RGB_ONLY
 from f3rm.errors import StrPath, as_path
 from f3rm.language.questions import Query, Question, questions_in
 from f3rm.scene.boxes import OrientedBox
@@ -241,7 +240,7 @@ def _depth_views(
     scene: Scene, meshing: Meshing, boxes: list[OrientedBox], *, show_progress: bool
 ) -> Iterator[DepthView]:
     """Renders training views; with boxes only surfaces in or near one of them have a depth."""
-    cameras = scene.run.train.cameras.to("cpu")
+    cameras = scene.cameras(frame="nerfstudio")
     count = min(meshing.views, len(cameras))
     chosen = np.linspace(0, len(cameras) - 1, count).round().astype(int)
     for index in track(chosen, total=count, label="views", show=show_progress):
@@ -273,7 +272,7 @@ def pinhole(camera: Cameras, height: int) -> Cameras:
 
 
 def _depth_view(scene: Scene, camera: Cameras, boxes: list[OrientedBox]) -> DepthView:
-    outputs = scene.model.get_outputs_for_camera(camera.to(scene.model.device), request=RGB_ONLY)
+    outputs = scene.source.plain_outputs(camera)
     bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
     along, expected = outputs["depth"].cpu(), outputs["expected_depth"].cpu()
     seen = outputs["accumulation"].cpu() >= LEAST_ACCUMULATION

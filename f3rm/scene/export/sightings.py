@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from f3rm.camera_render import RGB_ONLY
 from f3rm.colours.palette import palette
 from f3rm.errors import StrPath, as_path, printable
 from f3rm.language.active_query import shortened
@@ -104,10 +103,7 @@ def best_views(scene: Scene, instances: Sequence[Instance]) -> list[tuple[View, 
     reach = [
         _REACH * each.spacing * scene.frames.get(each.frame).scene_per_unit for each in instances
     ]
-    clear = sizes[likely] * [
-        [_visible_share(scene, views[index], *pair) for pair in zip(samples, reach, strict=True)]
-        for index in likely
-    ]
+    clear = sizes[likely] * [_visible_shares(scene, views[i], samples, reach) for i in likely]
     quality = clear / np.maximum(clear.max(axis=0), 1e-12)  # (candidates, instances), at most 1
     chosen: list[tuple[View, list[int]]] = []
     left = clear.max(axis=0) > 0
@@ -145,18 +141,19 @@ def _pixels(
     return xy, (depth > 0) & ((xy >= 0) & (xy <= limits)).all(dim=1)
 
 
-def _visible_share(
-    scene: Scene, view: View, points: Float[Tensor, "points 3"], reach: float
-) -> float:
-    """Returns the share of points that no surface hides."""
-    xy, inside = _pixels(view, points)
-    if not bool(inside.any()):
-        return 0.0
-    bundle = view.file_camera(view.size).rays(xy[inside]).to(scene.model.device)
-    outputs = scene.model.get_outputs_for_camera_ray_bundle(bundle, request=RGB_ONLY)
-    distances = (points[inside] - view.camera.camera_to_worlds[0, :, 3]).norm(dim=1)
-    seen = outputs["depth"][:, 0, 0].cpu() >= distances - reach
-    return float(seen.float().sum()) / len(points)
+def _visible_shares(
+    scene: Scene, view: View, samples: Sequence[Float[Tensor, "_ 3"]], reach: Sequence[float]
+) -> list[float]:
+    """Returns the share of each sample's points that no surface hides."""
+    points = torch.cat(list(samples))
+    counts = [len(sample) for sample in samples]
+    xy, seen = _pixels(view, points)
+    if bool(seen.any()):
+        outputs = scene.source.at_pixels(view.camera, xy[seen].flip(-1) + 0.5, hidden=False)
+        distances = (points[seen] - view.camera.camera_to_worlds[0, :, 3]).norm(dim=1)
+        slack = torch.tensor(reach).repeat_interleave(torch.tensor(counts))[seen]
+        seen[seen.clone()] = outputs["depth"][:, 0, 0].cpu() >= distances - slack
+    return [float(part.float().mean()) for part in seen.split(counts)]
 
 
 def draw_box(

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from f3rm.language.relevancy import similarity_from_hidden
 from f3rm.language.threshold import Certainty, presence, presence_threshold
-from f3rm.scene.scored import ScoredSurface
+from f3rm.scene.finding.scored import ScoredSurface
 
 MANY = 4
 """More pieces than this that are about equal are rarely as many objects."""

@@ -17,12 +17,12 @@ from jaxtyping import Float
 
 from f3rm.language.threshold import COSINE_FLOOR, RELEVANCY_FLOOR, found_from
 from f3rm.scene.boxes import fit_box
-from f3rm.scene.certainty import judge, strongest_rival
-from f3rm.scene.completion import complete
+from f3rm.scene.finding.certainty import judge, strongest_rival
+from f3rm.scene.finding.completion import complete
+from f3rm.scene.finding.pieces import Piece, area, connected, separated, supported
+from f3rm.scene.finding.scored import ScoredSurface
 from f3rm.scene.found import Found, Instance
 from f3rm.scene.frames import Frame, FrameName
-from f3rm.scene.pieces import Piece, area, connected, separated, supported
-from f3rm.scene.scored import ScoredSurface
 from f3rm.scene.surface import Surface
 
 LookCloser = Callable[[Surface, Piece, Sequence[Piece]], Surface]
@@ -112,8 +112,9 @@ def _closer(scored: ScoredSurface, look_closer: LookCloser) -> ScoredSurface:
 
 
 def _floor(scored: ScoredSurface) -> float:
-    """Returns the score that an absent object may reach."""
-    return RELEVANCY_FLOOR if scored.question.compares else COSINE_FLOOR
+    """Returns the score that what is beside an instance may reach."""
+    floor = RELEVANCY_FLOOR if scored.question.compares else COSINE_FLOOR
+    return min(floor, scored.threshold)
 
 
 def _pieces(scored: ScoredSurface, least_area: float) -> list[Piece]:

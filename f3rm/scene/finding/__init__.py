@@ -1,0 +1,1 @@
+"""Instances that answer a question, found on the points of a surface."""

@@ -1,0 +1,1 @@
+"""A splat as a scene: its dataset's cameras, its frame, and its answers."""

@@ -1,0 +1,1 @@
+"""Gaussians: their files, rasterising them, and lifting features onto them."""
