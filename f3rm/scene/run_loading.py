@@ -36,6 +36,7 @@ from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
 from f3rm.model import FeatureFieldModel
+from f3rm.networks.base import choose_implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.store.items import read_items
 from f3rm.store.reader import FeatureStore
@@ -134,7 +135,8 @@ def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device)
         config.pipeline.model.eval_num_rays_per_chunk = min(rays, _CPU_RAYS)
     with lazy_lpips():
         pipeline = config.pipeline.setup(device=str(device), test_mode="test")
-    use_fast_encodings(pipeline.model)
+    chosen = choose_implementation("auto", device, with_tcnn=False)
+    use_fast_encodings(pipeline.model, chosen.implementation)
     pipeline.eval()
     step = _load_checkpoint(newest, pipeline)
     manager, model = pipeline.datamanager, pipeline.model
