@@ -232,7 +232,7 @@ class FeatureFieldModel(NerfactoModel):
             images.update({self.key("feature", n): head(hidden) for n, head in self.heads.items()})
         if request.pca:
             images.update(self._pca_images(hidden))
-        means = {name: head.pca_mean for name, head in self.heads.items()}
+        means = {name: head.unit_mean for name, head in self.heads.items()}
         query = self.controls.active_query(means) if request.similarity else None
         if query is not None:
             under = rgb if request.composite else None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from f3rm import __version__
-from f3rm.errors import DatasetError, StrPath
+from f3rm.errors import DatasetError, HeadSpec, StrPath
 from f3rm.evaluation.drawing import Drawing
 from f3rm.evaluation.finding import ROUND_SHAPES, score_finding
 from f3rm.evaluation.held_out import score_views
@@ -24,8 +24,8 @@ from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
 from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, summarise
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
 from f3rm.evaluation.vocabulary import Language, open_language
-from f3rm.language.questions import choose_head
-from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
+from f3rm.language.questions import Questioner, choose_head
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Against, Rule
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, field_model, load_run
 from f3rm.scene.scene import Scene
@@ -41,6 +41,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     data: StrPath | None = None,
     nerfacto: StrPath | None = None,
     head: str | None = None,
+    rule: Rule = "lerf",
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
     seed: int = 0,
@@ -54,6 +55,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         data: The dataset's folder, if it was moved since training.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
+        rule: How phrases are scored, of the teacher too.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
@@ -67,15 +69,25 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     place = resolve_device(device)
     run = load_run(config, data=data, device=place)
     _check_held_out(run)
-    model = field_model(run)
+    model, scene = field_model(run), Scene(run)
     notes = [] if run.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
-    language = _open_language(model, truth, head, notes)
+    spec = choose_head(model.heads, head)
+    questioner = Questioner(model.heads, lambda: scene.cells.hidden)
+    against = questioner.against(rule, spec.name) if spec else Against()
+    language = _open_language(model, truth, spec, notes, against)
     drawing = None
     if pictures is not None:
         vocabulary = language.vocabulary if language else None
         drawing = Drawing.open(
-            pictures, run, model, truth=truth, vocabulary=vocabulary, head=head, queries=queries
+            pictures,
+            run,
+            model,
+            truth=truth,
+            vocabulary=vocabulary,
+            head=head,
+            queries=queries,
+            against=against,
         )
     watch = drawing.add if drawing else None
     scores = score_views(
@@ -87,7 +99,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
             run, model, truth, language, seed=seed, show_progress=show_progress
         )
     if truth is not None and language is not None:
-        finding = score_finding(Scene(run), truth, language.head)
+        finding = score_finding(scene, truth, language.head, rule)
     heads = head_numbers(scores, surfaces, list(model.heads))
     rows = collect_rows(scores, surfaces, finding, run.held_out.names)
     plain = None
@@ -95,7 +107,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(run, truth, language, seed=seed, device=place)
+    context = _context(run, truth, language, rule=rule, seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(run, found, device=place.type)
@@ -120,14 +132,17 @@ def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
 
 
 def _open_language(
-    model: FeatureFieldModel, truth: SceneTruth | None, head: str | None, notes: list[str]
+    model: FeatureFieldModel,
+    truth: SceneTruth | None,
+    spec: HeadSpec | None,
+    notes: list[str],
+    against: Against,
 ) -> Language | None:
-    spec = choose_head(model.heads, head)
     if spec is None:
         notes.append("The field has no language: train with CLIP to ask it in words.")
     if spec is None or truth is None or not truth.queries:
         return None
-    return open_language(model.heads[spec.name], truth)
+    return open_language(model.heads[spec.name], truth, **against)
 
 
 def nerfacto_psnr(
@@ -160,6 +175,7 @@ def _context(
     truth: SceneTruth | None,
     language: Language | None,
     *,
+    rule: Rule,
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -173,6 +189,7 @@ def _context(
             "seed": seed,
             "device": str(device),
             "queries_head": language.head if language else None,
+            "rule": rule,
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",

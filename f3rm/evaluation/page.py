@@ -28,6 +28,7 @@ from f3rm.evaluation.tables import shown
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    Against,
     HiddenQuery,
     make_query,
     to_hidden,
@@ -104,6 +105,7 @@ class PageViews:
         truth: The dataset's truth; None for photographs of one's own.
         head: The head to ask; None for the first with a text tower.
         queries: Phrases to ask; if empty, the names that these views show most of.
+        against: What phrases are compared with beside negatives.
 
     Raises:
         F3rmError: If the head cannot be asked.
@@ -117,6 +119,7 @@ class PageViews:
         *,
         head: str | None,
         queries: Sequence[str],
+        against: Against,
     ) -> None:
         self._names, self._model, self._truth = run.held_out.names, model, truth
         count = len(self._names)
@@ -124,7 +127,7 @@ class PageViews:
         if not queries and truth is not None:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
-        self._query = _hidden_query(model, head, queries)
+        self._query = _hidden_query(model, head, queries, against)
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
@@ -172,7 +175,10 @@ def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
 
 
 def _hidden_query(
-    model: FeatureFieldModel, head: str | None, queries: Sequence[str]
+    model: FeatureFieldModel,
+    head: str | None,
+    queries: Sequence[str],
+    against: Against,
 ) -> HiddenQuery | None:
     spec = choose_head(model.heads, head)
     if spec is None or not queries:
@@ -180,7 +186,7 @@ def _hidden_query(
     weight = model.feature_field.head(spec.name).weight.detach()
     encoder = TextEncoder(spec.backbone)
     prompts, negatives = encoder.encode(queries), encoder.encode(CANONICAL_NEGATIVES)
-    return to_hidden(make_query(prompts.to(weight), negatives.to(weight)), weight)
+    return to_hidden(make_query(prompts.to(weight), negatives.to(weight), **against), weight)
 
 
 def page_html(views: Sequence[str], metrics: Mapping[str, Any], commands: str) -> str:
