@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional
 
 from f3rm.evaluation.metrics import fixed_mask, iou
-from f3rm.evaluation.predictions import psnr, render_view
+from f3rm.evaluation.predictions import psnr
 from f3rm.evaluation.vocabulary import open_language
 from f3rm.feature_datamanager import FeatureDataManager, match_items
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import similarity
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.casting import hidden_of
+from f3rm.scene.casting import HIDDEN_ONLY, hidden_of
 from f3rm.synthetic.truth import SceneTruth
 
 _SHRINK = 6
@@ -46,7 +46,8 @@ class Judge:
         for index, name in enumerate(self.names):
             camera, batch = loader.get_camera(index)
             camera.rescale_output_resolution(1 / _SHRINK)
-            outputs = render_view(self.model, camera)
+            camera = camera.to(self.model.device)
+            outputs = self.model.get_outputs_for_camera(camera, request=HIDDEN_ONLY)
             hidden = hidden_of(outputs)
             features = self.head(hidden.to(self.head.weight))
             cosines.append(self._cosine(name, features))

@@ -21,7 +21,6 @@ import torch
 from command import make_parser, show
 from measuring import machine, medians, peak_mib
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
@@ -92,7 +91,7 @@ def build_frames(channels: int, side: int, device: torch.device) -> dict[str, Fr
         return rendered
 
     def by_channels() -> Tensor:
-        way = partial(_render_channels, model.feature_field.hidden, weight)
+        way = partial(_render_channels, model.feature_field.hidden_in_cube, weight)
         with mock.patch.object(model, "_render_hidden", way):
             return similarity(hidden(), query)
 
@@ -106,10 +105,10 @@ def build_frames(channels: int, side: int, device: torch.device) -> dict[str, Fr
 
 
 def _render_channels(
-    trunk: Callable[[Tensor], Tensor], head_weight: Tensor, samples: RaySamples, weights: Tensor
+    trunk: Callable[[Tensor], Tensor], head_weight: Tensor, positions: Tensor, weights: Tensor
 ) -> Tensor:
     """Projects every sample of a chunk of rays, as many rays at once as memory is meant for."""
-    hidden = trunk(samples.frustums.get_positions())  # (rays, samples, hidden)
+    hidden = trunk(positions).unflatten(0, weights.shape[:2])  # (rays, samples, hidden)
     rays = max(1, _CHUNK_FLOATS // (len(head_weight) * hidden.shape[1]))
     parts = zip(hidden.split(rays), weights.split(rays), strict=True)
     return torch.cat([render_per_sample(*part, head_weight) for part in parts])

@@ -16,10 +16,11 @@ Random rays and targets: what is measured is arithmetic, not data loading.
 """
 
 import argparse
+import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import get_args
 from unittest import mock
 
 import torch
@@ -37,6 +38,7 @@ from f3rm.compat import lazy_lpips
 from f3rm.errors import BackboneRef, HeadSpec
 from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
+from f3rm.networks.base import Implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer, render_per_sample
 
@@ -85,7 +87,7 @@ def training_step(
     heads: str,
     num_rays: int,
     device: torch.device,
-    implementation: Literal["torch", "tcnn"] = "torch",
+    implementation: Implementation = "torch",
 ) -> Call:
     """Builds one whole training step.
 
@@ -118,6 +120,8 @@ def whole_step(
     optimizers: Mapping[str, Mapping[str, object]],
     channels: Sequence[int],
     num_rays: int,
+    *,
+    autocast: bool = False,
 ) -> Call:
     """Builds a step from a model and the optimisers that a method configures."""
     device = model.device
@@ -134,10 +138,11 @@ def whole_step(
     def step() -> None:
         for optimiser in optimisers:
             optimiser.zero_grad()
-        outputs = model(rays(num_rays, device))
-        metrics = model.get_metrics_dict(outputs, batch)
-        losses = model.get_loss_dict(outputs, batch, metrics)
-        torch.stack([loss.sum() for loss in losses.values()]).sum().backward()
+        with torch.autocast(device.type, enabled=autocast):
+            outputs = model(rays(num_rays, device))
+            metrics = model.get_metrics_dict(outputs, batch)
+            losses = model.get_loss_dict(outputs, batch, metrics)
+        functools.reduce(torch.add, losses.values()).backward()  # as Nerfstudio's trainer does
         for optimiser in optimisers:
             optimiser.step()
 
@@ -147,8 +152,9 @@ def whole_step(
 def _outputs_per_sample(model: FeatureFieldModel, ray_bundle: RayBundle) -> dict[str, Tensor]:
     """Projects every sample to all channels before compositing, as earlier systems did."""
     outputs = NerfactoModel.get_outputs(model, ray_bundle)
-    samples, weights = model._samples.take()  # noqa: SLF001 - its own other formulation
-    hidden = model.feature_field.hidden(samples.frustums.get_positions().detach())
+    positions, weights = model._samples.take()  # noqa: SLF001 - its own other formulation
+    hidden = model.feature_field.hidden_in_cube(positions.detach())
+    hidden = hidden.unflatten(0, weights.shape[:2])  # (rays, samples, hidden)
     for name, head in model.heads.items():
         composited = render_per_sample(hidden, weights.detach(), head.weight)
         outputs[model.key("feature", name)] = composited
@@ -196,7 +202,7 @@ def _kind(event: FunctionEvent) -> str:
 
 
 def peak_of(
-    kind: str, heads: str, num_rays: int, device: str, implementation: Literal["torch", "tcnn"]
+    kind: str, heads: str, num_rays: int, device: str, implementation: Implementation
 ) -> float:
     """Returns what a step adds to the memory of a fresh process at most, in MiB."""
     torch.set_num_threads(1)
@@ -205,7 +211,7 @@ def peak_of(
 
 
 def measure(
-    given: argparse.Namespace, device: torch.device, implementation: Literal["torch", "tcnn"]
+    given: argparse.Namespace, device: torch.device, implementation: Implementation
 ) -> dict[str, object]:
     """Measures every figure; see the module's docstring."""
     num_rays, repeats = given.rays, given.repeats
@@ -254,7 +260,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--heads", nargs="+", default=HEADS, help="channels: 768 or 768+384")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
-    parser.add_argument("--implementation", default="torch", choices=("torch", "tcnn"))
+    parser.add_argument("--implementation", default="torch", choices=get_args(Implementation))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     result = measure(given, torch.device(given.device), given.implementation)

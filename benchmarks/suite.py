@@ -113,9 +113,8 @@ def run(name: str, arguments: str, device: str) -> dict[str, Any]:
     result = json.loads(done.stdout.splitlines()[-1])
     shown = ", ".join(f"{key} {value}" for key, value in result.items() if isinstance(value, float))
     print(f"  {seconds:.0f} s: {shown}", file=sys.stderr, flush=True)
-    commit = _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("diff", "--name-only", "HEAD"))
     command = f"python {' '.join(words)}"
-    return {"command": command, "commit": commit, "seconds": round(seconds, 1), "result": result}
+    return {"command": command, "commit": commit(), "seconds": round(seconds, 1), "result": result}
 
 
 def failures(runs: dict[str, dict[str, Any]]) -> list[str]:
@@ -142,6 +141,11 @@ def record_of(runs: dict[str, dict[str, Any]], size: str, device: str) -> dict[s
         "versions": {name: _version(name) for name in packages},
         "benchmarks": runs,
     }
+
+
+def commit() -> str:
+    """Returns the commit that runs, with a ``+`` where files differ from it."""
+    return _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("diff", "--name-only", "HEAD"))
 
 
 def _git(*words: str) -> str:

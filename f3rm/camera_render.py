@@ -1,7 +1,7 @@
 """Requests and results of camera renders, and the recorder of Nerfacto's samples."""
 
 import threading
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Collection, Generator, Hashable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +32,15 @@ class RenderRequest:
     hidden: bool = True
     """The composited hidden vectors, as :attr:`CameraOutputs.hidden`."""
 
+    @classmethod
+    def showing(cls, outputs: Collection[str] | None) -> "RenderRequest":
+        """Requests what a viewer shows, by the names of its outputs; None for the default."""
+        if outputs is None:
+            return cls()
+        pca = any(name.startswith("feature_pca") for name in outputs)
+        similarity = any(name.startswith("similarity") for name in outputs)
+        return cls(pca=pca, similarity=similarity, hidden=pca or similarity)
+
     @property
     def anything(self) -> bool:
         """Whether the feature field is needed at all."""
@@ -43,6 +52,8 @@ RAY_BATCH = RenderRequest(pca=False, similarity=False, features=True, hidden=Fal
 EVALUATED_RAY_BATCH = RenderRequest(features=True, hidden=False, composite=False)
 
 _METRIC_PIXELS = 1 << 14
+_LEAST_LENGTH = 1e-8
+"""Product of two lengths below which a cosine is 0."""
 _KEPT_FRAMES = 3
 """A coarse and a fine frame of one view, and one more for a second browser."""
 _KEPT_BYTES = 1 << 30
@@ -72,6 +83,21 @@ class FeatureTargets(Protocol):
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "rows width channels"]:
         """Returns the features of pixel rows ``start`` to ``stop`` for a head, on the CPU."""
         ...
+
+
+def mean_cosine(
+    rendered: Float[Tensor, "rays channels"], target: Float[Tensor, "rays channels"]
+) -> Float[Tensor, ""]:
+    """Returns the mean cosine of two batches of features, in single precision, without gradient.
+
+    ``functional.cosine_similarity`` launches twice as many kernels, and holds three more batches.
+    """
+    with torch.no_grad(), torch.autocast(rendered.device.type, enabled=False):
+        rows = rendered.float()[:, None]  # (rays, 1, channels)
+        columns = target.float()[..., None]  # (rays, channels, 1)
+        lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+        lengths = lengths * torch.linalg.vector_norm(columns, dim=1, keepdim=True)
+        return (torch.bmm(rows, columns) / lengths.clamp_min(_LEAST_LENGTH)).mean()
 
 
 @dataclass(frozen=True)
@@ -216,18 +242,35 @@ class FrameCache:
 
 
 class SampleRecorder:
-    """Keeps the samples and weights that Nerfacto last rendered, for each thread."""
+    """Keeps the samples that Nerfacto last rendered, for each thread.
 
-    def __init__(self) -> None:
+    Their positions are those that Nerfacto's own field reads, so that nobody computes them twice.
+
+    Args:
+        of_positions: Whether anything asks for a gradient of positions. Nerfacto computes it in any
+            case, which is a tenth of a step on a CPU; without it, training has the same bits.
+    """
+
+    def __init__(self, *, of_positions: bool = True) -> None:
+        self._of_positions = of_positions
         self._seen = threading.local()
 
-    def hook(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def positions_hook(self, module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        """A forward pre-hook of ``field.mlp_base``."""
+        del module
+        (positions,) = args
+        self._seen.positions = positions if self._of_positions else positions.detach()
+        return (self._seen.positions,)
+
+    def weights_hook(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of ``renderer_expected_depth``."""
         del module, args
-        self._seen.samples = kwargs["ray_samples"]
         self._seen.weights = kwargs["weights"]
 
-    def take(self) -> tuple[RaySamples, Tensor]:
-        """Hands over samples and weights (rays, samples, 1) once."""
+    def take(self) -> tuple[Float[Tensor, "points 3"], Float[Tensor, "rays samples 1"]]:
+        """Hands over positions in [0, 1]^3, ray by ray, and weights, once.
+
+        A sample outside of the cube has the weight 0, and the position 0.
+        """
         seen = self._seen.__dict__
-        return seen.pop("samples"), seen.pop("weights")
+        return seen.pop("positions"), seen.pop("weights")

@@ -6,7 +6,7 @@ concatenated, and a head reads its own trunk's channels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from f3rm.colours.pca import PcaBasis, fit_pca
 from f3rm.errors import F3rmError, HeadSpec, ImplementationError
-from f3rm.networks.base import Implementation, NetworkConfig, build_network
+from f3rm.networks.base import Implementation, NetworkConfig, build_network, parameters_of
 
 
 class FeatureFieldHeadNames(Enum):
@@ -115,7 +115,9 @@ class FeatureHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch channels"]:
         """Projects the field's hidden vectors to features."""
-        return self.linear(hidden[..., self.columns])
+        if self.num_trunks > 1:
+            hidden = hidden[..., self.columns]
+        return self.linear(hidden)
 
 
 @dataclass
@@ -126,6 +128,11 @@ class FeatureFieldConfig:
     """Encoding and layers of the trunk."""
     implementation: Implementation = "torch"
     """The library that computes the trunk."""
+
+    @property
+    def parameters(self) -> "FeatureFieldConfig":
+        """What determines the parameters: Triton's are torch's."""
+        return replace(self, implementation=parameters_of(self.implementation))
 
 
 def output_key(output: str, head: str, num_heads: int) -> str:
@@ -205,9 +212,13 @@ class FeatureField(nn.Module):
         return module
 
     def normalise(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-        """Maps world positions to [0, 1]^3 by contraction, or by the scene box without one."""
+        """Maps world positions to [0, 1]^3 by contraction, or by the scene box without one.
+
+        Beyond the box its border is meant.
+        """
         if self.spatial_distortion is None:
-            return SceneBox.get_normalized_positions(positions, self.scene_box.aabb.to(positions))
+            aabb = self.scene_box.aabb.to(positions)
+            return SceneBox.get_normalized_positions(positions, aabb).clamp(0, 1)
         return (self.spatial_distortion(positions) + 2.0) / 4.0
 
     def hidden(self, positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch hidden"]:
@@ -221,12 +232,18 @@ class FeatureField(nn.Module):
             implementation and under autocast too: they are composited in float32 anyway, and a
             gradient that is cast to half before it is scaled is lost.
         """
-        flat = self.normalise(positions).reshape(-1, 3)
-        hidden = self.trunk(flat)
+        hidden = self.hidden_in_cube(self.normalise(positions).reshape(-1, 3))
+        return hidden.view(*positions.shape[:-1], self.hidden_dim)
+
+    def hidden_in_cube(
+        self, positions: Float[Tensor, "points 3"]
+    ) -> Float[Tensor, "points hidden"]:
+        """Evaluates all trunks at normalised positions in [0, 1]^3; see :meth:`hidden`."""
+        hidden = self.trunk(positions)
         if self.more_trunks:
-            hidden = torch.cat([hidden, *(trunk(flat) for trunk in self.more_trunks)], dim=-1)
-        precision = next(self.trunk.parameters()).dtype
-        return hidden.to(precision).view(*positions.shape[:-1], self.hidden_dim)
+            others = (trunk(positions) for trunk in self.more_trunks)
+            hidden = torch.cat([hidden, *others], dim=-1)
+        return hidden.to(next(self.trunk.parameters()).dtype)
 
     def adopt(self, other: "FeatureField") -> None:
         """Adds the trunks and heads of another field of the same sizes to its own.
@@ -236,7 +253,7 @@ class FeatureField(nn.Module):
         Raises:
             F3rmError: If sizes or implementation differ, or a head's name is taken.
         """
-        if other.config != self.config:
+        if other.config.parameters != self.config.parameters:
             msg = (
                 f"Both fields must have the same sizes, got {self.config} and {other.config}. "
                 "Train the second with the sizes of the first."
@@ -267,7 +284,7 @@ class FeatureField(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Returns the heads and the implementation, so that a run opens without its cache."""
         return {
-            "implementation": self.config.implementation,
+            "implementation": self.config.parameters.implementation,
             "heads": [spec.to_dict() for spec in self.specs],
             "trunks": [self.head(name).trunk for name in self.heads],
         }
@@ -280,7 +297,7 @@ class FeatureField(nn.Module):
             F3rmError: If training resumes with other heads than the checkpoint's.
         """
         saved = state["implementation"]
-        if saved != self.config.implementation:
+        if saved != self.config.parameters.implementation:
             msg = (
                 f"The checkpoint was trained with implementation {saved!r}, this model runs "
                 f"{self.config.implementation!r}; their parameters do not fit. Pass "

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
@@ -33,9 +33,10 @@ from f3rm.camera_render import (
     SampleRecorder,
     camera_key,
     compare_features,
+    mean_cosine,
     single_ray,
 )
-from f3rm.colours.pca import PcaBasis, fit_pca, pca_colours_from_hidden
+from f3rm.colours.pca import PcaBasis, fit_pca
 from f3rm.compat import lazy_lpips
 from f3rm.errors import F3rmError, HeadSpec
 from f3rm.feature_field import (
@@ -45,6 +46,7 @@ from f3rm.feature_field import (
     FeatureStats,
     output_key,
 )
+from f3rm.language.active_query import ActiveQuery
 from f3rm.language.text_encoder import QueryText
 from f3rm.networks.base import ImplementationChoice, NetworkConfig, resolve_implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
@@ -61,7 +63,7 @@ class FeatureFieldModelConfig(NerfactoModelConfig):
 
     _target: type = field(default_factory=lambda: FeatureFieldModel)
     implementation: ImplementationChoice = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """tiny-cuda-nn, torch, or the first where it can run. The choice is saved with the run."""
+    """tiny-cuda-nn, Triton, torch, or the first that can run. triton and torch share parameters."""
     feat_loss_weight: float = 1e-3
     """Weight of each head's mean squared error."""
     feat_loss_scale: Literal["variance", "none"] = "variance"
@@ -111,12 +113,16 @@ class FeatureFieldModel(NerfactoModel):
         device = self.kwargs.get("device", "cpu")
         network = self._network_config()
         implementation = resolve_implementation(self.config.implementation, device, network)
-        self.config.implementation = implementation
+        self.config.implementation = "tcnn" if implementation == "tcnn" else "torch"  # Nerfacto's
         with lazy_lpips():
             super().populate_modules()
-        use_fast_encodings(self)
-        self._samples = SampleRecorder()
-        self.renderer_expected_depth.register_forward_pre_hook(self._samples.hook, with_kwargs=True)
+        use_fast_encodings(self, implementation)
+        moves = self.config.camera_optimizer.mode != "off" or self.config.predict_normals
+        self._samples = SampleRecorder(of_positions=moves)
+        self.field.mlp_base.register_forward_pre_hook(self._samples.positions_hook)
+        self.renderer_expected_depth.register_forward_pre_hook(
+            self._samples.weights_hook, with_kwargs=True
+        )
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
         heads: Sequence[HeadSpec] = metadata.get("feature_heads", ())
         stats: Mapping[str, FeatureStats] = metadata.get("feature_stats", {})
@@ -152,7 +158,7 @@ class FeatureFieldModel(NerfactoModel):
         saved = state_dict.get("feature_field._extra_state", {}).get("implementation")
         if saved == "torch" and self.config.implementation == "tcnn" and not self.training:
             device = self.device
-            self.config.implementation = saved
+            self.config.implementation = resolve_implementation("auto", device, with_tcnn=False)
             self.populate_modules()
             self.to(device).eval()
         self._frames.clear()
@@ -198,13 +204,13 @@ class FeatureFieldModel(NerfactoModel):
             camera render what its :class:`RenderRequest` asks for.
         """
         outputs = super().get_outputs(ray_bundle)
-        samples, weights = self._samples.take()
+        positions, weights = self._samples.take()
         if self.training:
             self._frames.clear()
         render = CameraRender.get()
         if not self.heads or (render is not None and not render.request.anything):
             return outputs
-        hidden = self._render_hidden(samples, weights)
+        hidden = self._render_hidden(positions, weights)
         if render is not None:
             render.hidden.append(hidden)
         else:
@@ -213,12 +219,12 @@ class FeatureFieldModel(NerfactoModel):
         return outputs
 
     def _render_hidden(
-        self, samples: RaySamples, weights: Float[Tensor, "rays samples 1"]
+        self, positions: Float[Tensor, "points 3"], weights: Float[Tensor, "rays samples 1"]
     ) -> Float[Tensor, "rays hidden"]:
-        positions = samples.frustums.get_positions()
         if self.config.feat_geometry_grad == "none":
             weights, positions = weights.detach(), positions.detach()
-        hidden = self.feature_field.hidden(positions)  # (rays, samples, hidden)
+        hidden = self.feature_field.hidden_in_cube(positions)
+        hidden = hidden.view(*weights.shape[:-1], -1)  # (rays, samples, hidden)
         return self.renderer_feature(features=hidden, weights=weights)
 
     def _images(
@@ -231,24 +237,17 @@ class FeatureFieldModel(NerfactoModel):
         if request.features:
             images.update({self.key("feature", n): head(hidden) for n, head in self.heads.items()})
         if request.pca:
-            images.update(self._pca_images(hidden))
-        means = {name: head.unit_mean for name, head in self.heads.items()}
-        query = self.controls.active_query(means) if request.similarity else None
+            images.update(self.controls.pca_pictures(hidden, self.heads))
+        query = self._active_query() if request.similarity else None
         if query is not None:
             under = rgb if request.composite else None
             weight = self.heads[query.head].weight
             images.update(self.controls.pictures(hidden, under, query, weight))
         return images
 
-    def _pca_images(self, hidden: Float[Tensor, "*batch hidden"]) -> dict[str, Tensor]:
-        images: dict[str, Tensor] = {}
-        for name, head in self.heads.items():
-            basis = self.controls.pca_override.get(name, head.pca)
-            colours = pca_colours_from_hidden(hidden, head.weight, basis)
-            images.setdefault("feature_pca", colours)  # the first head, whatever its name
-            if len(self.heads) > 1:
-                images[f"feature_pca_{name}"] = colours
-        return images
+    def _active_query(self) -> ActiveQuery | None:
+        means = {name: head.unit_mean for name, head in self.heads.items()}
+        return self.controls.active_query(means)
 
     @torch.no_grad()
     def get_outputs_for_camera(
@@ -262,15 +261,15 @@ class FeatureFieldModel(NerfactoModel):
         Args:
             camera: One camera.
             obb_box: Crop box, or None.
-            request: What to add to Nerfacto's outputs; None for the default, ``RGB_ONLY`` skips the
-                feature field.
+            request: What to add to Nerfacto's outputs; None for the default, in a viewer for what
+                it shows; ``RGB_ONLY`` skips the feature field.
         """
-        request = request or RenderRequest()
+        request = request or RenderRequest.showing(self.controls.shown)
         key = None
         if self.controls.is_rendering and obb_box is None and not self.training:
-            key = (camera_key(camera), request.anything)
+            key = camera_key(camera)
         frame = self._frames.get(key)
-        if frame is None:
+        if frame is None or (frame.hidden is None and self.heads and request.anything):
             bundle = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
             frame = self._render(bundle, request)
             if key is not None:
@@ -296,7 +295,9 @@ class FeatureFieldModel(NerfactoModel):
 
     def _with_images(self, frame: CameraOutputs, request: RenderRequest) -> CameraOutputs:
         outputs = CameraOutputs(frame)
-        if frame.hidden is None:
+        if self.controls.is_rendering:
+            outputs |= self.controls.choices(frame["rgb"], list(self.heads), self._active_query())
+        if frame.hidden is None or not request.anything:
             return outputs
         hidden, rgb = frame.hidden.to(self.device), frame["rgb"].to(self.device)
         self.controls.fit_wanted_pca(lambda: self._fit_pca(hidden))
@@ -355,8 +356,8 @@ class FeatureFieldModel(NerfactoModel):
             key = self.key("feature", name)
             if key in batch:
                 error = functional.mse_loss(outputs[key], batch[key].to(self.device))
-                scale = head.variance if scaled else 1.0
-                losses[f"{key}_loss"] = self.config.feat_loss_weight * error / scale
+                loss = self.config.feat_loss_weight * error
+                losses[f"{key}_loss"] = loss / head.variance if scaled else loss
         return losses
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -372,8 +373,7 @@ class FeatureFieldModel(NerfactoModel):
             key = self.key("feature", name)
             if key in batch:
                 target = batch[key].to(self.device)
-                cosine = functional.cosine_similarity(outputs[key].detach(), target, dim=-1)
-                metrics[self.key("feature_cosine", name)] = cosine.mean()
+                metrics[self.key("feature_cosine", name)] = mean_cosine(outputs[key], target)
         return metrics
 
     @torch.no_grad()

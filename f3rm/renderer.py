@@ -33,8 +33,10 @@ class FeatureRenderer(nn.Module):
             One vector per ray, not divided by the accumulation.
         """
         with torch.autocast(device_type=features.device.type, enabled=False):
-            composited = weights.transpose(-1, -2) @ features.to(weights.dtype)
-        return composited.squeeze(-2)
+            # One product per ray; matmul would reach the same through seven views.
+            columns = weights.transpose(-1, -2).flatten(0, -3)
+            composited = torch.bmm(columns, features.to(weights.dtype).flatten(0, -3))
+        return composited.view(*weights.shape[:-2], features.shape[-1])
 
 
 def render_per_sample(

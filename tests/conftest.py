@@ -1,8 +1,14 @@
 """The mark of tests that depend on something that a test trained."""
 
+import os
+
 import pytest
 
 from tests.train_seed import TRAIN_SEED
+
+# Triton reads it when it is imported, by torch among others: kernels then run on a CPU. Nothing
+# chooses Triton there by itself.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ STAND_IN = Path(__file__).with_name("tinycudann_standin")
 
 
 def _forget() -> None:
-    for name in ("tinycudann", "f3rm.networks.tcnn_network"):
+    for name in ("tinycudann", "tinycudann.encodings", "f3rm.networks.tcnn_network"):
         sys.modules.pop(name, None)
 
 

@@ -25,6 +25,7 @@ SMALL = {  # few steps on thumbnails: enough for surfaces, not for right answers
     "04_export": "--rays 4000 --views 3 --height 48",
     "05_extract": "--size 64",
     "06_backbone": "",
+    "07_splat": "--rays 4000",
 }
 
 
@@ -101,6 +102,16 @@ def test_taps_are_extracted_by_a_shipped_backbone_and_by_one_of_your_own(ran):
     assert (folder / "statistics" / "all.items.json").is_file()
 
 
+@pytest.mark.slow
+def test_a_run_becomes_a_splat_that_answers(ran):
+    folder, printed = ran
+    assert (folder / "splat.ply").is_file()
+    assert (folder / "splat.tinyclip.safetensors").is_file()
+    certainty = "found|uncertain|absent|unknown word"
+    answered = rf"^(orange cone|pink bottle): \d+ found, ({certainty})$"
+    assert len(re.findall(answered, printed["07_splat"], re.MULTILINE)) == 2
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_imports_public_names_only(path):
     source = path.read_text(encoding="utf-8")
@@ -120,6 +131,6 @@ def test_an_example_is_short_and_imports_public_names_only(path):
 
 def test_the_examples_are_named_on_the_pages():
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    assert len(NUMBERED) == 6
+    assert len(NUMBERED) == 7
     assert [path.stem for path in NUMBERED] == sorted(SMALL)
     assert [path.name for path in EXAMPLES if f"examples/{path.name}" not in pages] == []

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from torch.nn import functional
 
-from f3rm.camera_render import RGB_ONLY, CameraOutputs, RenderRequest
+from f3rm.camera_render import RGB_ONLY, CameraOutputs, RenderRequest, mean_cosine
 from f3rm.colours.pca import pca_colours
 from f3rm.compat import LazyLpips, lazy_lpips
 from f3rm.networks.nerfacto_fast import use_fast_encodings
@@ -42,14 +43,17 @@ def _train(model, batch, steps=3):
     return history
 
 
-def test_nerfacto_trains_bit_for_bit_as_without_features():
+@pytest.mark.parametrize("mode", ["SO3xR3", "off"])
+def test_nerfacto_trains_bit_for_bit_as_without_features(mode):
+    cameras = CameraOptimizerConfig(mode=mode)
     torch.manual_seed(0)
     with lazy_lpips():
-        plain = NerfactoModelConfig(**NERFACTO_SIZES).setup(
+        plain = NerfactoModelConfig(**NERFACTO_SIZES, camera_optimizer=cameras).setup(
             scene_box=scene_box(), num_train_data=3, metadata={}, device="cpu"
         )
     use_fast_encodings(plain)  # its gradients are the same up to the order of sums
-    ours = feature_model(head("dino", 6, has_text=False), head("clip", 12))
+    heads = (head("dino", 6, has_text=False), head("clip", 12))
+    ours = feature_model(*heads, camera_optimizer=cameras)
     batch = _batch(ours)
     expected, actual = _train(plain, batch), _train(ours, batch)
     for plain_losses, our_losses in zip(expected, actual, strict=True):
@@ -63,6 +67,25 @@ def test_nerfacto_trains_bit_for_bit_as_without_features():
     rendered = ours.get_outputs_for_camera(camera())
     for name, image in plain.get_outputs_for_camera(camera()).items():
         assert torch.equal(image, rendered[name]), name
+
+
+def test_no_gradient_of_positions_is_computed_that_nobody_asks_for():
+    off = CameraOptimizerConfig(mode="off")
+    for wanted in (True, False):
+        model = feature_model(head(), predict_normals=wanted, camera_optimizer=off).train()
+        model(rays())["rgb"].sum().backward()
+        positions = model.field._sample_locations  # Nerfacto's, which always require a gradient
+        assert (positions.grad is not None) is wanted
+
+
+def test_the_cosine_is_the_one_of_torch_and_of_a_zero_vector_zero():
+    rendered, target = torch.randn(2, 20, 12, dtype=torch.float64)
+    target[3] = 0
+    expected = functional.cosine_similarity(rendered, target, dim=-1).mean()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(
+            mean_cosine(rendered, target), expected.float(), atol=1e-6, rtol=0
+        )
 
 
 def test_camera_gradients_come_from_the_features_only_when_asked():

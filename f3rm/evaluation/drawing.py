@@ -8,13 +8,13 @@ from torch import Tensor
 from f3rm.camera_render import CameraOutputs
 from f3rm.errors import StrPath
 from f3rm.evaluation.held_out import ScoredView
-from f3rm.evaluation.page import PageViews, next_commands, page_html
+from f3rm.evaluation.page import PageViews, next_commands, page_html, splat_commands
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.report import Evaluation
+from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.vocabulary import Vocabulary
 from f3rm.language.relevancy import Against
-from f3rm.model import FeatureFieldModel
-from f3rm.scene.run_loading import LoadedRun
+from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.synthetic.truth import SceneTruth
 
 
@@ -29,8 +29,7 @@ class Drawing:
     def open(
         cls,
         pictures: StrPath,
-        run: LoadedRun,
-        model: FeatureFieldModel,
+        subject: Subject,
         *,
         truth: SceneTruth | None,
         vocabulary: Vocabulary | None,
@@ -42,8 +41,7 @@ class Drawing:
 
         Args:
             pictures: The folder.
-            run: The run.
-            model: The run's model.
+            subject: What is evaluated.
             truth: The dataset's truth; None for photographs of one's own.
             vocabulary: The phrases that panels show; None for none.
             head: The head to ask; None for the first with a text tower.
@@ -54,9 +52,8 @@ class Drawing:
             F3rmError: If the folder cannot be written to, or the head cannot be asked.
         """
         folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
-        return cls(
-            folder, PageViews(run, model, truth, head=head, queries=queries, against=against)
-        )
+        page = PageViews(subject, truth, head=head, queries=queries, against=against)
+        return cls(folder, page)
 
     def add(
         self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None
@@ -66,11 +63,11 @@ class Drawing:
         if view is not None:
             self.folder.add(view)
 
-    def finish(self, run: LoadedRun, found: Evaluation, *, device: str) -> None:
+    def finish(self, subject: Subject, found: Evaluation, *, device: str) -> None:
         """Writes the overview and the page.
 
         Args:
-            run: The run.
+            subject: What is evaluated.
             found: Its numbers.
             device: ``cpu`` or ``cuda``, for the commands on the page.
 
@@ -79,7 +76,10 @@ class Drawing:
         """
         self.folder.write_overview()
         where = self.folder.path
-        commands = next_commands(
-            run.config_path, pictures=where, video=where / "pca.mp4", device=device
-        )
+        run = subject.scene.run
+        if isinstance(run, LoadedSplat):
+            commands = splat_commands(run, pictures=where)
+        else:
+            video = where / "pca.mp4"
+            commands = next_commands(run.config_path, pictures=where, video=video, device=device)
         self.folder.write_page(page_html(self.page.views, found.to_dict(), "\n".join(commands)))

@@ -1,18 +1,19 @@
-"""Evaluates a trained run on its held-out views: everything that ``f3rm eval`` reports.
+"""Evaluates a run or a splat on its held-out views: everything that ``f3rm eval`` reports.
 
 ``docs/evaluation.md`` defines each number. Without ground truth, language or feature cache the
 numbers that need them are None, and a note says why.
 """
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from f3rm import __version__
-from f3rm.errors import DatasetError, HeadSpec, StrPath
+from f3rm.errors import DatasetError, F3rmError, HeadSpec, StrPath
 from f3rm.evaluation.drawing import Drawing
 from f3rm.evaluation.finding import ROUND_SHAPES, score_finding
 from f3rm.evaluation.held_out import score_views
@@ -22,13 +23,15 @@ from f3rm.evaluation.multiview import DEPTH_TOLERANCE
 from f3rm.evaluation.predictions import psnr
 from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
 from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, summarise
+from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
 from f3rm.evaluation.vocabulary import Language, open_language
+from f3rm.feature_field import FeatureHead
 from f3rm.language.questions import Questioner, choose_head
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Against, Rule
-from f3rm.model import FeatureFieldModel
-from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, field_model, load_run
-from f3rm.scene.scene import Scene
+from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
+from f3rm.scene.scene import Scene, load
+from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
 from f3rm.store.progress import track
@@ -48,11 +51,11 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     device: str = "auto",
     show_progress: bool = False,
 ) -> Evaluation:
-    """Evaluates a run of f3rm on its held-out views.
+    """Evaluates a run of f3rm, or a splat, on its held-out views.
 
     Args:
-        config: The run's ``config.yml``.
-        data: The dataset's folder, if it was moved since training.
+        config: The run's ``config.yml``; or a splat, as a ``.ply`` or a splatfacto run.
+        data: The dataset's folder, if it was moved since training; of a ``.ply`` always.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
         rule: How phrases are scored, of the teacher too.
@@ -67,22 +70,20 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     """
     started = time.perf_counter()
     place = resolve_device(device)
-    run = load_run(config, data=data, device=place)
-    _check_held_out(run)
-    model, scene = field_model(run), Scene(run)
-    notes = [] if run.stores else ["No valid feature cache: nothing about the teacher."]
+    scene = load(os.fspath(config), data=None if data is None else os.fspath(data), device=device)
+    run, subject = scene.run, Subject.of(scene)
+    _check_held_out(subject)
+    notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
-    spec = choose_head(model.heads, head)
-    questioner = Questioner(model.heads, lambda: scene.cells.hidden)
-    against = questioner.against(rule, spec.name) if spec else Against()
-    language = _open_language(model, truth, spec, notes, against)
+    spec = choose_head(subject.source.heads, head)
+    against = _against(scene, rule, spec)
+    language = _open_language(subject.source.heads, truth, spec, notes, against)
     drawing = None
     if pictures is not None:
         vocabulary = language.vocabulary if language else None
         drawing = Drawing.open(
             pictures,
-            run,
-            model,
+            subject,
             truth=truth,
             vocabulary=vocabulary,
             head=head,
@@ -91,39 +92,40 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         )
     watch = drawing.add if drawing else None
     scores = score_views(
-        run, model, language=language, seed=seed, show_progress=show_progress, watch=watch
+        subject, language=language, seed=seed, show_progress=show_progress, watch=watch
     )
     surfaces, finding = SurfaceScores(), None
     if truth is not None:
-        surfaces = score_surfaces(
-            run, model, truth, language, seed=seed, show_progress=show_progress
-        )
+        surfaces = score_surfaces(subject, truth, language, seed=seed, show_progress=show_progress)
     if truth is not None and language is not None:
         finding = score_finding(scene, truth, language.head, rule)
-    heads = head_numbers(scores, surfaces, list(model.heads))
-    rows = collect_rows(scores, surfaces, finding, run.held_out.names)
+    heads = head_numbers(scores, surfaces, list(subject.source.heads))
+    rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
     if nerfacto is not None:
+        if isinstance(run, LoadedSplat):
+            raise F3rmError("--nerfacto is compared with runs of f3rm, got a splat. Leave it out.")
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(run, truth, language, rule=rule, seed=seed, device=place)
+    context = _context(subject, truth, language, rule=rule, seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
-        drawing.finish(run, found, device=place.type)
+        drawing.finish(subject, found, device=place.type)
     return found
 
 
-def _check_held_out(run: LoadedRun) -> None:
-    if not run.held_out.names:
+def _check_held_out(subject: Subject) -> None:
+    if not subject.held_out.names:
         msg = (
-            f"{str(run.config_path)!r} must hold out at least one photograph, but all "
-            f"{len(run.train.names)} were trained on. Train with a smaller --train-split-fraction."
+            f"{str(subject.scene.run.config_path)!r} must hold out at least one photograph, but "
+            f"all {len(subject.train.names)} were trained on. Train with a smaller "
+            "--train-split-fraction."
         )
         raise RunError(msg)
 
 
-def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
+def _read_truth(run: LoadedRun | LoadedSplat, notes: list[str]) -> SceneTruth | None:
     try:
         return SceneTruth.read(dataset_root(run.data))
     except DatasetError as error:
@@ -131,8 +133,14 @@ def _read_truth(run: LoadedRun, notes: list[str]) -> SceneTruth | None:
         return None
 
 
+def _against(scene: Scene, rule: Rule, spec: HeadSpec | None) -> Against:
+    if spec is None:
+        return {}
+    return Questioner(scene.source.heads, lambda: scene.cells.hidden).against(rule, spec.name)
+
+
 def _open_language(
-    model: FeatureFieldModel,
+    heads: Mapping[str, FeatureHead],
     truth: SceneTruth | None,
     spec: HeadSpec | None,
     notes: list[str],
@@ -142,7 +150,7 @@ def _open_language(
         notes.append("The field has no language: train with CLIP to ask it in words.")
     if spec is None or truth is None or not truth.queries:
         return None
-    return open_language(model.heads[spec.name], truth, **against)
+    return open_language(heads[spec.name], truth, **against)
 
 
 def nerfacto_psnr(
@@ -171,7 +179,7 @@ def nerfacto_psnr(
 
 
 def _context(
-    run: LoadedRun,
+    subject: Subject,
     truth: SceneTruth | None,
     language: Language | None,
     *,
@@ -200,17 +208,12 @@ def _context(
             "depth_tolerance": DEPTH_TOLERANCE,
             "teacher_sampling": "bilinear",
         },
-        "run": {
-            "config": str(run.config_path),
-            "method": run.config.method_name,
-            "step": run.step,
-            "training_seed": run.config.machine.seed,
-        },
+        "run": subject.about(),
         "dataset": {
-            "folder": str(run.data),
+            "folder": str(subject.scene.run.data),
             "kind": truth.kind if truth else None,
             "seed": truth.seed if truth else None,
-            "training_views": len(run.train.names),
-            "held_out_views": list(run.held_out.names),
+            "training_views": len(subject.train.names),
+            "held_out_views": list(subject.held_out.names),
         },
     }

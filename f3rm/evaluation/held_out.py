@@ -1,4 +1,4 @@
-"""Renders and scores the held-out views of a run, one after the other; each is rendered once."""
+"""Renders and scores the held-out views, one after the other; each is rendered once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,15 @@ from f3rm.evaluation.predictions import (
     feature_cosines,
     field_scores,
     mean_training_feature,
-    psnr,
     render_view,
     teacher_scores,
 )
 from f3rm.evaluation.query_scores import Answers, QueryScores
+from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.vocabulary import Language
 from f3rm.feature_datamanager import ImageTargets
-from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
-from f3rm.scene.run_loading import LoadedRun
 from f3rm.store.progress import track
 
 
@@ -71,8 +69,7 @@ class HeldOutScores:
 
 
 def score_views(
-    run: LoadedRun,
-    model: FeatureFieldModel,
+    subject: Subject,
     *,
     language: Language | None,
     seed: int,
@@ -82,36 +79,37 @@ def score_views(
     """Renders and scores every held-out view.
 
     Args:
-        run: The run.
-        model: The run's model.
+        subject: What is evaluated.
         language: The embedded phrases; None without a text tower or ground truth.
         seed: Seed of the pixels of the mean training feature.
         show_progress: Whether a bar counts the views.
         watch: Called with every view, e.g. to draw it.
     """
     field = QueryScores(language.vocabulary) if language else None
-    teacher = QueryScores(language.vocabulary) if language and run.stores else None
+    teacher = QueryScores(language.vocabulary) if language and subject.stores else None
     decibels: list[float] = []
     cosines: dict[str, list[FeatureCosines]] = {}
-    lookup = run.train.lookup
+    lookup = subject.train.lookup
     means = {
-        name: mean_training_feature(lookup, name, seed) for name in run.stores if lookup is not None
+        name: mean_training_feature(lookup, name, seed)
+        for name in subject.stores
+        if lookup is not None
     }
-    views = range(len(run.held_out.names))
+    views = range(len(subject.held_out.names))
     for index in track(views, total=len(views), label="held-out views", show=show_progress):
-        camera, batch = run.picture(index)
-        outputs = render_view(model, camera)
-        decibels.append(psnr(model, outputs, batch["image"]))
-        for name, measured in _cosines(run, model, index, outputs, means).items():
+        camera, photograph = subject.picture(index)
+        outputs = render_view(subject.source, camera)
+        decibels.append(subject.psnr(outputs, photograph))
+        for name, measured in _cosines(subject, index, outputs, means).items():
             cosines.setdefault(name, []).append(measured)
         view = None
         if language is not None and field is not None:
-            view = _ask(run, index, outputs, batch["image"], language)
+            view = _ask(subject, index, outputs, photograph, language)
             field.add(view.name, view.ids, view.field)
             if teacher is not None and view.teacher is not None:
                 teacher.add(view.name, view.ids, view.teacher)
         if watch is not None:
-            watch(index, batch["image"], outputs, view)
+            watch(index, photograph, outputs, view)
     return HeldOutScores(
         decibels,
         cosines,
@@ -121,29 +119,29 @@ def score_views(
 
 
 def _cosines(
-    run: LoadedRun,
-    model: FeatureFieldModel,
+    subject: Subject,
     index: int,
     outputs: CameraOutputs,
     means: dict[str, Tensor],
 ) -> dict[str, FeatureCosines]:
-    if run.held_out.lookup is None:
+    if subject.held_out.lookup is None:
         return {}
-    targets, hidden = ImageTargets(run.held_out.lookup, index), hidden_of(outputs)
+    targets, hidden = ImageTargets(subject.held_out.lookup, index), hidden_of(outputs)
+    heads = subject.source.heads
     return {
-        name: feature_cosines(model.heads[name], hidden, targets, mean)
+        name: feature_cosines(heads[name], hidden, targets, mean)
         for name, mean in means.items()
-        if name in model.heads
+        if name in heads
     }
 
 
 def _ask(
-    run: LoadedRun, index: int, outputs: CameraOutputs, image: Tensor, language: Language
+    subject: Subject, index: int, outputs: CameraOutputs, image: Tensor, language: Language
 ) -> ScoredView:
-    name = run.held_out.names[index]
+    name = subject.held_out.names[index]
     truth = language.truth.view(name)
     height, width = truth.ids.shape
-    store = run.stores.get(language.head)
+    store = subject.stores.get(language.head)
     teacher = None
     if store is not None:
         teacher = teacher_scores(store, store.index(name), language.query)

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.model import FeatureFieldModel
-from f3rm.scene.casting import HIDDEN_ONLY, hidden_of
+from f3rm.scene.casting import hidden_of
 from f3rm.scene.frames import FileCamera
+from f3rm.scene.source import Source
 from f3rm.store.reader import FeatureStore
 from f3rm.synthetic.truth import ViewTruth
 
@@ -173,7 +173,7 @@ def teacher_mean(
 
 @torch.no_grad()
 def compare_views(
-    model: FeatureFieldModel,
+    source: Source,
     name: str,
     store: FeatureStore,
     points: SurfacePoints,
@@ -181,10 +181,10 @@ def compare_views(
     held_out: Sequence[SeenView],
     training: Iterable[SeenView],
 ) -> MultiviewCosines:
-    """Measures one head of a field and its teacher at surface points.
+    """Measures one head of a field or splat and its teacher at surface points.
 
     Args:
-        model: The trained model.
+        source: What is rendered.
         name: The head's name.
         store: The teacher's features.
         points: Points of the held-out views.
@@ -192,7 +192,7 @@ def compare_views(
         training: The training views.
     """
     mean, counts = teacher_mean(store, points, training)
-    head = model.feature_field.head(name)
+    head = source.heads[name]
     field = _PairwiseCosine(len(counts))
     teacher = _PairwiseCosine(len(counts))
     of_mean, of_field = torch.zeros(len(counts)), torch.zeros(len(counts))
@@ -202,7 +202,7 @@ def compare_views(
         # A point's own pixel is known exactly; its projection may round to a pixel beside an edge.
         seen, xy = seen | own, torch.where(own[:, None], points.xy, xy)
         target = _teacher(store, view, xy[seen])
-        rendered = head(render_points(model, view.camera, xy[seen]).to(head.weight)).cpu()
+        rendered = head(render_points(source, view.camera, xy[seen]).to(head.weight)).cpu()
         field.add(seen, rendered)
         teacher.add(seen, target)
         mine = own[seen]
@@ -220,13 +220,12 @@ def compare_views(
 
 
 def render_points(
-    model: FeatureFieldModel, camera: FileCamera, xy: Float[Tensor, "points 2"]
+    source: Source, camera: FileCamera, xy: Float[Tensor, "points 2"]
 ) -> Float[Tensor, "points hidden"]:
-    """Renders the hidden vectors at pixels (x, y) of a file; fractions of pixels are allowed."""
-    hidden = [xy.new_zeros((0, model.feature_field.hidden_dim))]
+    """Renders the hidden vectors at pixels (x, y) of a file; a field at fractions of pixels too."""
+    hidden = [xy.new_zeros((0, source.hidden_dim))]
     for part in xy.split(_RENDERED_POINTS) if len(xy) else ():
-        bundle = camera.rays(part.to(model.device))
-        outputs = model.get_outputs_for_camera_ray_bundle(bundle, request=HIDDEN_ONLY)
+        outputs = source.at_pixels(camera.camera, camera.coords(part))
         hidden.append(hidden_of(outputs)[:, 0].cpu())
     return torch.cat(hidden)
 

@@ -24,7 +24,9 @@ from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.pictures import Picture, heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
+from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.tables import shown
+from f3rm.feature_field import FeatureHead
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
@@ -34,10 +36,9 @@ from f3rm.language.relevancy import (
     to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
-from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
-from f3rm.scene.run_loading import LoadedRun
+from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.synthetic.truth import SceneTruth
 
 NUM_VIEWS = 3
@@ -100,8 +101,7 @@ class PageViews:
     """Collects the views of the page, as HTML, while an evaluation renders them.
 
     Args:
-        run: The run; the page shows a few of its held-out views.
-        model: The run's model.
+        subject: What is evaluated; the page shows a few of its held-out views.
         truth: The dataset's truth; None for photographs of one's own.
         head: The head to ask; None for the first with a text tower.
         queries: Phrases to ask; if empty, the names that these views show most of.
@@ -113,21 +113,20 @@ class PageViews:
 
     def __init__(
         self,
-        run: LoadedRun,
-        model: FeatureFieldModel,
+        subject: Subject,
         truth: SceneTruth | None,
         *,
         head: str | None,
         queries: Sequence[str],
         against: Against,
     ) -> None:
-        self._names, self._model, self._truth = run.held_out.names, model, truth
+        self._names, self._heads, self._truth = subject.held_out.names, subject.source.heads, truth
         count = len(self._names)
         self._shown = {round(i) for i in np.linspace(0, count - 1, min(NUM_VIEWS, count))}
         if not queries and truth is not None:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
-        self._query = _hidden_query(model, head, queries, against)
+        self._query = _hidden_query(self._heads, head, queries, against)
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
@@ -150,7 +149,7 @@ class PageViews:
             for query, score in zip(self._queries, scores, strict=True):
                 mask = seen.mask(known[query]) if seen is not None and query in known else None
                 answers.append(Answer(query, score, mask))
-        head = next(iter(self._model.heads.values()))
+        head = next(iter(self._heads.values()))
         pca = pca_colours_from_hidden(hidden, head.weight, head.pca)
         pictures = [to_picture(x, (height, width)) for x in (photograph, outputs["rgb"], pca)]
         self.views.append(view_html(name, pictures, answers))
@@ -175,15 +174,12 @@ def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
 
 
 def _hidden_query(
-    model: FeatureFieldModel,
-    head: str | None,
-    queries: Sequence[str],
-    against: Against,
+    heads: Mapping[str, FeatureHead], head: str | None, queries: Sequence[str], against: Against
 ) -> HiddenQuery | None:
-    spec = choose_head(model.heads, head)
+    spec = choose_head(heads, head)
     if spec is None or not queries:
         return None
-    weight = model.feature_field.head(spec.name).weight.detach()
+    weight = heads[spec.name].weight.detach()
     encoder = TextEncoder(spec.backbone)
     prompts, negatives = encoder.encode(queries), encoder.encode(CANONICAL_NEGATIVES)
     return to_hidden(make_query(prompts.to(weight), negatives.to(weight), **against), weight)
@@ -298,6 +294,23 @@ def next_commands(config: Path, *, pictures: Path, video: Path, device: str) -> 
         f"f3rm eval {run} --pictures {shown_path(pictures)}",
         "# Render a video of its features (needs ffmpeg):",
         f"{render} --rendered-output-names feature_pca --output-path {shown_path(video)}",
+    ]
+
+
+def splat_commands(splat: LoadedSplat, *, pictures: Path) -> list[str]:
+    """Returns the lines of a shell session that continues with a splat.
+
+    Args:
+        splat: The splat.
+        pictures: Folder for the pictures of an evaluation.
+    """
+    named = f"{shown_path(splat.config_path)} --data {shown_path(splat.data)}"
+    return [
+        *activation(),
+        "# Measure it, with pictures of every query:",
+        f"f3rm eval {named} --pictures {shown_path(pictures)}",
+        "# Render pictures of its features:",
+        f"f3rm render {named} --outputs pca --out {shown_path(pictures / 'pca')}",
     ]
 
 

@@ -19,8 +19,8 @@ from f3rm.camera_render import CameraOutputs, FeatureTargets
 from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
 from f3rm.language.relevancy import HiddenQuery, Query, similarity, similarity_from_hidden
-from f3rm.model import FeatureFieldModel
-from f3rm.scene.casting import HIDDEN_ONLY
+from f3rm.scene.casting import hidden_of
+from f3rm.scene.source import Source
 from f3rm.store.geometry import Size
 from f3rm.store.reader import FeatureStore
 
@@ -41,9 +41,12 @@ class FeatureCosines:
     constant: float
 
 
-def render_view(model: FeatureFieldModel, camera: Cameras) -> CameraOutputs:
-    """Renders colours and hidden vectors of a camera."""
-    return model.get_outputs_for_camera(camera.to(model.device), request=HIDDEN_ONLY)
+def render_view(source: Source, camera: Cameras) -> CameraOutputs:
+    """Renders colours and hidden vectors of a camera of shape (1,)."""
+    bands = [band for _, band in source.bands(camera)]
+    whole = CameraOutputs({name: torch.cat([band[name] for band in bands]) for name in ("rgb",)})
+    whole.hidden = torch.cat([hidden_of(band) for band in bands])
+    return whole
 
 
 @torch.no_grad()

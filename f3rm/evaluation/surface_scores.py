@@ -1,6 +1,7 @@
-"""Scores at surface points of a run's held-out views: the field itself, and field against teacher.
+"""Scores at surface points of held-out views: the field itself, and field against teacher.
 
-The field is evaluated at the points, without rendering, so that its density plays no part.
+The field is evaluated at the points, without rendering, so that its density plays no part; a splat
+as ``Scene.hidden`` evaluates it.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from f3rm.evaluation.metrics import fixed_mask, iou, require_finite
 from f3rm.evaluation.multiview import (
@@ -18,11 +20,12 @@ from f3rm.evaluation.multiview import (
     compare_views,
     surface_points,
 )
+from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.vocabulary import Language, Vocabulary
 from f3rm.language.relevancy import HiddenQuery, similarity_from_hidden
-from f3rm.model import FeatureFieldModel
-from f3rm.scene.frames import FileCamera, Frame, scene_from_dataset
-from f3rm.scene.run_loading import LoadedRun, Split
+from f3rm.scene.frames import FileCamera
+from f3rm.scene.run_loading import Split
+from f3rm.scene.source import Source
 from f3rm.store.progress import track
 from f3rm.synthetic.truth import SceneTruth
 
@@ -45,17 +48,17 @@ class SurfaceScore:
     iou: tuple[float | None, ...]
 
 
-@torch.no_grad()
 def point_scores(
-    model: FeatureFieldModel, query: HiddenQuery, points: SurfacePoints
+    source: Source, query: HiddenQuery, points: SurfacePoints
 ) -> Float[np.ndarray, "texts points"]:
-    """Returns the relevancy of every text at points."""
-    positions = points.positions.to(model.device)
-    parts = [
-        similarity_from_hidden(model.feature_field.hidden(p).to(query.gram), query)
-        for p in positions.split(1 << 14)
-    ]
-    return torch.cat(parts).T.float().cpu().numpy()
+    """Returns the relevancy of every text at points; 0 where a splat has nothing."""
+
+    def scores(hidden: Tensor) -> Tensor:
+        return similarity_from_hidden(hidden.to(query.gram), query)
+
+    everywhere = torch.ones(len(points.positions), dtype=torch.bool)
+    texts = query.prompts.shape[1]
+    return source.values_at(points.positions, everywhere, scores, texts).T.numpy()
 
 
 def score_points(
@@ -105,19 +108,8 @@ class SurfaceScores:
     heads: dict[str, MultiviewCosines] = field(default_factory=dict)
 
 
-def scene_frame(run: LoadedRun, truth: SceneTruth) -> Frame:
-    """Returns the frame that a run is trained in, relative to its dataset's metres.
-
-    Raises:
-        DatasetError: If transforms.json cannot be read.
-    """
-    scene = scene_from_dataset(run.manager.train_dataparser_outputs, run.data)
-    return Frame(scene @ np.linalg.inv(truth.metres_from_dataset))
-
-
 def score_surfaces(
-    run: LoadedRun,
-    model: FeatureFieldModel,
+    subject: Subject,
     truth: SceneTruth,
     language: Language | None,
     *,
@@ -127,8 +119,7 @@ def score_surfaces(
     """Measures the field and its teacher at surface points of the held-out views.
 
     Args:
-        run: The run.
-        model: The run's model.
+        subject: What is evaluated.
         truth: The dataset's truth.
         language: The embedded phrases; None without a text tower.
         seed: Seed of the points.
@@ -137,24 +128,25 @@ def score_surfaces(
     Raises:
         DatasetError: If the truth is damaged, or a camera is no perspective camera.
     """
-    scale = scene_frame(run, truth).scene_per_unit
-    held_out = list(seen_views(run.held_out, truth, scale))
+    source = subject.source
+    scale = source.frames.get("metres").scene_per_unit
+    held_out = list(seen_views(subject.held_out, truth, scale))
     asked = None
     if language is not None:
         points = surface_points(held_out, NUM_POINTS, seed=seed, per_object=True)
-        answers = point_scores(model, language.hidden_query, points)
+        answers = point_scores(source, language.hidden_query, points)
         asked = score_points(answers, points, language.vocabulary)
     points = surface_points(held_out, NUM_POINTS, seed=seed, per_object=False)
     heads: dict[str, MultiviewCosines] = {}
-    for name in (name for name in model.heads if name in run.stores):
+    for name in (name for name in source.heads if name in subject.stores):
         training = track(
-            seen_views(run.train, truth, scale),
-            total=len(run.train.names),
+            seen_views(subject.train, truth, scale),
+            total=len(subject.train.names),
             label=f"training views ({name})",
             show=show_progress,
         )
         heads[name] = compare_views(
-            model, name, run.stores[name], points, held_out=held_out, training=training
+            source, name, subject.stores[name], points, held_out=held_out, training=training
         )
     return SurfaceScores(asked, heads)
 

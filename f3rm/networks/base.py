@@ -18,19 +18,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from f3rm.errors import ImplementationError
+from f3rm.networks.fast import Implementation, triton_is_interpreted
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["tcnn", "torch"]
-ImplementationChoice = Literal["auto", "tcnn", "torch"]
+ImplementationChoice = Literal["auto", "tcnn", "triton", "torch"]
 
-# Errors of importing a broken tinycudann: ImportError of an extension built for another torch,
-# OSError without one for this GPU (NameError in older versions), RuntimeError of CUDA,
+# Errors of importing a broken tinycudann or triton: ImportError of an extension built for another
+# torch, OSError without one for this GPU (NameError in older versions), RuntimeError of CUDA,
 # AttributeError of a half-built extension.
 _IMPORT_ERRORS = (ImportError, OSError, NameError, RuntimeError, AttributeError)
 
 _NETWORKS = {
     "torch": "f3rm.networks.torch_network:TorchNetwork",
+    "triton": "f3rm.networks.triton_grid:TritonNetwork",
     "tcnn": "f3rm.networks.tcnn_network:TcnnNetwork",
 }
 
@@ -81,14 +82,23 @@ def frequency_encoding(
 
     *Source:* tiny-cuda-nn's Frequency encoding; only the order of the channels differs.
     """
-    exponents = torch.arange(num_frequencies, device=positions.device, dtype=positions.dtype)
-    angles = (positions[..., None] * (torch.pi * 2.0**exponents)).flatten(1)
-    if angles.requires_grad:  # out= below has no gradient
-        return torch.cat((angles.sin(), angles.cos()), -1)
-    encoded = angles.new_empty(len(angles), 2 * angles.shape[1])  # without the copies of cat
-    torch.sin(angles, out=encoded[:, : angles.shape[1]])
-    torch.cos(angles, out=encoded[:, angles.shape[1] :])
-    return encoded
+    octaves = _octaves(num_frequencies, positions.device, positions.dtype)
+    angles = positions.reshape(-1, 1, 3, 1) * octaves  # (points, 2, 3, octaves)
+    sines, cosines = angles.unbind(1)
+    if angles.requires_grad:
+        angles = torch.stack((sines.sin(), cosines.cos()), dim=1)
+    else:
+        sines.sin_()  # in place, without the copies of stack
+        cosines.cos_()
+    return angles.view(-1, 2 * 3 * num_frequencies)
+
+
+@lru_cache
+def _octaves(num: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "2 1 octaves"]:
+    """Returns ``2^k pi`` for sines and for cosines; computed once, or each call launches them."""
+    with torch.inference_mode(False):  # training may go on with what an inference asked for
+        octaves = torch.pi * 2.0 ** torch.arange(num, device=device, dtype=dtype)
+        return octaves.repeat(2, 1, 1)
 
 
 class HiddenNetwork(nn.Module):
@@ -99,6 +109,11 @@ class HiddenNetwork(nn.Module):
         """Computes non-negative hidden vectors of positions in [0, 1]^3; there may be none."""
 
 
+def parameters_of(implementation: Implementation) -> Literal["tcnn", "torch"]:
+    """Names the implementation whose parameters another one has: Triton's are torch's."""
+    return "tcnn" if implementation == "tcnn" else "torch"
+
+
 @dataclass(frozen=True)
 class Choice:
     """The implementation that runs, and why.
@@ -106,7 +121,7 @@ class Choice:
     Attributes:
         implementation: Its name.
         reason: Why, as a clause.
-        is_fallback: Whether tiny-cuda-nn would run if the problem in ``reason`` were fixed.
+        is_fallback: Whether a faster one would run if the problem in ``reason`` were fixed.
     """
 
     implementation: Implementation
@@ -124,18 +139,28 @@ def tcnn_runs_on(device: torch.device | str) -> bool:
     return torch.device(device).type == "cuda"
 
 
+def triton_runs_on(device: torch.device | str) -> bool:
+    """Returns whether Triton computes on a device; tests replace it."""
+    return torch.device(device).type == "cuda"
+
+
 def choose_implementation(
     choice: ImplementationChoice,
     device: torch.device | str,
     network: NetworkConfig | None = None,
+    *,
+    with_tcnn: bool = True,
 ) -> Choice:
     """Decides which implementation runs.
 
     Args:
         choice: ``auto`` takes tiny-cuda-nn on a CUDA device where its package can be imported and
-            supports the sizes, else torch.
+            supports the sizes, else Triton where it has shown that it equals torch on this machine,
+            else torch. ``triton`` takes torch, which has the same parameters, where Triton cannot
+            run.
         device: Where the model will run.
         network: Sizes of the trunk; None for f3rm's own.
+        with_tcnn: False if ``auto`` needs torch's parameters.
 
     Raises:
         ImplementationError: If ``tcnn`` is asked for and cannot run here, with the error of its
@@ -145,56 +170,69 @@ def choose_implementation(
     _check_sizes(network)
     if choice == "torch":
         return Choice("torch", "it was asked for")
-    if not tcnn_runs_on(device):
-        problem = _Problem("the device is not CUDA")
-    elif not tcnn_installed():
-        problem = _Problem("tiny-cuda-nn is not installed")
-    else:
-        problem = _unsupported_size(network) or _import_tcnn()
+    problems: list[_Problem] = []
+    if choice == "tcnn" or (choice == "auto" and with_tcnn):
+        problem = _tcnn_problem(device, network)
+        if problem is None:
+            return Choice("tcnn", "tiny-cuda-nn is installed and the device is CUDA")
+        if choice == "tcnn":
+            msg = (
+                "--pipeline.model.implementation tcnn cannot run here: "
+                f"{problem.reason}. {problem.advice}"
+            )
+            raise ImplementationError(msg) from problem.cause
+        problems.append(problem)
+    problem = _triton_problem(device, is_asked_for=choice == "triton")
+    if problem is None and choice == "triton":
+        return Choice("triton", "it was asked for")
+    if problem is not None:
+        problems.append(problem)
+    reasons = list(dict.fromkeys(each.reason for each in problems))
+    is_fallback = any(each.is_surprising for each in problems)
     if problem is None:
-        return Choice("tcnn", "tiny-cuda-nn is installed and the device is CUDA")
-    if choice == "auto":
-        return Choice("torch", problem.reason, is_fallback=problem.is_surprising)
-    msg = (
-        f"--pipeline.model.implementation tcnn cannot run here: {problem.reason}. {problem.advice}"
-    )
-    raise ImplementationError(msg) from problem.cause
+        reasons.append("Triton's hash grids equal torch's here")
+    return Choice("torch" if problem else "triton", "; ".join(reasons), is_fallback)
 
 
 def resolve_implementation(
     choice: ImplementationChoice,
     device: torch.device | str,
     network: NetworkConfig | None = None,
+    *,
+    with_tcnn: bool = True,
 ) -> Implementation:
-    """Decides which implementation runs, and logs it; warns once where tiny-cuda-nn is broken.
+    """Decides which implementation runs, and logs it; warns once of what is broken.
 
     Args:
-        choice: See :func:`choose_implementation`.
-        device: Where the model will run.
-        network: Sizes of the trunk; None for f3rm's own.
+        choice: See :func:`choose_implementation`, as of the others.
+        device: See there.
+        network: See there.
+        with_tcnn: See there.
 
     Raises:
         ImplementationError: See :func:`choose_implementation`.
     """
-    chosen = choose_implementation(choice, device, network)
+    chosen = choose_implementation(choice, device, network, with_tcnn=with_tcnn)
     if chosen.is_fallback:
-        _warn_once(chosen.reason)
+        _warn_once(chosen.reason, chosen.implementation)
     reason = chosen.reason
     logger.info("implementation=%s: %s on %s, %s.", choice, chosen.implementation, device, reason)
     return chosen.implementation
 
 
 @lru_cache
-def _warn_once(reason: str) -> None:
+def _warn_once(reason: str, implementation: Implementation) -> None:
     logger.warning(
-        "%s: the model runs in torch, Nerfacto's parts too, which takes longer on a GPU.",
+        "%s: the model runs in %s, Nerfacto's parts too%s.",
         reason[0].upper() + reason[1:],
+        implementation,
+        ", which takes longer on a GPU" if implementation == "torch" else "",
     )
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Why tiny-cuda-nn cannot run."""
+    """Why an implementation cannot run."""
 
     reason: str
     advice: str = (
@@ -202,6 +240,14 @@ class _Problem:
     )
     cause: Exception | None = None
     is_surprising: bool = False
+
+
+def _tcnn_problem(device: torch.device | str, network: NetworkConfig) -> _Problem | None:
+    if not tcnn_runs_on(device):
+        return _Problem("the device is not CUDA")
+    if not tcnn_installed():
+        return _Problem("tiny-cuda-nn is not installed")
+    return _unsupported_size(network) or _import_tcnn()
 
 
 def _import_tcnn() -> _Problem | None:
@@ -212,6 +258,24 @@ def _import_tcnn() -> _Problem | None:
         reason = f"tiny-cuda-nn cannot be imported ({type(error).__name__}: {error})"
         return _Problem(reason, cause=error, is_surprising=True)
     return None
+
+
+def _triton_problem(device: torch.device | str, *, is_asked_for: bool) -> _Problem | None:
+    """Returns why Triton does not run; what nobody asked for must equal torch here."""
+    if is_asked_for and triton_is_interpreted():
+        return None
+    if not triton_runs_on(device):
+        return _Problem("the device is not CUDA", is_surprising=is_asked_for)
+    try:
+        grid = importlib.import_module("f3rm.networks.triton_grid")
+    except _IMPORT_ERRORS as error:
+        reason = (
+            f"Triton, which comes with torch on Linux, cannot be imported ({error}); "
+            "--pipeline.model.implementation torch needs none"
+        )
+        return _Problem(reason, is_surprising=is_asked_for)
+    problem = "" if is_asked_for else grid.problem(torch.device(device))
+    return _Problem(f"Triton is left out, {problem}", is_surprising=True) if problem else None
 
 
 _TCNN_SIZES: Mapping[str, tuple[str, Callable[[int], bool]]] = {

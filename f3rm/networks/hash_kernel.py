@@ -20,13 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from f3rm.machine_code import prefetch, rows_of
 from f3rm.networks.fast import Levels
 
 _Kernel = Callable[..., None]
 _Array = np.ndarray
 _Corners = tuple[tuple[Any, ...], tuple[Any, Any, Any]]
-_BLOCK = 16
 _ONE = np.float32(1)  # an integer 1 would make numba compute in double precision
 
 
@@ -63,7 +61,8 @@ class _Interpolate(torch.autograd.Function):
         ctx.save_for_backward(positions, table)
         ctx.levels = levels
         features = table.shape[1]
-        out = positions.new_empty(len(positions), len(levels.scales) * features)
+        shape = len(positions), len(levels.scales) * features
+        out = torch.from_numpy(np.empty(shape, np.float32))
         read = _compiled(_read, features)
         _share(read, levels, positions, table, out, features=features)
         return out
@@ -90,7 +89,7 @@ class _Interpolate(torch.autograd.Function):
 
 def _share(kernel: _Kernel, levels: Levels, *tensors: Tensor, features: int) -> None:
     """Runs a kernel on all levels, in as many threads as torch uses."""
-    arrays = [tensor.detach().numpy() for tensor in tensors]
+    arrays = [(t.detach() if t.requires_grad else t).numpy() for t in tensors]
     each = [
         _Level(number * features, levels.scales[number], levels.tops[number], strides, mask, offset)
         for number, (strides, mask, offset) in enumerate(
@@ -156,68 +155,41 @@ _corners_of = cast(
 )
 
 
-def _look_up(
-    level: _Level, points: _Array, start: int, table: _Array, rows: _Array, places: _Array
-) -> int:
-    """Computes and prefetches the corner rows of a block of points; returns the block's size.
-
-    A row from memory takes longer than its arithmetic: the requests of a whole block overlap.
-    """
-    count = min(_BLOCK, len(points) - start)
-    for index in range(count):
-        row, place = _corners_of(level, points[start + index])
-        for corner in range(8):
-            rows[index, corner] = row[corner]
-            prefetch(table.ctypes.data + row[corner] * table.strides[0])
-        for axis in range(3):
-            places[index, axis] = place[axis]
-    return count
-
-
-_look_up_of = cast("Callable[..., int]", numba.njit(inspect.unwrap(_look_up), inline="always"))
-
-
 def _read(features: int) -> _Kernel:
-    load, store = rows_of(features)
-
     def read(level: _Level, points: _Array, table: _Array, out: _Array) -> None:
-        rows, places = np.empty((_BLOCK, 8), np.int64), np.empty((_BLOCK, 3), np.float32)
-        for start in range(0, len(points), _BLOCK):
-            for index in range(_look_up_of(level, points, start, table, rows, places)):
-                row, (x, y, z) = rows[index], places[index]
-                rest_x, rest_y, rest_z = _ONE - x, _ONE - y, _ONE - z
-                low = load(table, row[1], 0) * x + load(table, row[0], 0) * rest_x
-                high = load(table, row[3], 0) * x + load(table, row[2], 0) * rest_x
+        for index in range(len(points)):
+            row, (x, y, z) = _corners_of(level, points[index])
+            rest_x, rest_y, rest_z = _ONE - x, _ONE - y, _ONE - z
+            for feature in range(features):
+                low = table[row[1], feature] * x + table[row[0], feature] * rest_x
+                high = table[row[3], feature] * x + table[row[2], feature] * rest_x
                 near = high * y + low * rest_y
-                low = load(table, row[5], 0) * x + load(table, row[4], 0) * rest_x
-                high = load(table, row[7], 0) * x + load(table, row[6], 0) * rest_x
+                low = table[row[5], feature] * x + table[row[4], feature] * rest_x
+                high = table[row[7], feature] * x + table[row[6], feature] * rest_x
                 far = high * y + low * rest_y
-                store(out, start + index, level.column, far * z + near * rest_z)
+                out[index, level.column + feature] = far * z + near * rest_z
 
     return read
 
 
 def _add(features: int) -> _Kernel:
-    load, store = rows_of(features)
-
     def add(level: _Level, points: _Array, gradient: _Array, of_table: _Array) -> None:
-        rows, places = np.empty((_BLOCK, 8), np.int64), np.empty((_BLOCK, 3), np.float32)
-        for start in range(0, len(points), _BLOCK):
-            for index in range(_look_up_of(level, points, start, of_table, rows, places)):
-                row, (x, y, z) = rows[index], places[index]
-                rest_x, rest_y, rest_z = _ONE - x, _ONE - y, _ONE - z
-                given = load(gradient, start + index, level.column)
+        for index in range(len(points)):
+            row, (x, y, z) = _corners_of(level, points[index])
+            rest_x, rest_y, rest_z = _ONE - x, _ONE - y, _ONE - z
+            for feature in range(features):
+                given = gradient[index, level.column + feature]
                 near, far = given * rest_z, given * z
                 low, high = near * rest_y, near * y
-                store(of_table, row[0], 0, load(of_table, row[0], 0) + low * rest_x)
-                store(of_table, row[1], 0, load(of_table, row[1], 0) + low * x)
-                store(of_table, row[2], 0, load(of_table, row[2], 0) + high * rest_x)
-                store(of_table, row[3], 0, load(of_table, row[3], 0) + high * x)
+                of_table[row[0], feature] += low * rest_x
+                of_table[row[1], feature] += low * x
+                of_table[row[2], feature] += high * rest_x
+                of_table[row[3], feature] += high * x
                 low, high = far * rest_y, far * y
-                store(of_table, row[4], 0, load(of_table, row[4], 0) + low * rest_x)
-                store(of_table, row[5], 0, load(of_table, row[5], 0) + low * x)
-                store(of_table, row[6], 0, load(of_table, row[6], 0) + high * rest_x)
-                store(of_table, row[7], 0, load(of_table, row[7], 0) + high * x)
+                of_table[row[4], feature] += low * rest_x
+                of_table[row[5], feature] += low * x
+                of_table[row[6], feature] += high * rest_x
+                of_table[row[7], feature] += high * x
 
     return add
 

@@ -11,7 +11,7 @@ from nerfstudio.field_components.spatial_distortions import SceneContraction
 from nerfstudio.utils.math import Gaussians
 from torch import Tensor, nn
 
-from f3rm.networks.fast import PRIMES, Levels, interpolate, is_fast
+from f3rm.networks.fast import PRIMES, Implementation, Levels, interpolate, is_fast
 
 _POINTS_AT_ONCE = 1 << 16
 """Points whose corners torch holds at once where no gradient is recorded."""
@@ -21,8 +21,10 @@ class FastHashEncoding(HashEncoding):
     """Nerfstudio's torch hash encoding, bit by bit, in a tenth of its time.
 
     Every level is hashed, the coarse ones too. Slopes differ exactly on the border of two cells,
-    where Nerfstudio's are zero.
+    where Nerfstudio's are zero. In Triton values differ by roundings, and are half under autocast.
     """
+
+    implementation: Implementation = "torch"
 
     @cached_property
     def _levels(self) -> Levels:
@@ -37,9 +39,10 @@ class FastHashEncoding(HashEncoding):
 
     def pytorch_fwd(self, in_tensor: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs encoding"]:
         """Encodes positions in [0, 1]^3."""
-        if not is_fast(in_tensor, self.hash_table):
+        if not is_fast(in_tensor, self.hash_table, self.implementation):
             return self._in_parts(in_tensor)
-        encoded = interpolate(in_tensor.reshape(-1, 3), self.hash_table, self._levels)
+        points = in_tensor.reshape(-1, 3)
+        encoded = interpolate(points, self.hash_table, self._levels, self.implementation)
         return encoded.view(*in_tensor.shape[:-1], self.get_out_dim())
 
     def _in_parts(self, in_tensor: Float[Tensor, "*bs 3"]) -> Float[Tensor, "*bs encoding"]:
@@ -64,17 +67,23 @@ class FastContraction(SceneContraction):
             return super().forward(positions)
         x, y, z = positions.abs().unbind(-1)
         size = torch.maximum(torch.maximum(x, y), z)[..., None]
-        return torch.where(size < 1, positions, (2 - (1 / size)) * (positions / size))
+        # ``1 / size`` would be two operations, its gradient one more.
+        return torch.where(size < 1, positions, (2 - size.reciprocal()) * (positions / size))
 
 
-def use_fast_encodings(model: nn.Module) -> None:
+def use_fast_encodings(model: nn.Module, implementation: Implementation = "torch") -> None:
     """Replaces the torch hash encodings and contractions of a Nerfstudio model by the fast ones.
 
     Parameters, their names and the outputs stay the same.
+
+    Args:
+        model: The model.
+        implementation: ``triton`` reads hash grids in Triton; numba reads them on a CPU otherwise.
     """
     for module in model.modules():
         # Changing the class keeps the module where it is, with its parameters and hooks.
         if type(module) is HashEncoding and module.tcnn_encoding is None:
             module.__class__ = FastHashEncoding
+            vars(module)["implementation"] = implementation
         elif type(module) is SceneContraction and module.order == math.inf:
             module.__class__ = FastContraction

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from f3rm.networks.base import HiddenNetwork, NetworkConfig, frequency_encoding
-from f3rm.networks.fast import PRIMES, Levels, interpolate, is_fast
+from f3rm.networks.fast import PRIMES, Implementation, Levels, interpolate, is_fast
 
 _INIT_SCALE = 1e-4
 _BAGS_AT_ONCE = 1 << 16
@@ -53,12 +54,56 @@ class _WeightedRows(torch.autograd.Function):
         return None, of_table, of_weights
 
 
+class _Layers(torch.autograd.Function):
+    """Bias-free layers, each with a ReLU; autograd's own gradient dispatches a dozen views more.
+
+    The same products as of ``nn.Linear`` and ``nn.ReLU`` over both encodings side by side, whose
+    concatenation would cost as much as the first layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, encoded: Tensor, pe: Tensor | None, *weights: Tensor) -> Tensor:
+        of_grid, of_pe = weights[0].T.tensor_split((encoded.shape[1],))
+        hidden = encoded @ of_grid
+        if pe is not None:
+            hidden.addmm_(pe, of_pe)
+        outputs = [hidden.relu_()]
+        for weight in weights[1:]:
+            outputs.append((outputs[-1] @ weight.T).relu_())
+        ctx.save_for_backward(encoded, pe, *weights, *outputs)
+        return outputs[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        encoded, pe, *saved = ctx.saved_tensors
+        (first, *rest), outputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        of_rest: list[Tensor] = []
+        for weight, before, output in zip(rest[::-1], outputs[-2::-1], outputs[:0:-1], strict=True):
+            gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
+            of_rest.insert(0, gradient.T @ before)
+            gradient = gradient @ weight
+        gradient = torch.ops.aten.threshold_backward(gradient, outputs[0], 0)
+        across, of_pe = gradient.T, None
+        of_first = across @ encoded
+        if pe is not None:
+            of_first = torch.cat((of_first, across @ pe), dim=1)
+        if ctx.needs_input_grad[1]:
+            of_pe = gradient @ first[:, encoded.shape[1] :]
+        return gradient @ first[:, : encoded.shape[1]], of_pe, of_first, *of_rest
+
+
 class HashGrid(nn.Module):
     """Multiresolution hash grid with trilinear interpolation.
 
-    All levels share one table; a level owns the rows from its offset on. On a CPU with numba,
-    machine code interpolates; elsewhere :meth:`reference` does.
+    All levels share one table; a level owns the rows from its offset on. On a CPU with numba, or in
+    Triton, compiled code interpolates; elsewhere :meth:`reference` does.
     """
+
+    implementation: Implementation = "torch"
+    """Whether Triton interpolates on a GPU."""
 
     resolutions: Int[Tensor, " levels"]
     sizes: Int[Tensor, " levels"]
@@ -112,7 +157,8 @@ class HashGrid(nn.Module):
         return rows.flatten(0, 2).movedim(0, -1), weights.flatten(0, 2).movedim(0, -1)
 
     @cached_property
-    def _levels(self) -> Levels:
+    def levels(self) -> Levels:
+        """The layout of the levels."""
         is_dense = np.arange(len(self.sizes)) < self.num_dense
         resolutions = self.resolutions.cpu().numpy()
         return Levels(
@@ -125,8 +171,8 @@ class HashGrid(nn.Module):
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
         """Interpolates the features of every level at positions in [0, 1]^3."""
-        if is_fast(positions, self.table):
-            return interpolate(positions.clamp(0, 1), self.table, self._levels)
+        if is_fast(positions, self.table, self.implementation):
+            return interpolate(positions, self.table, self.levels, self.implementation)
         return self.reference(positions)
 
     def reference(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
@@ -173,14 +219,11 @@ class TorchNetwork(HiddenNetwork):
     def _layers_of(
         self, positions: Float[Tensor, "points 3"], encoded: Float[Tensor, "points encoding"]
     ) -> Float[Tensor, "points hidden"]:
-        first, *rest = self.layers
-        weight = first.get_parameter("weight")
-        # Columns of the grid and of the positional encoding are multiplied separately:
-        # concatenating the two would cost as much as the layer.
-        hidden = functional.linear(encoded, weight[:, : encoded.shape[1]])
+        tensors: list[Tensor | None] = [encoded, None, *self.layers.parameters()]
         if self.config.use_pe:
-            pe = frequency_encoding(positions, self.config.pe_num_frequencies).to(encoded.dtype)
-            hidden = torch.addmm(hidden, pe, weight[:, encoded.shape[1] :].T)
-        for layer in rest:
-            hidden = layer(hidden)
-        return hidden
+            tensors[1] = frequency_encoding(positions, self.config.pe_num_frequencies)
+        device, dtype = encoded.device.type, encoded.dtype
+        if torch.is_autocast_enabled(device) and dtype == torch.float32:
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):  # or backward would see two precisions
+            return _Layers.apply(*(None if t is None else t.to(dtype) for t in tensors))

@@ -221,23 +221,27 @@ class FileCamera:
     """
 
     def __init__(self, cameras: Cameras, index: int, file_size: Size) -> None:
-        self._camera = cameras[index : index + 1]
+        self.camera = cameras[index : index + 1]
         self.file_size = file_size
-        if int(self._camera.camera_type[0]) != CameraType.PERSPECTIVE.value:
-            kind = CameraType(int(self._camera.camera_type[0])).name
+        if int(self.camera.camera_type[0]) != CameraType.PERSPECTIVE.value:
+            kind = CameraType(int(self.camera.camera_type[0])).name
             msg = (
                 f"Cameras whose pixels are compared or drawn on must be perspective, got {kind}. "
                 "Undistort the photographs, or do without truth and pictures of boxes."
             )
             raise DatasetError(msg)
-        size = torch.tensor([int(self._camera.width[0]), int(self._camera.height[0])])
+        size = torch.tensor([int(self.camera.width[0]), int(self.camera.height[0])])
         self._scale = size / torch.tensor([file_size[1], file_size[0]])  # trained per file pixel
+
+    def coords(self, xy: Float[Tensor, "points 2"]) -> Float[Tensor, "points 2"]:
+        """Returns the (y, x) of the trained picture at pixels; the first centre is (0.5, 0.5)."""
+        return ((xy + 0.5) * self._scale.to(xy)).flip(-1)
 
     def rays(self, xy: Float[Tensor, "points 2"]) -> RayBundle:
         """Returns the ray through each pixel, as a picture of one column: shape (points, 1)."""
-        coords = ((xy + 0.5) * self._scale).flip(-1)[:, None]  # (points, 1, 2) as (y, x)
+        coords = self.coords(xy)[:, None]
         index = torch.zeros(len(xy), 1, 1, dtype=torch.long)
-        camera = self._camera.to(xy.device)
+        camera = self.camera.to(xy.device)
         return camera.generate_rays(camera_indices=index.to(xy.device), coords=coords)
 
     def unproject(
@@ -251,7 +255,7 @@ class FileCamera:
         """
         bundle = self.rays(xy)
         origins, directions = bundle.origins[:, 0], bundle.directions[:, 0]
-        forward = -self._camera.camera_to_worlds[0, :3, 2].to(directions)
+        forward = -self.camera.camera_to_worlds[0, :3, 2].to(directions)
         along = depth / (directions @ forward)
         return origins + along[:, None] * directions
 
@@ -265,15 +269,15 @@ class FileCamera:
         *Source:* OpenCV's perspective model with ``k1..k4, p1, p2`` as Nerfstudio's
         ``radial_and_tangential_undistort`` inverts it.
         """
-        pose = self._camera.camera_to_worlds[0].to(positions)
+        pose = self.camera.camera_to_worlds[0].to(positions)
         local = (positions - pose[:3, 3]) @ pose[:3, :3]  # x right, y up, z backwards
         depth = -local[:, 2]
         plane = local[:, :2] * local.new_tensor([1.0, -1.0]) / depth[:, None]
-        distortion = self._camera.distortion_params
+        distortion = self.camera.distortion_params
         if distortion is not None:
             plane = _distorted(plane, distortion[0].to(plane))
-        focal = torch.cat((self._camera.fx[0], self._camera.fy[0])).to(plane)
-        centre = torch.cat((self._camera.cx[0], self._camera.cy[0])).to(plane)
+        focal = torch.cat((self.camera.fx[0], self.camera.fy[0])).to(plane)
+        centre = torch.cat((self.camera.cx[0], self.camera.cy[0])).to(plane)
         return (plane * focal + centre) / self._scale.to(plane) - 0.5, depth
 
 

@@ -21,6 +21,7 @@ from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManager,
     VanillaDataManagerConfig,
 )
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.trainer import TrainerConfig
@@ -35,6 +36,7 @@ from f3rm.errors import F3rmError, StrPath, as_path
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
 from f3rm.model import FeatureFieldModel
+from f3rm.networks.base import choose_implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.store.items import read_items
 from f3rm.store.reader import FeatureStore
@@ -43,6 +45,7 @@ CONFIG_FILE = "config.yml"
 
 _UNREADABLE = (OSError, yaml.YAMLError, ImportError, AttributeError, TypeError, ValueError)
 """Errors of a damaged configuration, or one that names classes of another program."""
+_UNLOADABLE = (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)
 _SHOWN = 3
 _CHECKPOINTS = "step-*.ckpt"
 _CPU_RAYS = 1 << 10
@@ -123,18 +126,19 @@ def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device)
     data = None if data is None else as_path(data)
     config_path = config_file(run)
     config = read_config(config_path)
-    config.load_dir = _checkpoints(config_path, config)
-    root = _locate_data(config, data)
+    newest = newest_checkpoint(config_path, config)
+    config.load_dir = newest.parent
+    root = locate_data(config, data)
     _use_plain_data_manager(config)
     if device.type == "cpu" and isinstance(config.pipeline.model, ModelConfig):
         rays = config.pipeline.model.eval_num_rays_per_chunk
         config.pipeline.model.eval_num_rays_per_chunk = min(rays, _CPU_RAYS)
-    allow_nerfstudio_checkpoints()
     with lazy_lpips():
         pipeline = config.pipeline.setup(device=str(device), test_mode="test")
-    use_fast_encodings(pipeline.model)
+    chosen = choose_implementation("auto", device, with_tcnn=False)
+    use_fast_encodings(pipeline.model, chosen.implementation)
     pipeline.eval()
-    step = _load_checkpoint(config.load_dir, pipeline)
+    step = _load_checkpoint(newest, pipeline)
     manager, model = pipeline.datamanager, pipeline.model
     if not (isinstance(model, NerfactoModel) and isinstance(manager, VanillaDataManager)):
         raise not_a_run(config_path, f"it is a run of {config.method_name}")
@@ -159,28 +163,58 @@ def field_model(run: LoadedRun) -> FeatureFieldModel:
         RunError: If it has none.
     """
     if not isinstance(run.model, FeatureFieldModel):
-        reason = f"it is a run of {run.config.method_name}, without features"
-        raise not_a_run(run.config_path, reason)
+        msg = (
+            f"{str(run.config_path)!r} is a run of {run.config.method_name}, without features. Add "
+            "some: f3rm attach RUN --feature-type CLIP."
+        )
+        raise RunError(msg)
     return run.model
 
 
-def _checkpoints(config_path: Path, config: TrainerConfig) -> Path:
+def newest_checkpoint(config_path: Path, config: TrainerConfig) -> Path:
+    """Returns the newest checkpoint beside a run's configuration.
+
+    Raises:
+        RunError: If there is none.
+    """
     folder = config_path.parent / config.relative_model_dir
-    if not any(folder.glob(_CHECKPOINTS)):
+    found = sorted(folder.glob(_CHECKPOINTS), key=lambda file: int(file.stem.split("-")[1]))
+    if not found:
         msg = (
             f"There is no checkpoint in {str(folder)!r}. Train until the first one is saved "
             "(--steps-per-save), or keep nerfstudio_models beside config.yml."
         )
         raise RunError(msg)
-    return folder
+    return found[-1]
 
 
-def _load_checkpoint(folder: Path, pipeline: VanillaPipeline) -> int:
-    """Loads the newest checkpoint of a folder and returns its step.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint: its ``step``, and the tensors of its ``pipeline`` by name.
+
+    Raises:
+        RunError: If it is damaged, or holds anything but tensors and plain values.
+    """
+    allow_nerfstudio_checkpoints()
+    try:
+        # Mapped: the optimizers' tensors, two thirds of it, are not read.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {"step": int(state["step"]), "pipeline": dict(state["pipeline"])}
+    except _UNLOADABLE as error:
+        raise _unfit(path, error) from error
+
+
+def _unfit(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"The newest checkpoint {str(path)!r} does not fit the run: {error}. Remove it if it is "
+        "incomplete, or train again."
+    )
+
+
+def _load_checkpoint(newest: Path, pipeline: VanillaPipeline) -> int:
+    """Loads a checkpoint and returns its step.
 
     *Source:* Nerfstudio's ``eval_load_checkpoint``, whose module takes ten seconds to import.
     """
-    newest = max(folder.glob(_CHECKPOINTS), key=lambda file: int(file.stem.split("-")[1]))
     missing: list[str] = []
 
     def note_missing(_: Module, keys: Any) -> None:
@@ -190,15 +224,11 @@ def _load_checkpoint(folder: Path, pipeline: VanillaPipeline) -> int:
             missing[:] = keys.missing_keys
 
     pipeline.model.register_load_state_dict_post_hook(note_missing)
+    state = read_checkpoint(newest)
     try:
-        state = torch.load(newest, map_location="cpu", weights_only=True)
         pipeline.load_pipeline(state["pipeline"], state["step"])
-    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        msg = (
-            f"The newest checkpoint {str(newest)!r} does not fit the run: {error}. Remove it if it "
-            "is incomplete, or train again."
-        )
-        raise RunError(msg) from error
+    except _UNLOADABLE as error:
+        raise _unfit(newest, error) from error
     if missing:
         msg = (
             f"The newest checkpoint {str(newest)!r} lacks {len(missing)} of the model's tensors, "
@@ -206,16 +236,24 @@ def _load_checkpoint(folder: Path, pipeline: VanillaPipeline) -> int:
             "has tiny-cuda-nn and a GPU."
         )
         raise RunError(msg)
-    return int(state["step"])
+    return state["step"]
 
 
-def _locate_data(config: TrainerConfig, data: Path | None) -> Path:
-    """Points the configuration at the dataset, and returns its path."""
+def locate_data(config: TrainerConfig, data: Path | None) -> Path:
+    """Points a run's configuration at the dataset, and returns its path.
+
+    Args:
+        config: The configuration.
+        data: The dataset; None for that which the run was trained on.
+
+    Raises:
+        RunError: If there is no such dataset, or the run is of another program.
+    """
     manager = config.pipeline.datamanager
-    if not isinstance(manager, VanillaDataManagerConfig):
+    if not isinstance(manager, VanillaDataManagerConfig | FullImageDatamanagerConfig):
         raise RunError(
-            f"Only runs of f3rm and nerfacto can be opened; this one's data manager is a "
-            f"{type(manager).__name__}."
+            f"Only runs of f3rm, nerfacto and splatfacto can be opened; this one's data manager is "
+            f"a {type(manager).__name__}."
         )
     trained = Path(manager.data if manager.data is not None else manager.dataparser.data)
     path = (data or trained).expanduser().absolute()

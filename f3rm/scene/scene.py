@@ -30,7 +30,7 @@ from f3rm.scene.finding.find import Wish, find_instances
 from f3rm.scene.finding.scored import competing, score_surface
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, single
-from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images, render_mask
+from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images
 from f3rm.scene.points import FieldAtPoints, Points
 from f3rm.scene.run_loading import LoadedRun, Split, load_run
 from f3rm.scene.source import FieldSource, Source
@@ -40,9 +40,6 @@ from f3rm.store.device import resolve_device
 
 SPACING = 0.01
 """Edge of the cells in which instances are found; a scene's cameras are within [-1, 1]."""
-
-_MASK_REACH = 1.5
-"""A pixel shows an instance if its surface is within so many cells of one of its points."""
 
 SplitName = Literal["train", "eval"]
 
@@ -59,7 +56,7 @@ def load(
 
     Args:
         run: Its ``config.yml``, or the folder that has it; or a ``.ply`` of Gaussians.
-        data: The dataset, where it was moved since training; of a splat always.
+        data: The dataset, where it was moved since training; of a ``.ply`` always.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         surface_rays: Rays that give the surface points of :meth:`Scene.find`, cast at the first
             search; fewer are faster, more find smaller objects.
@@ -395,6 +392,5 @@ class Scene(FieldAtPoints):
         """
         own, its = self.frames.get(instance.frame), self.frames.get(frame or instance.frame)
         camera = its.cameras_to_scene(single(camera))
-        reach = _MASK_REACH * instance.spacing * own.scene_per_unit
         points = own.to_scene(instance.points.double())
-        return render_mask(self.source.bands(camera), points, reach)
+        return self.source.mask(camera, points, instance.spacing * own.scene_per_unit)

@@ -16,11 +16,13 @@ from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import HIDDEN_ONLY, NO_HEADS, look_closer, sample_surface
 from f3rm.scene.finding.find import LookCloser
 from f3rm.scene.frames import Frames
-from f3rm.scene.images import render_bands
+from f3rm.scene.images import render_bands, render_mask
 from f3rm.scene.run_loading import LoadedRun, field_model
 from f3rm.scene.surface import Sightings
 
 _BATCH = 1 << 15
+_MASK_REACH = 1.5
+"""A pixel shows what points are on if its surface is within so many spacings of one of them."""
 
 
 @runtime_checkable
@@ -102,6 +104,18 @@ class Source(Protocol):
         """
         ...
 
+    def mask(
+        self, camera: Cameras, points: Float[Tensor, "points 3"], spacing: float
+    ) -> Bool[Tensor, "height width"]:
+        """Returns the pixels of a camera of shape (1,) that show what some points are on.
+
+        Args:
+            camera: The camera.
+            points: The points, in double precision.
+            spacing: How far they are apart.
+        """
+        ...
+
 
 class FieldSource:
     """A trained field as :class:`Source`.
@@ -126,6 +140,12 @@ class FieldSource:
         self.sample_surface = partial(sample_surface, model, run.train.cameras)
         self.look_closer: LookCloser | None = partial(look_closer, model)
         self.bands = partial(render_bands, model)
+
+    def mask(
+        self, camera: Cameras, points: Float[Tensor, "points 3"], spacing: float
+    ) -> Bool[Tensor, "height width"]:
+        """Takes the pixels whose surface is near a point."""
+        return render_mask(self.bands(camera), points, _MASK_REACH * spacing)
 
     def plain_outputs(self, camera: Cameras) -> dict[str, Tensor]:
         """Renders a camera without hidden vectors."""

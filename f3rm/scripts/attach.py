@@ -17,8 +17,8 @@ class Attach(Command):
 
     Colours, density and the features of the run stay exactly as they are. The result is a new run,
     which ns-viewer, ns-eval and f3rm open; the old run is not modified. docs/attach.md shows it.
-    Features of a splat are lifted from the photographs and written beside its .ply, which stays as
-    it is; docs/splats.md shows that.
+    Features of a splat, a splatfacto run or a .ply, are lifted from the photographs and written
+    beside its file, which stays as it is; docs/splats.md shows that.
     """
 
     when_interrupted: ClassVar[str] = (
@@ -26,11 +26,11 @@ class Attach(Command):
     )
 
     config: tyro.conf.Positional[Path]
-    """The run's config.yml, or the .ply of a splat."""
+    """The config.yml of a run of nerfacto, f3rm or splatfacto, or the .ply of a splat."""
     settings: tyro.conf.OmitArgPrefixes[AttachSettings] = field(default_factory=AttachSettings)
     lifting: tyro.conf.OmitArgPrefixes[LiftSettings] = field(default_factory=LiftSettings)
     data: Path | None = None
-    """The dataset, if it was moved since training; of a splat always."""
+    """The dataset, if it was moved since training; of a .ply always."""
     out: Path = Path("outputs")
     """Of a run: folder of runs, as --output-dir of ns-train."""
     device: str = "auto"
@@ -76,4 +76,5 @@ class Attach(Command):
             print(f"{name}: mean reliability {reliability:.3f} of the Gaussians that they show")
         for file in made.files:
             print(f"Wrote {file}")
-        print(f"Ask it: f3rm.load({str(self.config)!r}, data={str(self.data)!r}) in Python")
+        data = "" if self.data is None else f", data={str(self.data)!r}"
+        print(f"Ask it: f3rm.load({str(self.config)!r}{data}) in Python")

@@ -1,4 +1,4 @@
-"""``f3rm eval``: measures a trained run on its held-out views."""
+"""``f3rm eval``: measures a trained run or a splat on its held-out views."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from f3rm.scripts.command import Command
 
 @dataclass
 class Eval(Command):
-    """Measure a trained run on its held-out views, and its 2D teacher on the same ones.
+    """Measure a trained run or a splat on its held-out views, and its 2D teacher on the same ones.
 
     On a scene of f3rm make-scene queries are compared with the truth; on photographs of your own
     there is none, and PSNR and feature cosine are reported. docs/evaluation.md explains them.
     """
 
     config: tyro.conf.Positional[Path]
-    """The run's config.yml."""
+    """The config.yml of a run of f3rm or splatfacto, or the .ply of a splat."""
     json: Path | None = None
     """File for all numbers."""
     pictures: Path | None = None
@@ -35,7 +35,7 @@ class Eval(Command):
     head: str | None = None
     """The feature head to ask; without it the first that has a text tower."""
     data: Path | None = None
-    """The dataset, where it was moved since training."""
+    """The dataset, where it was moved since training; of a .ply always."""
     seed: int = 0
     """Draws the surface points."""
     device: str = "auto"

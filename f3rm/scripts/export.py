@@ -85,7 +85,7 @@ class Export(Command):
     height: int = Meshing.height
     """Of a mesh: largest number of rows that they are rendered with."""
     data: Path | None = None
-    """The dataset, if it was moved since training; of a splat always."""
+    """The dataset, if it was moved since training; of a .ply always."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

@@ -8,12 +8,15 @@ hardware fetches the lines between; prefetching them too is slower. The readable
 
 import ctypes
 import inspect
+from collections.abc import Callable
+from typing import Any, cast
 
 import numba
 import numpy as np
 from jaxtyping import Int
-
-from f3rm.machine_code import prefetch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 _AHEAD = 16
 """Rows between the one copied and the one prefetched."""
@@ -23,11 +26,33 @@ _memcpy.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t)
 _memcpy.restype = ctypes.c_size_t
 
 
+def _emit_prefetch(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    """Emits LLVM's prefetch of data for reading, to stay in all cache levels.
+
+    *Source:* https://llvm.org/docs/LangRef.html#llvm-prefetch-intrinsic
+    """
+    pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    signature = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    address = builder.inttoptr(arguments[0], pointer)
+    builder.call(function, [address, word(0), word(3), word(1)])
+    return context.get_dummy_value()
+
+
+def _type_prefetch(_: Any, address: Any) -> tuple[Any, Callable[..., Any]]:
+    """Types the prefetch of the cache line at an address, valid or not."""
+    return types.void(address), _emit_prefetch
+
+
+_prefetch = cast("Callable[[int], None]", intrinsic(_type_prefetch))
+"""Prefetches the cache line at an address, in a compiled function; never fails."""
+
+
 def _copy(addresses: Int[np.ndarray, " rows"], target: int, row_bytes: int) -> None:
     for row in range(len(addresses)):
         if row + _AHEAD < len(addresses):
-            prefetch(addresses[row + _AHEAD])
-            prefetch(addresses[row + _AHEAD] + row_bytes - 1)
+            _prefetch(addresses[row + _AHEAD])
+            _prefetch(addresses[row + _AHEAD] + row_bytes - 1)
         _memcpy(target + row * row_bytes, addresses[row], row_bytes)
 
 

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import ViewerClick
 from torch import Tensor, nn
 
-from f3rm.colours.pca import PcaBasis
+from f3rm.colours.pca import PcaBasis, pca_colours_from_hidden
 from f3rm.errors import HeadSpec
+from f3rm.feature_field import FeatureHead
 from f3rm.language.active_query import ActiveQuery
 from f3rm.language.image_encoder import image_below
 from f3rm.language.text_encoder import QueryText, TextEncoder
@@ -31,7 +32,7 @@ from f3rm.viewer.panels import (
     SavedPanel,
     WordsPanel,
 )
-from f3rm.viewer.pictures import draw, legend
+from f3rm.viewer.pictures import Drawn, draw, legend, picture_names
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile
 from f3rm.viewer.state import TROUBLE, QueryState
 from f3rm.viewer.worker import Worker
@@ -93,6 +94,17 @@ class FeatureControls(nn.Module):
         """Whether this thread renders for a viewer that shows this model."""
         return self.link.is_rendering
 
+    @property
+    def shown(self) -> frozenset[str] | None:
+        """Outputs that this thread's browser needs; None where all may be asked for.
+
+        Those that it shows, and the PCA colours of a view whose basis is to be fitted.
+        """
+        shown = self.link.shown
+        if shown is not None and self._wants_pca:
+            return shown | {"feature_pca"}
+        return shown
+
     def set_heads(self, specs: Sequence[HeadSpec]) -> None:
         """Offers the heads; the first with a text tower is chosen at the start."""
         self.ask.offer_heads(self._state.set_heads(specs, TextEncoder))
@@ -129,11 +141,49 @@ class FeatureControls(nn.Module):
             RuntimeError: Without a viewer, whatever torch raises.
         """
         with self._errors_shown():
-            drawn = draw(query.scores(hidden, head_weight), query, rgb)
+            drawn = draw(query.scores(hidden, head_weight), query, rgb, self.shown)
             if rgb is not None:
                 self.legend.show(legend(query, drawn))
             return drawn.images
         return {}
+
+    def pca_pictures(
+        self, hidden: Float[Tensor, "*batch hidden"], heads: Mapping[str, FeatureHead]
+    ) -> dict[str, Tensor]:
+        """Draws the PCA colours of every head, or of those that a browser shows.
+
+        Args:
+            hidden: Composited hidden vectors.
+            heads: The heads by name.
+        """
+        shown, images = self.shown, dict[str, Tensor]()
+        for output, name in _pca_heads(list(heads)).items():
+            if shown is None or output in shown:
+                head = heads[name]
+                basis = self.pca_override.get(name, head.pca)
+                images[output] = pca_colours_from_hidden(hidden, head.weight, basis)
+        return images
+
+    def choices(
+        self, rgb: Float[Tensor, "*batch 3"], heads: Sequence[str], query: ActiveQuery | None
+    ) -> dict[str, Tensor]:
+        """Names all outputs that a browser may choose; none where no browser is rendered for.
+
+        What it does not show costs nothing: its place has ``rgb`` until it is chosen, which renders
+        the next frame.
+
+        Args:
+            rgb: The rendered picture.
+            heads: Names of the heads.
+            query: From :meth:`active_query`.
+        """
+        shown = self.link.shown
+        if shown is None or not heads:
+            return {}
+        scores = () if query is None else picture_names(query)
+        if query is not None and not shown.intersection(scores):
+            self.legend.show(legend(query, Drawn({}, (), ())))
+        return dict.fromkeys((*_pca_heads(heads), *scores), rgb)
 
     def fit_wanted_pca(self, fit: Callable[[], Mapping[str, PcaBasis]]) -> None:
         """Fits PCA bases to the rendered view after a click on refresh.
@@ -260,3 +310,9 @@ class FeatureControls(nn.Module):
         self._file().delete(name)
         self._offer_saved()
         return f"Deleted {name!r}."
+
+
+def _pca_heads(heads: Sequence[str]) -> dict[str, str]:
+    """Returns the head of each output of PCA colours: the first, and with several each alone."""
+    each = {f"feature_pca_{name}": name for name in heads} if len(heads) > 1 else {}
+    return {"feature_pca": heads[0], **each}

@@ -143,6 +143,15 @@ class ViewerLink(ViewerControl):
         return threading.current_thread() in list(machines.values())
 
     @property
+    def shown(self) -> frozenset[str] | None:
+        """Names of the outputs that this thread renders for a browser; None in other threads."""
+        if self.attached is None or not self.is_rendering:
+            return None
+        panel = self.attached.control_panel
+        beside = {panel.split_output_render} if panel.split else set[str]()
+        return frozenset({panel.output_render} | beside)
+
+    @property
     def run_folder(self) -> Path:
         """The folder of the run in the viewer, with its config.yml.
 

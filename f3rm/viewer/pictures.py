@@ -4,6 +4,7 @@ No picture is stretched to its own smallest and largest score: a phrase that is 
 must look absent.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -30,10 +31,23 @@ class Drawn:
     certainties: tuple[Certainty, ...]
 
 
+def picture_names(query: ActiveQuery) -> tuple[str, ...]:
+    """Names a query's pictures.
+
+    Returns:
+        ``similarity``, the highest score of any prompt; with several also ``similarity_1``
+        and so on; ``similarity_composite``.
+    """
+    count = len(query.labels)
+    each = (f"similarity_{index + 1}" for index in range(count if count > 1 else 0))
+    return ("similarity", *each, "similarity_composite")
+
+
 def draw(
     scores: Float[Tensor, "*batch prompts"],
     query: ActiveQuery,
     rgb: Float[Tensor, "*batch 3"] | None,
+    shown: Collection[str] | None = None,
 ) -> Drawn:
     """Draws scores.
 
@@ -41,20 +55,22 @@ def draw(
         scores: One score per pixel and prompt.
         query: The prompts and how to show them.
         rgb: The picture under a composite, values in [0, 1]; None for no composite.
-
-    Returns:
-        ``similarity``, the highest score of any prompt; with several also ``similarity_1``
-        and so on; ``similarity_composite``.
+        shown: The names of the pictures to draw; None for all of :func:`picture_names`.
     """
-    images = {"similarity": _shown(scores.amax(-1), query.settings)}
-    if len(query.labels) > 1:
-        for index in range(len(query.labels)):
-            images[f"similarity_{index + 1}"] = _shown(scores[..., index], query.settings)
+    best, *each, composed = picture_names(query)
+    wanted = picture_names(query) if shown is None else shown
+    images: dict[str, Tensor] = {}
+    if best in wanted:
+        images[best] = _shown(scores.amax(-1), query.settings)
+    for index, name in enumerate(each):
+        if name in wanted:
+            images[name] = _shown(scores[..., index], query.settings)
     if rgb is None:
         return Drawn(images, (), ())
     found = [_found(query, index, scores[..., index]) for index in range(len(query.labels))]
     thresholds = tuple(threshold for threshold, _ in found)
-    images["similarity_composite"] = composite(rgb, scores, thresholds)
+    if composed in wanted:
+        images[composed] = composite(rgb, scores, thresholds)
     return Drawn(images, thresholds, tuple(certainty for _, certainty in found))
 
 

@@ -50,6 +50,7 @@ class Rule:
 RULES = (
     Rule("f3rm make-scene", "a small scene", adds="--views 11 --height 48 --width 64"),
     Rule("f3rm attach", "trains as long as ns-train", adds="--steps 2"),
+    Rule("f3rm attach outputs/tabletop/splatfacto/run", "the run needs a GPU", "parse"),
     Rule("f3rm bench", "sizes for a GPU", adds="--sizes 28x28 --batches 1 2 --iterations 1"),
     Rule("f3rm image2rep", "large images", adds="--resolution 32,48"),
     Rule("f3rm render", "large pictures", adds="--downscale 8"),
@@ -58,6 +59,8 @@ RULES = (
     Rule("f3rm export outputs/tabletop/f3rm/run mesh", "the same", adds="--height 48 --views 4"),
     Rule("f3rm doctor", "1 where ns-train f3rm cannot run", codes=(0, 1)),
     Rule("ns-train", "hours on a GPU; the viewer would wait for Ctrl-C", adds=_TRAINING),
+    Rule("ns-train splatfacto", "needs a GPU", "parse"),
+    Rule("ns-export gaussian-splat", "needs a GPU", "parse"),
     Rule("ns-export pointcloud", "a million points", adds="--num-points 500"),
     Rule("ns-render interpolate", "large pictures", adds="--downscale-factor 8"),
     Rule("ns-viewer", "serves until Ctrl-C", "serve"),

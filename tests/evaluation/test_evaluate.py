@@ -21,6 +21,7 @@ from f3rm.language.relevancy import make_query, similarity, similarity_from_hidd
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.run_loading import RunError, check_same_views, field_model, load_run
+from f3rm.scene.source import FieldSource
 from f3rm.scripts.cli import main
 from f3rm.synthetic.truth import SceneTruth
 from tests.html_page import Page
@@ -144,7 +145,7 @@ def test_psnr_and_cosines_are_their_plain_formulas(numbers, run):
     measured, cosines = [], []
     for index in range(2):
         camera, batch = run.picture(index)
-        outputs = render_view(field_model(run), camera)
+        outputs = render_view(FieldSource(run), camera)
         measured.append(psnr(run.model, outputs, batch["image"]))
         mse = (outputs["rgb"] - batch["image"][..., :3]).square().mean()
         assert measured[-1] == pytest.approx(-10 * math.log10(mse), abs=1e-4)
@@ -188,7 +189,7 @@ def test_maps_are_what_the_similarity_of_each_pixel_is(run, runs):
     store = run.stores["clip"]
     row = store.index(run.held_out.names[0])
     maps = teacher_scores(store, row, language.query)
-    hidden = hidden_of(render_view(model, run.picture(0)[0]))
+    hidden = hidden_of(render_view(FieldSource(run), run.picture(0)[0]))
     field = field_scores(hidden, language.hidden_query, (36, 48))
     for number in (0, len(texts) - 1):
         query = make_query(embeddings[number : number + 1], embeddings[len(texts) :])

@@ -19,7 +19,6 @@ from f3rm.evaluation.multiview import (
 from f3rm.evaluation.predictions import render_view
 from f3rm.evaluation.surface_scores import (
     point_scores,
-    scene_frame,
     score_points,
     seen_views,
 )
@@ -28,6 +27,7 @@ from f3rm.language.relevancy import similarity
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import field_model, load_run
+from f3rm.scene.source import FieldSource
 from f3rm.store.reader import gather_reference
 from f3rm.synthetic.truth import AbsentPrompt, SceneTruth, ViewTruth
 
@@ -44,7 +44,7 @@ def truth(runs):
 
 @pytest.fixture(scope="module")
 def scale(run, truth):
-    return scene_frame(run, truth).scene_per_unit
+    return FieldSource(run).frames.get("metres").scene_per_unit
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +128,19 @@ def test_the_teachers_mean_is_the_loop_over_points_and_views(run, truth, points,
 
 
 def test_points_are_rendered_as_the_picture_is(run, held_out):
-    model = field_model(run)
-    hidden = hidden_of(render_view(model, run.picture(1)[0]))
+    source = FieldSource(run)
+    hidden = hidden_of(render_view(source, run.picture(1)[0]))
     xy = torch.tensor([[0.0, 0.0], [47.0, 35.0], [20.0, 11.0]])
     expected = hidden[xy[:, 1].long(), xy[:, 0].long()]
-    torch.testing.assert_close(render_points(model, held_out[1].camera, xy), expected)
-    assert render_points(model, held_out[1].camera, xy[:0]).shape == (0, 16)
+    torch.testing.assert_close(render_points(source, held_out[1].camera, xy), expected)
+    assert render_points(source, held_out[1].camera, xy[:0]).shape == (0, 16)
 
 
 def test_cosines_on_points_are_those_of_the_loop(run, truth, held_out, points, scale):
-    model, store = field_model(run), run.stores["clip"]
-    head = model.feature_field.head("clip")
+    source, store = FieldSource(run), run.stores["clip"]
+    head = source.heads["clip"]
     measured = compare_views(
-        model,
+        source,
         "clip",
         store,
         points,
@@ -152,7 +152,7 @@ def test_cosines_on_points_are_those_of_the_loop(run, truth, held_out, points, s
     for number in range(len(points.xy)):
         own = held_out[int(points.views[number])]
         target = _teacher(store, own, points.xy[number])
-        rendered = head(render_points(model, own.camera, points.xy[number][None]))[0]
+        rendered = head(render_points(source, own.camera, points.xy[number][None]))[0]
         if counts[number]:
             same.append(float(functional.cosine_similarity(rendered, target, dim=0)))
             reached.append(float(functional.cosine_similarity(mean[number], target, dim=0)))
@@ -160,7 +160,7 @@ def test_cosines_on_points_are_those_of_the_loop(run, truth, held_out, points, s
         for view in held_out:
             seen, xy = sees(view, points.positions[number][None])
             if seen:
-                features.append(head(render_points(model, view.camera, xy))[0])
+                features.append(head(render_points(source, view.camera, xy))[0])
         if len(features) == 2:
             between.append(float(functional.cosine_similarity(*features, dim=0)))
     assert measured.points == int((counts > 0).sum())
@@ -183,7 +183,7 @@ def test_without_points_there_are_no_cosines(run, truth, held_out, scale):
         torch.zeros(0, dtype=torch.long),
     )
     measured = compare_views(
-        field_model(run),
+        FieldSource(run),
         "clip",
         run.stores["clip"],
         nothing,
@@ -197,7 +197,7 @@ def test_without_points_there_are_no_cosines(run, truth, held_out, scale):
 def test_answers_at_points_are_the_similarity_there(run, truth, points):
     model = field_model(run)
     language = open_language(model.feature_field.head("clip"), truth)
-    scores = point_scores(model, language.hidden_query, points)
+    scores = point_scores(FieldSource(run), language.hidden_query, points)
     features = model.feature_field.head("clip")(model.feature_field.hidden(points.positions))
     expected = similarity(features, language.query).T.detach().numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-4)

@@ -4,6 +4,7 @@ What tiny-cuda-nn itself computes is checked by the tests marked ``gpu``.
 """
 
 import builtins
+import importlib
 import logging
 from dataclasses import replace
 from typing import Any
@@ -35,20 +36,21 @@ def test_both_layers_have_relu_and_the_sizes_of_the_torch_trunk(tcnn, use_pe):
     config = replace(SMALL, use_pe=use_pe)
     network: Any = build_network(config, "tcnn")
     assert network(torch.rand(5, 3)).shape == (5, 32)
-    layers = network.mlp.network_config
+    layers = network.module.network_config
     assert (layers["activation"], layers["output_activation"]) == ("ReLU", "ReLU")
     assert (layers["otype"], layers["n_neurons"], layers["n_hidden_layers"]) == (
         "FullyFusedMLP",
         32,
         1,  # tiny-cuda-nn counts without the output layer
     )
-    grid = network.grid.encoding_config
+    encoding = network.module.encoding_config
+    grid = encoding["nested"][0] if use_pe else encoding
     assert grid["base_resolution"] * grid["per_level_scale"] ** 2 == pytest.approx(128)
 
 
 def test_widths_that_are_not_fused_take_the_other_network(tcnn):
     network: Any = build_network(replace(SMALL, hidden_dim=48), "tcnn")
-    assert network.mlp.network_config["otype"] == "CutlassMLP"
+    assert network.module.network_config["otype"] == "CutlassMLP"
     assert network(torch.rand(5, 3)).shape == (5, 48)
 
 
@@ -71,7 +73,7 @@ def test_any_number_of_points_has_hidden_vectors_and_gradients(tcnn, num_points)
 def test_the_stand_in_refuses_what_tiny_cuda_nn_refuses(tcnn):
     network: Any = build_network(SMALL, "tcnn")
     with pytest.raises(RuntimeError, match="cutlass"):
-        network.mlp(torch.rand(0, network.mlp.n_input_dims))
+        network.module(torch.rand(0, 6))
     for change, match in (
         ({"features_per_level": 3}, "must be 1, 2, 4, or 8"),
         ({"num_layers": 1}, "at least 1 hidden layer"),
@@ -79,8 +81,90 @@ def test_the_stand_in_refuses_what_tiny_cuda_nn_refuses(tcnn):
     ):
         with pytest.raises(RuntimeError, match=match):
             build_network(replace(SMALL, **change), "tcnn")
-    assert network.grid(torch.rand(3, 3)).dtype == torch.half
-    assert [parameter.dtype for parameter in network.parameters()] == [torch.float32] * 2
+    assert network.module(torch.rand(3, 6)).dtype == torch.half
+    assert [parameter.dtype for parameter in network.parameters()] == [torch.float32]
+
+
+def test_of_encodings_that_share_dimensions_the_last_has_the_gradient(tcnn):
+    """Positions enter twice therefore. *Source:* grid.h and frequency.h, which assign it."""
+    network: Any = build_network(SMALL, "tcnn")
+    parts = network.module.encoding_config["nested"]
+    shared = {"otype": "Composite", "nested": [{**p, "dims_to_encode_begin": 0} for p in parts]}
+    module: Any = importlib.import_module("tinycudann")
+    given = torch.rand(5, 3, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(module.Encoding(3, encoding, dtype=torch.float32)(given).sum(), given)[
+            0
+        ]
+        for encoding in (shared, parts[1])
+    ]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_kernels_are_fused_where_tiny_cuda_nn_can(tcnn, monkeypatch, fuses):
+    monkeypatch.setenv("TINYCUDANN_STANDIN_FUSES", "yes" if fuses else "")
+    network: Any = build_network(SMALL, "tcnn")
+    assert network.module.jit_fusion is fuses
+    monkeypatch.delattr("tinycudann.supports_jit_fusion")  # as before version 2
+    network = build_network(SMALL, "tcnn")
+    assert network.module.jit_fusion is False
+
+
+def _earlier_trunk(config: NetworkConfig) -> Any:
+    """The trunk of f3rm's first version: two modules, and torch's positional encoding."""
+    module: Any = importlib.import_module("tinycudann")
+    built: Any = build_network(config, "tcnn").module
+    whole = built.encoding_config
+    grid = module.Encoding(3, whole["nested"][0] if config.use_pe else whole)
+    mlp = module.Network(config.encoding_dim, config.hidden_dim, built.network_config, seed=1)
+    torch.nn.init.normal_(grid.params)
+
+    def trunk(positions):
+        encoded = grid(positions)
+        if config.use_pe:
+            pe = frequency_encoding(positions, config.pe_num_frequencies)
+            encoded = torch.cat((encoded, pe.half()), dim=-1)
+        return mlp(encoded).float()
+
+    return {"grid.params": grid.params.detach(), "mlp.params": mlp.params.detach()}, trunk
+
+
+EARLIER = (
+    SMALL,
+    replace(SMALL, pe_num_frequencies=4, num_layers=3),
+    replace(SMALL, use_pe=False, num_levels=8),  # 16 channels, which are not padded
+    replace(SMALL, hidden_dim=48),
+)
+
+
+@pytest.mark.parametrize("config", EARLIER)
+def test_a_trunk_of_two_modules_opens_with_the_same_outputs(tcnn, config):
+    state, trunk = _earlier_trunk(config)
+    network: Any = build_network(config, "tcnn").eval()
+    holder = torch.nn.ModuleDict({"trunk": network})
+    loaded = holder.load_state_dict({f"trunk.{name}": value for name, value in state.items()})
+    assert not loaded.missing_keys
+    positions = torch.rand(300, 3)
+    with torch.no_grad():
+        expected = trunk(positions)
+        torch.testing.assert_close(network(positions), expected, atol=2e-3, rtol=2e-3)
+    assert expected.std() > 0.1
+    counted = sum(value.numel() for value in state.values())
+    assert network.module.params.numel() == counted  # every number has its place
+
+
+def test_a_trunk_of_two_modules_does_not_resume_and_says_so(tcnn):
+    state, _ = _earlier_trunk(SMALL)
+    with pytest.raises(ImplementationError, match=r"earlier version.*training cannot go on"):
+        build_network(SMALL, "tcnn").train().load_state_dict(state)
+
+
+def test_a_trunk_of_two_modules_that_was_padded_with_ones_is_refused(tcnn):
+    config = replace(SMALL, use_pe=False)  # 6 channels
+    state, _ = _earlier_trunk(config)
+    with pytest.raises(ImplementationError, match=r"earlier version.*cannot be converted"):
+        build_network(config, "tcnn").eval().load_state_dict(state)
 
 
 class _Trained:
@@ -90,7 +174,8 @@ class _Trained:
         torch.manual_seed(seed)
         config = NetworkConfig(num_levels=4, log2_hashmap_size=12, max_res=64)
         self.network: Any = build_network(config, "tcnn")
-        torch.nn.init.normal_(self.network.grid.params, std=0.1)
+        with torch.no_grad():
+            self.parts(self.network.module.params)[1].normal_(std=0.1)
         self.head = torch.nn.Linear(config.hidden_dim, CHANNELS, bias=False)
         self.weights = torch.rand(RAYS, SAMPLES, 1).softmax(dim=1)
         self.positions = torch.rand(RAYS * SAMPLES, 3)
@@ -101,11 +186,14 @@ class _Trained:
         composited = (self.weights * hidden.float().view(RAYS, SAMPLES, -1)).sum(1)
         return 1e-3 * (self.head(composited) - self.target).square().mean()
 
-    def twin(self, positions, grid, mlp):
-        encoded = self.network.grid.native_tcnn_module.compute(positions, grid, lambda x: x)
-        pe = frequency_encoding(positions, self.network.config.pe_num_frequencies)
-        encoded = torch.cat((encoded, pe), dim=-1)
-        return self.network.mlp.native_tcnn_module.compute(encoded, mlp, lambda x: x)
+    def twin(self, positions, params):
+        native = self.network.module.native_tcnn_module
+        return native.compute(positions.repeat(1, 2), params, lambda x: x)
+
+    def parts(self, params):
+        """Splits parameters, or their gradient, into the network's and the grid's."""
+        native = self.network.module.native_tcnn_module
+        return params.split([native.network.num_params, native.encoding.num_params])
 
 
 def _difference(found, expected):
@@ -116,28 +204,23 @@ def _difference(found, expected):
 def test_gradients_of_a_small_loss_are_those_of_the_float32_twin(tcnn, outer):
     trained = _Trained()
     network = trained.network
-    mine = [trained.positions.clone().requires_grad_(), network.grid.params, network.mlp.params]
+    mine = [trained.positions.clone().requires_grad_(), network.module.params]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in mine]
     found = torch.autograd.grad(trained.loss(network(mine[0])) * outer, mine)
     expected = torch.autograd.grad(trained.loss(trained.twin(*theirs)) * outer, theirs)
-    for ours, twins in zip(found, expected, strict=True):
+    both = [(of_points, *trained.parts(of_params)) for of_points, of_params in (found, expected)]
+    for ours, twins in zip(*both, strict=True):
         assert twins.abs().max() < 1e-5 * outer
         assert _difference(ours, twins) < 0.03  # half precision's own error, and flipped ReLUs
 
 
 def test_tiny_cuda_nns_own_factor_alone_loses_these_gradients(tcnn):
     trained = _Trained()
-    for module in (trained.network.grid, trained.network.mlp):
-        module.loss_scale = 128.0
-
-    def bare(positions):
-        encoded = trained.network.grid(positions)
-        pe = frequency_encoding(positions, trained.network.config.pe_num_frequencies)
-        return trained.network.mlp(torch.cat((encoded, pe.half()), dim=-1))
-
-    parameters = list(trained.network.parameters())
-    grads = torch.autograd.grad(trained.loss(bare(trained.positions)), parameters)
-    assert not any(grad.any() for grad in grads)
+    module = trained.network.module
+    module.loss_scale = 128.0
+    loss = trained.loss(module(trained.positions.repeat(1, 2)))
+    (grad,) = torch.autograd.grad(loss, module.params)
+    assert not grad.any()
 
 
 def test_a_trunk_learns_without_a_gradient_scaler(tcnn):
@@ -163,8 +246,8 @@ def test_gradients_of_any_size_come_through(tcnn, size):
     network: Any = build_network(SMALL, "tcnn")
     positions = torch.rand(64, 3)
     cotangent = torch.rand(64, 32)
-    (whole,) = torch.autograd.grad(network(positions), network.mlp.params, cotangent)
-    (scaled,) = torch.autograd.grad(network(positions), network.mlp.params, cotangent * size)
+    (whole,) = torch.autograd.grad(network(positions), network.module.params, cotangent)
+    (scaled,) = torch.autograd.grad(network(positions), network.module.params, cotangent * size)
     torch.testing.assert_close(
         scaled / size, whole, rtol=2e-3, atol=1e-3 * float(whole.abs().max())
     )
@@ -173,8 +256,11 @@ def test_gradients_of_any_size_come_through(tcnn, size):
 def test_many_gradients_of_one_sign_do_not_overflow(tcnn):
     network: Any = build_network(SMALL, "tcnn")
     positions = torch.full((1 << 16, 3), 0.3)  # every one in the same cells
-    grads = torch.autograd.grad(network(positions).sum(), [network.grid.params, network.mlp.params])
-    assert all(grad.isfinite().all() and grad.any() for grad in grads)
+    (grad,) = torch.autograd.grad(network(positions).sum(), network.module.params)
+    assert grad.isfinite().all()
+    num_layers = network.module.native_tcnn_module.network.num_params
+    assert grad[:num_layers].any()
+    assert grad[num_layers:].any()
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
@@ -182,10 +268,8 @@ def test_a_gradient_that_is_not_finite_stays_so(tcnn, bad):
     network: Any = build_network(SMALL, "tcnn")
     cotangent = torch.ones(5, 32)
     cotangent[2, 3] = bad
-    for grad in torch.autograd.grad(
-        network(torch.rand(5, 3)), [network.grid.params, network.mlp.params], cotangent
-    ):
-        assert not grad.isfinite().any()  # a gradient scaler looks for it and leaves the step out
+    (grad,) = torch.autograd.grad(network(torch.rand(5, 3)), network.module.params, cotangent)
+    assert not grad.isfinite().any()  # a gradient scaler looks for it and leaves the step out
 
 
 def test_the_factor_of_a_call_is_its_own():

@@ -190,3 +190,27 @@ def test_parts_of_points_have_the_same_bits_in_nerfactos_encoding(monkeypatch):
     with _Largest(but=whole.nbytes) as seen:
         assert torch.equal(encoding(positions), whole)
     assert seen.num_bytes < 700 * 4 * 8
+
+
+@pytest.mark.parametrize("use_pe", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_layers_and_their_gradient_are_those_of_torch_over_both_encodings(
+    use_pe, dtype, tolerance
+):
+    config = NetworkConfig(num_levels=2, log2_hashmap_size=6, use_pe=use_pe, num_layers=3)
+    network = TorchNetwork(config).to(dtype)
+    positions = torch.rand(30, 3, dtype=dtype, requires_grad=True)
+    encoded = torch.randn(30, 16, dtype=dtype, requires_grad=True)
+    parts = [encoded]
+    if use_pe:
+        parts.append(frequency_encoding(positions, config.pe_num_frequencies))
+    expected = network.layers(torch.cat(parts, dim=-1))
+    actual = network._layers_of(positions, encoded)
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    inputs = [encoded, *network.layers.parameters()] + [positions] * use_pe
+    slopes = [
+        torch.autograd.grad(hidden.square().mean(), inputs, retain_graph=True)
+        for hidden in (actual, expected)
+    ]
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)

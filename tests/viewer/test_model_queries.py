@@ -8,6 +8,7 @@ import torch
 from f3rm.camera_render import CameraOutputs, FrameCache, RenderRequest
 from f3rm.errors import BackboneUnavailableError, F3rmError
 from f3rm.language.relevancy import make_query, similarity
+from f3rm.viewer import controls, pictures
 from tests.nerf_fixtures import camera, feature_model, head, rays
 from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
 
@@ -100,6 +101,48 @@ def test_a_viewer_draws_a_known_view_again_without_rendering_it(tmp_path, towers
     rendered.clear()
     viewer.render(model.eval(), camera())
     assert rendered
+
+
+def test_a_viewers_frame_costs_what_it_shows(tmp_path, towers, monkeypatch):
+    model = _lively(head("dino", 6, has_text=False), head("clip"))
+    viewer = FakeViewer(model, tmp_path)
+    made = []
+    for owner, name in (
+        (model.feature_field, "hidden_in_cube"),
+        (controls, "pca_colours_from_hidden"),
+        (pictures, "composite"),
+    ):
+        plain = getattr(owner, name)
+        spy = lambda *a, plain=plain, name=name: made.append(name) or plain(*a)  # noqa: E731
+        monkeypatch.setattr(owner, name, spy)
+    model.controls.ask.a_positives.value = "mug, cup"
+    model.controls.look.a_several.value = "each alone"
+    panel = viewer.control_panel
+    wait(lambda: "similarity_2" in viewer.render(model, camera()))
+    expected = {
+        "rgb": [],
+        "depth": [],
+        "similarity": ["hidden_in_cube"],
+        "similarity_2": [],  # of the view that is known by now
+        "similarity_composite": ["composite"],
+        "feature_pca_clip": ["pca_colours_from_hidden"],
+        "rgb again": [],
+    }
+    model._frames.clear()
+    alone = model.get_outputs_for_camera(camera())  # everything, as without a viewer
+    for output, cost in expected.items():
+        panel.output_render = output.split()[0]
+        made.clear()
+        frame = viewer.render(model, camera())
+        # 117 pixels in chunks of 50 rays
+        assert made == cost * (3 if cost == ["hidden_in_cube"] else 1), output
+        assert frame.keys() == alone.keys()
+        if not output.startswith("similarity"):
+            torch.testing.assert_close(frame[panel.output_render], alone[panel.output_render])
+    panel.split, panel.split_output_render = True, "feature_pca"
+    made.clear()
+    torch.testing.assert_close(viewer.render(model, camera())["feature_pca"], alone["feature_pca"])
+    assert made == ["pca_colours_from_hidden"]
 
 
 def test_frames_that_no_viewer_shows_are_not_kept(tmp_path, towers):

@@ -97,8 +97,12 @@ class FakeViewer(Viewer):
     """Installs the elements of a model as Nerfstudio's viewer does."""
 
     render_statemachines: Any
+    control_panel: Any
 
     def __init__(self, model, folder):
+        self.control_panel = SimpleNamespace(
+            output_render="similarity", split=False, split_output_render="rgb"
+        )
         self.log_filename = folder / "viewer.log"
         self.datapath = folder / "data"
         self.train_lock = threading.Lock()

@@ -17,7 +17,7 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from f3rm.f3rm_config import f3rm_big_method, f3rm_lite_method, f3rm_method
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
-from f3rm.networks.base import Implementation
+from f3rm.networks.base import Implementation, choose_implementation
 from f3rm.scene.run_loading import LoadedRun, RunError, read_config
 
 MethodName = Literal["auto", "f3rm", "f3rm-lite", "f3rm-big"]
@@ -122,4 +122,6 @@ def _with_values(target: object, source: object, kind: type) -> None:
 
 def _implementation(model: NerfactoModel) -> Implementation:
     """Returns what a Nerfacto model was built with; its configuration has only the request."""
-    return "tcnn" if any("tcnn_encoding" in name for name in model.state_dict()) else "torch"
+    if any("tcnn_encoding" in name for name in model.state_dict()):
+        return "tcnn"
+    return choose_implementation("auto", model.device, with_tcnn=False).implementation

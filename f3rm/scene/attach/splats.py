@@ -1,4 +1,4 @@
-"""Lifts feature heads onto a splat, beside its ``.ply``."""
+"""Lifts feature heads onto a splat, beside its ``.ply`` or its run's checkpoint."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from f3rm.errors import CacheError, F3rmError, HeadSpec, StrPath, as_path
+from f3rm.errors import CacheError, F3rmError, HeadSpec, StrPath
 from f3rm.extract.cache import feature_folder
 from f3rm.extract.extraction import extract_features
 from f3rm.feature_field import FeatureStats
@@ -74,24 +74,24 @@ class AttachedToSplat:
 
 
 def attach_to_splat(
-    ply: StrPath,
+    splat: StrPath,
     settings: AttachSettings,
     lifting: LiftSettings | None = None,
     *,
-    data: StrPath | None,
+    data: StrPath | None = None,
     device: str = "auto",
     show_progress: bool = False,
 ) -> AttachedToSplat:
     """Lifts features of the photographs onto a splat, and writes them beside its file.
 
-    The ``.ply`` is not changed. Features are extracted where the dataset has none yet; a lifting
+    That file is not changed. Features are extracted where the dataset has none yet; a lifting
     that was interrupted goes on.
 
     Args:
-        ply: The splat.
+        splat: A ``.ply``, or a splatfacto run.
         settings: The feature type; its training settings are not used.
         lifting: How features are lifted.
-        data: The dataset that the splat was trained on.
+        data: The dataset that the splat was trained on; None for that of a run.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         show_progress: Whether bars count photographs.
 
@@ -105,39 +105,39 @@ def attach_to_splat(
         raise F3rmError(f"--refine must be at least 0, got {lifting.refine}.")
     specs = resolve_feature_type(settings.feature_type, weights=settings.weights)
     place = resolve_device(device)
-    splat = load_splat(
-        as_path(ply),
-        data=None if data is None else as_path(data),
+    loaded = load_splat(
+        splat,
+        data=data,
         device=place,
         source_frame=lifting.source_frame,
         implementation=lifting.implementation,
         check=not lifting.anyway,
     )
-    taken = [spec.name for spec in specs if spec.name in splat.source.heads]
+    taken = [spec.name for spec in specs if spec.name in loaded.source.heads]
     if taken:
         msg = (
             f"The splat has a head {taken[0]!r} already. Give another --feature-type, or remove "
-            f"{feature_file(splat.config_path, taken[0]).name!r}."
+            f"{feature_file(loaded.file, taken[0]).name!r}."
         )
         raise F3rmError(msg)
     stores = {
-        spec.name: _open_features(splat, spec, settings, device, show_progress=show_progress)
+        spec.name: _open_features(loaded, spec, settings, device, show_progress=show_progress)
         for spec in specs
     }
     start = time.perf_counter()
-    photographs = splat.photographs(_LONGEST_SIDE[place.type])
+    photographs = loaded.photographs(_LONGEST_SIDE[place.type])
     step = max(1, len(photographs) // _COMPARED)
     agreement = compare(
-        splat.source.gaussians, photographs[::step], implementation=lifting.implementation
+        loaded.source.gaussians, photographs[::step], implementation=lifting.implementation
     )
     made: dict[str, HeadFeatures] = {}
     for spec in specs:
         store = stores[spec.name]
         views = [view for view in photographs[:] if view.name in store.names]
         made[spec.name] = _lifted(
-            splat, spec, store, views, lifting, agreement, show_progress=show_progress
+            loaded, spec, store, views, lifting, agreement, show_progress=show_progress
         )
-    files = tuple(write_head(splat.config_path, head) for head in made.values())
+    files = tuple(write_head(loaded.file, head) for head in made.values())
     return AttachedToSplat(
         files=files,
         agreement=agreement,
@@ -175,7 +175,7 @@ def _lifted(
     *,
     show_progress: bool,
 ) -> HeadFeatures:
-    ply, manifest = splat.config_path, store.manifest
+    ply, manifest = splat.file, store.manifest
     frame = dataset_from_source(splat).tolist()
     made_from = {
         "ply": content_key(ply),

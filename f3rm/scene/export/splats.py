@@ -43,7 +43,10 @@ def export_splat(scene: Scene, file: StrPath, sampling: Sampling) -> SurfacePoin
     """
     path = check_file(as_path(file), CLOUD_SUFFIXES, what="a splat")
     if isinstance(scene.source, SplatSource):
-        raise ExportError("The scene is a splat already. Copy its .ply and the files beside it.")
+        raise ExportError(
+            "The scene is a splat already. Copy its .ply and the files beside it; of a splatfacto "
+            "run ns-export gaussian-splat writes a .ply."
+        )
     frame = scene.frames.get(sampling.frame)
     spacing = sampling.spacing or SPACING / frame.scene_per_unit
     points = surface(scene, replace(sampling, spacing=spacing))

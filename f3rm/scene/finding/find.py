@@ -112,8 +112,9 @@ def _closer(scored: ScoredSurface, look_closer: LookCloser) -> ScoredSurface:
 
 
 def _floor(scored: ScoredSurface) -> float:
-    """Returns the score that an absent object may reach."""
-    return RELEVANCY_FLOOR if scored.question.compares else COSINE_FLOOR
+    """Returns the score that what is beside an instance may reach."""
+    floor = RELEVANCY_FLOOR if scored.question.compares else COSINE_FLOOR
+    return min(floor, scored.threshold)
 
 
 def _pieces(scored: ScoredSurface, least_area: float) -> list[Piece]:

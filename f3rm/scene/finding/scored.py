@@ -3,18 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.colours.palette import best_query_index
 from f3rm.language.questions import Question
-from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
+from f3rm.language.threshold import RELEVANCY_FLOOR, found_from, otsu_threshold
+from f3rm.scene.finding.pieces import connected
 from f3rm.scene.surface import Surface, SurfacePoints
 
 _EXAMPLE_RISE = 0.6
 """Least rise of a match above the floor, relative to the example's own. Of one clicked object on
 a tabletop (seed 10, TINYCLIP) the mean IoU in held-out views is 0.32 with 0, 0.51 with 0.6."""
+
+_SURE_PIECES = 8
+"""Only the surroundings of so many pieces, the largest, are looked at."""
+_SURE_POINTS = 3
+"""Fewest points of such a piece."""
+_AROUND = 2.0
+"""What is around a piece, in lengths of the longest side of its box."""
+_CUT_OFF = 2.0
+"""The floor cuts a thing in two if the thing has so many times the points that are above it. Rooms
+10, 11 and 14: 43 of 61 objects are found instead of 39, of a tabletop all as before."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,38 @@ def score_surface(surface: Surface, question: Question, threshold: float | None)
         if present:
             rise = float(smooth.max()) - RELEVANCY_FLOOR
             chosen = max(chosen, RELEVANCY_FLOOR + _EXAMPLE_RISE * rise)
+        elif compares and chosen < torch.inf:
+            chosen = whole_threshold(surface, smooth, chosen)
         chosen = torch.inf if question.unknown else chosen
     return ScoredSurface(surface, question, smooth, chosen, is_automatic=threshold is None)
+
+
+def whole_threshold(surface: Surface, scores: Float[Tensor, " points"], threshold: float) -> float:
+    """Returns a lower threshold where the given one keeps less than half of a thing.
+
+    A relevancy above the floor tells that a thing is there, not how far it goes: of a fox, CLIP's
+    phrases may be sure of the face alone. Otsu's threshold parts what was found, with what is
+    around it, in two; the thing is the upper part. It is taken only if most of that was cut off.
+
+    Args:
+        surface: The surface.
+        scores: The smoothed relevancy of each point.
+        threshold: The least relevancy of a point that is of a thing for sure.
+    """
+    sure = np.flatnonzero((scores >= threshold).numpy())
+    positions = surface.points.positions.numpy()
+    near = np.zeros(len(positions), dtype=bool)
+    for piece in connected(sure, surface.neighbours, len(positions))[:_SURE_PIECES]:
+        if len(piece) >= _SURE_POINTS:
+            low, high = positions[piece].min(axis=0), positions[piece].max(axis=0)
+            margin = _AROUND * (high - low).max()
+            near |= ((positions >= low - margin) & (positions <= high + margin)).all(axis=1)
+    around = scores[torch.from_numpy(near)]
+    if not len(around):
+        return threshold
+    lower = otsu_threshold(around)
+    thing, kept = int((around >= lower).sum()), int((around >= threshold).sum())
+    return lower if thing >= _CUT_OFF * kept else threshold
 
 
 def competing(answers: Sequence[ScoredSurface]) -> list[ScoredSurface]:

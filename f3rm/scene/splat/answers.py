@@ -15,6 +15,7 @@ from torch import Tensor
 from f3rm.camera_render import CameraOutputs
 from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
+from f3rm.scene.casting import LEAST_ACCUMULATION, hidden_of
 from f3rm.scene.finding.find import LookCloser
 from f3rm.scene.frames import Frame, Frames
 from f3rm.scene.source import values_at
@@ -210,6 +211,18 @@ class SplatSource:
         outputs = CameraOutputs({name: values[y, x][:, None] for name, values in whole.items()})
         outputs.hidden = None if whole.hidden is None else whole.hidden[y, x][:, None]
         return outputs
+
+    @torch.no_grad()
+    def mask(
+        self, camera: Cameras, points: Float[Tensor, "points 3"], spacing: float
+    ) -> Bool[Tensor, "height width"]:
+        """Takes the pixels that are composited mostly of Gaussians at the points."""
+        means = self.source.to_scene(self.gaussians.means.cpu().double())
+        distances = KDTree(points.numpy()).query(means.numpy(), distance_upper_bound=spacing)[0]
+        members = torch.from_numpy(np.isfinite(distances))[:, None].to(self.gaussians.means)
+        outputs = self._rendered(camera, members)[1]
+        share, accumulation = hidden_of(outputs).cpu(), outputs["accumulation"]
+        return ((2 * share >= accumulation) & (accumulation >= LEAST_ACCUMULATION))[..., 0]
 
     def _rendered(
         self, camera: Cameras, hidden: Float[Tensor, "gaussians hidden"]

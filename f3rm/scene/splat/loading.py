@@ -1,35 +1,46 @@
-"""Opens a ``.ply`` of Gaussians with the dataset that it was trained on.
+"""Opens Gaussians with the dataset that they were trained on: a ``.ply``, or a splatfacto run.
 
-A ``.ply`` does not say which frame it is in. Its features do, once there are some. Before, it is
+A run is in the frame of its dataparser, which is kept beside it. A ``.ply`` does not say which
+frame it is in. Its features do, once there are some. Before, it is
 the frame in which the splat shows what the photographs show, of those that programs write:
 *dataset* (the poses of transforms.json), *nerfstudio* (``ns-export``; the run's
 ``dataparser_transforms.json`` is read where it is beside the file) and *colmap* (INRIA's training
 on the sparse model that the dataset was made from).
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
 
 from f3rm.errors import DatasetError, F3rmError, StrPath, as_path
 from f3rm.scene.frames import Frame, Frames
 from f3rm.scene.metres import affine_map
-from f3rm.scene.run_loading import Split
+from f3rm.scene.run_loading import (
+    Split,
+    config_file,
+    locate_data,
+    newest_checkpoint,
+    read_checkpoint,
+    read_config,
+)
 from f3rm.scene.splat.answers import SplatSource
 from f3rm.scene.splat.cameras import Photographs
 from f3rm.splats.feature_file import read_heads
 from f3rm.splats.gaussians import Gaussians
 from f3rm.splats.ply import read_ply
 from f3rm.splats.rasterizer import ImplementationChoice
+from f3rm.splats.splatfacto import gaussians_of
 from f3rm.splats.views import (
     LEAST_COVER,
     Agreement,
@@ -56,21 +67,28 @@ class LoadedSplat:
     """A splat and its dataset.
 
     Attributes:
-        config_path: Its ``.ply``.
+        config_path: Its ``.ply``, or the run's ``config.yml``.
+        file: The file of the Gaussians, beside which their features are: the ``.ply``, or the run's
+            newest checkpoint.
         data: The dataset's folder, or a ``.json`` file in it.
         source: Its answers.
         train: The photographs that a run on the dataset is trained on, and features are lifted
             from.
         held_out: The others.
         paths: Files of the photographs of ``train``.
+        held_out_paths: Files of those of ``held_out``.
+        provenance: By head, what its features were made from.
     """
 
     config_path: Path
+    file: Path
     data: Path
     source: SplatSource
     train: Split
     held_out: Split
     paths: tuple[Path, ...]
+    held_out_paths: tuple[Path, ...]
+    provenance: Mapping[str, Mapping[str, Any]]
 
     def __str__(self) -> str:
         """Returns file, size and photographs."""
@@ -88,15 +106,34 @@ class LoadedSplat:
         return _photographs(self.train, self.paths, self.source.source, longest)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a splat is read from: its configuration, file, Gaussians and dataset."""
+
+    config_path: Path
+    file: Path
+    gaussians: Gaussians
+    data: Path
+    parser: DataParserConfig
+
+
 def is_splat(path: StrPath) -> bool:
-    """Returns whether a path is that of a ``.ply``."""
-    return as_path(path).suffix.lower() == SUFFIX
+    """Returns whether a path is that of a ``.ply`` or of a splatfacto run.
+
+    Raises:
+        RunError: If it is neither a ``.ply`` nor a run.
+    """
+    path = as_path(path)
+    if path.suffix.lower() == SUFFIX:
+        return True
+    model = read_config(config_file(path)).pipeline.model
+    return isinstance(model, SplatfactoModelConfig)
 
 
 def load_splat(
-    ply: StrPath,
+    splat: StrPath,
     *,
-    data: StrPath | None,
+    data: StrPath | None = None,
     device: torch.device,
     source_frame: SourceFrame = "auto",
     implementation: ImplementationChoice = "auto",
@@ -105,43 +142,45 @@ def load_splat(
     """Opens a splat with its dataset, and the features beside it.
 
     Args:
-        ply: The file.
-        data: The dataset; its ``transforms.json`` has the cameras.
+        splat: A ``.ply``, or the ``config.yml`` of a splatfacto run or its folder.
+        data: The dataset, whose ``transforms.json`` has the cameras; None for that of a run.
         device: Where the splat is drawn.
-        source_frame: The frame of the file; ``auto`` takes that of its features, or else the one in
-            which it shows what the photographs show.
+        source_frame: The frame of a ``.ply``; ``auto`` takes that of its features, or else the one
+            in which it shows what the photographs show.
         implementation: What draws it.
         check: Whether a splat that shows something else is refused, where it has no features.
 
     Raises:
         SplatFileError: If the file or its features cannot be used.
+        RunError: If the run, or its dataset, cannot be used.
         DatasetError: If the dataset cannot be used, or is not given.
         PhotographsDisagreeError: If ``check``, and the splat does not show what the photographs
             show.
     """
-    ply = as_path(ply).expanduser().absolute()
-    gaussians = read_ply(ply)
-    heads = read_heads(ply, len(gaussians))
-    root = _checked(data)
-    items = read_items(root)  # Nerfstudio's own errors name no file
-    outputs, held_out = _parsed(root)
-    frames = Frames.of_dataset(outputs, root)
+    found = _found(as_path(splat).expanduser().absolute(), data)
+    heads = read_heads(found.file, len(found.gaussians))
+    items = read_items(found.data)  # Nerfstudio's own errors name no file
+    outputs, held_out = _parsed(found)
+    frames = Frames.of_dataset(outputs, found.data)
     names = match_items(outputs.image_filenames, items)
     train = Split(tuple(names), outputs.cameras, None)
-    gaussians = gaussians.to(device)
+    gaussians = found.gaussians.to(device)
     known = [head.provenance[DATASET_FROM_SOURCE] for head in heads.values()]
     if known and source_frame == "auto":
-        source = Frame(frames.get("dataset").scene_from_frame @ _matrix(known[0], ply))
+        source = Frame(frames.get("dataset").scene_from_frame @ _matrix(known[0], found.file))
     else:
-        candidates = _candidates(outputs, frames, ply)
+        candidates = _candidates(outputs, frames, found.file)
+        if found.file != found.config_path and source_frame == "auto":
+            source_frame = "nerfstudio"
         if source_frame != "auto":
             candidates = {source_frame: candidates[source_frame]}
         source = _agreeing(
             gaussians, candidates, train, outputs, implementation=implementation, check=check
         )
     return LoadedSplat(
-        config_path=ply,
-        data=root,
+        config_path=found.config_path,
+        file=found.file,
+        data=found.data,
         source=SplatSource(
             gaussians,
             heads,
@@ -153,7 +192,21 @@ def load_splat(
         train=train,
         held_out=Split(tuple(match_items(held_out.image_filenames, items)), held_out.cameras, None),
         paths=tuple(outputs.image_filenames),
+        held_out_paths=tuple(held_out.image_filenames),
+        provenance={name: head.provenance for name, head in heads.items()},
     )
+
+
+def _found(path: Path, data: StrPath | None) -> _Found:
+    if path.suffix.lower() == SUFFIX:
+        return _Found(path, path, read_ply(path), _checked(data), NerfstudioDataParserConfig())
+    config_path = config_file(path)
+    config = read_config(config_path)
+    file = newest_checkpoint(config_path, config)
+    root = locate_data(config, None if data is None else as_path(data))
+    parser: Any = config.pipeline.datamanager
+    gaussians = gaussians_of(read_checkpoint(file)["pipeline"])
+    return _Found(config_path, file, gaussians, root, parser.dataparser)
 
 
 def _checked(data: StrPath | None) -> Path:
@@ -165,15 +218,17 @@ def _checked(data: StrPath | None) -> Path:
     return as_path(data).expanduser().absolute()
 
 
-def _parsed(root: Path) -> tuple[DataparserOutputs, DataparserOutputs]:
+def _parsed(found: _Found) -> tuple[DataparserOutputs, DataparserOutputs]:
     """Parses the dataset as a run does, at the size of its photographs."""
+    config: Any = copy.deepcopy(found.parser)
+    # Where it has to choose a factor, Nerfstudio opens a picture and never closes it.
+    config.data, config.downscale_factor, config.load_3D_points = found.data, 1, False
     try:
-        # Where it has to choose a factor, Nerfstudio opens a picture and never closes it.
-        parser = NerfstudioDataParserConfig(data=root, downscale_factor=1).setup()
+        parser = config.setup()
         return parser.get_dataparser_outputs("train"), parser.get_dataparser_outputs("val")
     except (AssertionError, KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
         msg = (
-            f"Nerfstudio cannot read the cameras of {str(root)!r}: {type(error).__name__}: "
+            f"Nerfstudio cannot read the cameras of {str(found.data)!r}: {type(error).__name__}: "
             f"{error}. Make the dataset with ns-process-data."
         )
         raise DatasetError(msg) from error

@@ -12,6 +12,7 @@ It has the names, the parameter layout and the manners of the real package:
   are multiples of 8; a hash grid has 1, 2, 4 or 8 features per level;
 - inputs of a network are padded to 16 channels with ones, which act as a bias;
 - hash grids are Instant-NGP's with a half-cell offset, dense where a level fits its table;
+- of encodings that read the same dimension, the last one's gradient is the dimension's;
 - the import raises what ``TINYCUDANN_STANDIN_RAISES`` says, e.g. ``OSError: no extension``.
 
 Sums are made in float32 and then rounded, where the real package adds in half here and there.
@@ -29,6 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tinycudann.encodings import (
+    Encoding as _Encoding,
+    Rounding,
+    create_encoding,
+)
+
 _REFUSAL = os.environ.get("TINYCUDANN_STANDIN_RAISES", "")
 if _REFUSAL:
     _kind, _, _text = _REFUSAL.partition(": ")
@@ -37,7 +44,6 @@ if _REFUSAL:
 _GRANULARITY = 256
 _ALIGNMENT = 16
 _FUSED_WIDTHS = (16, 32, 64, 128)
-_PRIMES = (1, 2654435761, 805459861)
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": torch.relu,
@@ -45,8 +51,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": lambda x: functional.softplus(x, beta=10.0),
     "tanh": torch.tanh,
 }
-
-Rounding = Callable[[Tensor], Tensor]
 
 
 class _Half(torch.autograd.Function):
@@ -71,6 +75,11 @@ def exact(values: Tensor) -> Tensor:
     return values
 
 
+def supports_jit_fusion() -> bool:
+    """Whether kernels can be fused at run time: as the tests say; nothing is fused here."""
+    return bool(os.environ.get("TINYCUDANN_STANDIN_FUSES"))
+
+
 def free_temporary_memory() -> None:
     """Collects garbage; the real one also frees its arenas."""
     gc.collect()
@@ -78,121 +87,6 @@ def free_temporary_memory() -> None:
 
 def _padded(width: int, multiple: int) -> int:
     return -(-width // multiple) * multiple
-
-
-class _Identity:
-    """Passes its input on, padded with ones."""
-
-    num_params = 0
-
-    def __init__(self, n_input_dims: int) -> None:
-        self.width, self.pad_value = n_input_dims, 1.0
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        return torch.zeros(0)
-
-    def compute(self, inputs: Tensor, params: Tensor, rounded: Rounding) -> Tensor:
-        return rounded(inputs)
-
-
-class _Spherical:
-    """Spherical harmonics of a direction in [0, 1]^3, up to degree 4."""
-
-    num_params = 0
-
-    def __init__(self, degree: int) -> None:
-        if not 1 <= degree <= 4:
-            msg = f"stand-in: SphericalHarmonics of degree 1 to 4, got {degree}"
-            raise RuntimeError(msg)
-        self.width, self.pad_value = degree**2, 1.0
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        return torch.zeros(0)
-
-    def compute(self, inputs: Tensor, params: Tensor, rounded: Rounding) -> Tensor:
-        x, y, z = (inputs * 2 - 1).unbind(-1)
-        pi = math.pi
-        second, third = math.sqrt(15 / pi) / 2, math.sqrt(35 / (2 * pi)) / 4
-        columns = [
-            torch.full_like(x, math.sqrt(1 / pi) / 2),
-            *(math.sqrt(3 / (4 * pi)) * axis for axis in (-y, z, -x)),
-            second * x * y,
-            -second * y * z,
-            math.sqrt(5 / pi) / 4 * (3 * z * z - 1),
-            -second * x * z,
-            second / 2 * (x * x - y * y),
-            third * y * (y * y - 3 * x * x),
-            math.sqrt(105 / pi) / 2 * x * y * z,
-            math.sqrt(21 / (2 * pi)) / 4 * y * (1 - 5 * z * z),
-            math.sqrt(7 / pi) / 4 * z * (5 * z * z - 3),
-            math.sqrt(21 / (2 * pi)) / 4 * x * (1 - 5 * z * z),
-            math.sqrt(105 / pi) / 4 * z * (x * x - y * y),
-            third * x * (3 * y * y - x * x),
-        ]
-        return rounded(torch.stack(columns[: self.width], dim=-1))
-
-
-class _Frequency:
-    """Sines and cosines of ``2^k pi x``, per input and octave."""
-
-    num_params = 0
-
-    def __init__(self, n_input_dims: int, octaves: int) -> None:
-        self.octaves, self.pad_value = octaves, 1.0
-        self.width = n_input_dims * octaves * 2
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        return torch.zeros(0)
-
-    def compute(self, inputs: Tensor, params: Tensor, rounded: Rounding) -> Tensor:
-        angles = inputs[..., None] * math.pi * 2.0 ** torch.arange(self.octaves).to(inputs)
-        return rounded(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1))
-
-
-class _HashGrid:
-    """Instant-NGP's hash grid (section 3) with tiny-cuda-nn's cells and table sizes."""
-
-    def __init__(self, config: dict) -> None:
-        self.features = config.get("n_features_per_level", 2)
-        if self.features not in (1, 2, 4, 8):
-            msg = "GridEncoding: n_features_per_level must be 1, 2, 4, or 8."
-            raise RuntimeError(msg)
-        levels = torch.arange(config.get("n_levels", 16), dtype=torch.float64)
-        growth = float(config.get("per_level_scale", 2.0))
-        self.scales = growth**levels * config.get("base_resolution", 16) - 1
-        resolutions = self.scales.ceil().long() + 1
-        table = 1 << config.get("log2_hashmap_size", 19)
-        cells = -(-(resolutions**3) // 8) * 8
-        self.sizes = cells.clamp(max=table)
-        self.offsets = self.sizes.cumsum(0) - self.sizes
-        self.is_dense = resolutions**3 <= self.sizes
-        self.strides = torch.stack((torch.ones_like(resolutions), resolutions, resolutions**2), -1)
-        self.num_params = int(self.sizes.sum()) * self.features
-        self.width, self.pad_value = len(levels) * self.features, 0.0
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        return (torch.rand(self.num_params, generator=generator) * 2 - 1) * 1e-4
-
-    def compute(self, inputs: Tensor, params: Tensor, rounded: Rounding) -> Tensor:
-        device = inputs.device
-        places = inputs[:, None] * self.scales.to(inputs)[:, None] + 0.5  # (points, levels, 3)
-        lower = places.detach().floor()
-        fractions = places - lower
-        corners = torch.cartesian_prod(*[torch.arange(2, device=device)] * 3)  # (8, 3)
-        keys = (lower.long()[:, :, None] + corners) & 0xFFFFFFFF  # (points, levels, 8, 3)
-        summed = (keys * self.strides.to(device)[:, None]).sum(-1)
-        primes = torch.tensor(_PRIMES, device=device)
-        x, y, z = (keys * primes & 0xFFFFFFFF).unbind(-1)
-        mixed = torch.where(self.is_dense.to(device)[:, None], summed, x ^ y ^ z)
-        rows = mixed % self.sizes.to(device)[:, None] + self.offsets.to(device)[:, None]
-        sides = torch.where(corners.bool(), fractions[:, :, None], 1 - fractions[:, :, None])
-        features = functional.embedding_bag(
-            rows.reshape(-1, 8),
-            params.view(-1, self.features),
-            mode="sum",
-            per_sample_weights=sides.prod(-1).reshape(-1, 8),
-        )
-        return rounded(features.view(len(inputs), self.width))
 
 
 class _Perceptron:
@@ -242,7 +136,7 @@ class Native:
 
     def __init__(
         self,
-        encoding: "_Encoding",
+        encoding: _Encoding,
         network: _Perceptron | None,
         precision: torch.dtype,
     ) -> None:
@@ -315,6 +209,7 @@ class Module(nn.Module):
         self.dtype, self.seed = self.native_tcnn_module.precision, seed
         self.params = nn.Parameter(self.native_tcnn_module.initial_params(seed))
         self.loss_scale = 128.0 if self.dtype == torch.half else 1.0
+        self.jit_fusion = False
 
     def _native_tcnn_module(self) -> Native:
         raise NotImplementedError
@@ -334,23 +229,6 @@ class Module(nn.Module):
         return output[:rows, : self.n_output_dims]
 
 
-_Encoding = _Identity | _Spherical | _Frequency | _HashGrid
-
-
-def _create_encoding(n_input_dims: int, config: dict) -> _Encoding:
-    kind = config["otype"]
-    if kind == "HashGrid":
-        return _HashGrid(config)
-    if kind == "SphericalHarmonics":
-        return _Spherical(config["degree"])
-    if kind == "Frequency":
-        return _Frequency(n_input_dims, config["n_frequencies"])
-    if kind == "Identity":
-        return _Identity(n_input_dims)
-    msg = f"stand-in: no encoding {kind!r}"
-    raise RuntimeError(msg)
-
-
 class Encoding(Module):
     """An input encoding: ``[:, n_input_dims]`` to ``[:, n_output_dims]``."""
 
@@ -367,7 +245,7 @@ class Encoding(Module):
         self.n_output_dims = self.native_tcnn_module.n_output_dims()
 
     def _native_tcnn_module(self) -> Native:
-        encoding = _create_encoding(self.n_input_dims, self.encoding_config)
+        encoding = create_encoding(self.n_input_dims, self.encoding_config)
         return Native(encoding, None, self.precision)
 
 
@@ -387,7 +265,7 @@ class NetworkWithInputEncoding(Module):
         super().__init__(seed)
 
     def _native_tcnn_module(self) -> Native:
-        encoding = _create_encoding(self.n_input_dims, self.encoding_config)
+        encoding = create_encoding(self.n_input_dims, self.encoding_config)
         network = _Perceptron(encoding.width, self.n_output_dims, self.network_config)
         return Native(encoding, network, torch.half)
 
