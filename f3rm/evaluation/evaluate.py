@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +29,7 @@ from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
 from f3rm.evaluation.vocabulary import Language, Speaker, open_language
 from f3rm.language.heads import choose_head, scales_of, translated
-from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Rule
 from f3rm.language.text_map import TextMap
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
 from f3rm.scene.scene import load
@@ -46,6 +47,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     nerfacto: StrPath | None = None,
     head: str | None = None,
     language: StrPath | None = None,
+    rule: Rule = "lerf",
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
     seed: int = 0,
@@ -60,6 +62,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
         language: Name or file of the language that it is asked in; None for the head's own.
+        rule: How phrases are scored, of the teacher too.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
@@ -81,7 +84,8 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     spec = choose_head(known, head)
     speaker = None
     if spec is not None:
-        speaker = Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden)
+        against = partial(scene.questioner.against, rule)
+        speaker = Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden, against)
     asked = _open_language(speaker, truth, notes)
     drawing = None
     if pictures is not None:
@@ -97,7 +101,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     if truth is not None:
         surfaces = score_surfaces(subject, truth, asked, seed=seed, show_progress=show_progress)
     if truth is not None and asked is not None:
-        finding = score_finding(scene, truth, head)
+        finding = score_finding(scene, truth, head, rule)
     heads = head_numbers(scores, surfaces, list(subject.source.heads))
     rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
@@ -107,7 +111,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(subject, truth, asked, scene.language, seed=seed, device=place)
+    context = _context(subject, truth, asked, scene.language, rule=rule, seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(subject, found, device=place.type)
@@ -178,6 +182,7 @@ def _context(
     asked: Language | None,
     language: TextMap | None,
     *,
+    rule: Rule,
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -192,6 +197,7 @@ def _context(
             "device": str(device),
             "queries_head": asked.heads[0] if asked else None,
             "queries_language": language.name if language else "",
+            "rule": rule,
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",

@@ -1,7 +1,7 @@
 """The phrases of an evaluation, and their embeddings for one head.
 
-A score is LERF's relevancy of a phrase against the four canonical phrases. Scores of the field come
-from hidden vectors, so its C channels are never built.
+A score is LERF's relevancy of a phrase against the four canonical phrases, or by another rule.
+Scores of the field come from hidden vectors, so its C channels are never built.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from f3rm.language.heads import Head, language_of, query_of
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    Against,
     AnyQuery,
     Query,
     ScaledQuery,
@@ -109,10 +110,13 @@ class Speaker:
         heads: The heads, at least one.
         surface: Returns hidden vectors of the whole scene, by which scales are chosen; None takes
             the first.
+        against: From a head's name to what phrases are compared with beside LERF's negatives; None
+            for nothing.
     """
 
     heads: tuple[Head, ...]
     surface: Callable[[], Tensor] | None = None
+    against: Callable[[str], Against] | None = None
 
     def embedded(self, texts: Sequence[str]) -> tuple[Query, AnyQuery]:
         """Embeds phrases against LERF's negatives, as typed: for features, and for hidden vectors.
@@ -124,8 +128,12 @@ class Speaker:
         encoder = TextEncoder(first.spec.backbone)
         vectors = encoder.encode([*texts, *CANONICAL_NEGATIVES]).to(first.weight.detach())
         prompts, negatives = vectors.split((len(texts), len(CANONICAL_NEGATIVES)))
-        scales = [query_of(head, prompts, negatives) for head in self.heads]
-        query = make_query(prompts, negatives, text_map=language_of(first))
+        beside = [self.against(head.spec.name) if self.against else {} for head in self.heads]
+        scales = [
+            query_of(head, prompts, negatives, **against)
+            for head, against in zip(self.heads, beside, strict=True)
+        ]
+        query = make_query(prompts, negatives, text_map=language_of(first), **beside[0])
         return query, best_scales(scales, self.surface)
 
 

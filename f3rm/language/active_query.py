@@ -13,9 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import Unpack
 
+from f3rm.backbones.calibration import Calibration
 from f3rm.language.relevancy import (
+    Against,
     Query,
+    Rule,
     averaged,
     best_scales,
     make_query,
@@ -45,6 +49,7 @@ class Words:
         negatives: Embeddings of the negative phrases, shape (negatives, channels).
         are_known: Whether the text tower knows all words of each positive phrase.
         text_map: The language that they are asked in; None for the head's own text tower.
+        calibration: That of the backbone, where it has one.
     """
 
     text: QueryText
@@ -53,6 +58,7 @@ class Words:
     negatives: Float[Tensor, "negatives channels"]
     are_known: tuple[bool, ...]
     text_map: TextMap | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class DisplaySettings:
     Attributes:
         several: Whether positives are averaged into one prompt or are prompts of their own.
         score: Relevancy against the negatives, or the plain cosine.
+        rule: How words are scored; by ``lerf`` where what another rule needs is not known.
         temperature: Soft-max temperature of the relevancy, > 0.
         threshold: Score from which a pixel is found; None chooses it per picture.
         low: Score at the blue end of the colour scale.
@@ -86,6 +93,7 @@ class DisplaySettings:
 
     several: Several = "averaged"
     score: ScoreKind = "relevancy"
+    rule: Rule = "lerf"
     temperature: float = 0.1
     threshold: float | None = None
     low: float = 0.0
@@ -152,9 +160,11 @@ def active_query(
     head: str,
     words: Words | None,
     examples: Sequence[Example],
-    background: Float[Tensor, " channels"] | None,
+    mean: Float[Tensor, " channels"] | None,
     settings: DisplaySettings,
     scales: tuple[str, ...] = (),
+    *,
+    is_negative: bool = True,
 ) -> ActiveQuery | None:
     """Joins words and examples into the query of a head; None where there is no positive.
 
@@ -162,22 +172,33 @@ def active_query(
         head: The head's name.
         words: The typed query, or None.
         examples: Points and images; those without a feature of this head are left out.
-        background: A further negative of positive examples, usually the mean of all features.
+        mean: The mean of all unit features, which the rule ``scene`` contrasts words with.
         settings: How scores are computed and shown.
         scales: Heads of several scales that answer words together; empty for the head alone.
+        is_negative: Whether the mean is a further negative of positive examples.
     """
     fitting = [example for example in examples if head in example.features]
     positives = [example for example in fitting if example.is_positive]
     negatives = [example.features[head] for example in fitting if not example.is_positive]
-    if background is not None:
-        negatives.append(background)
+    if mean is not None and is_negative:
+        negatives.append(mean)
     labels: list[str] = []
     queries: list[Query] = []
     num_words = 0
     known: tuple[bool, ...] = ()
     if words is not None:
+        against: Against = {}
+        if settings.rule == "scene" and words.text_map is None:
+            against = {"mean": mean}  # the mean is in the space of the features
+        if settings.rule == "backbone":
+            against = {"calibration": words.calibration}
         names, query = _query(
-            words.labels, words.positives, words.negatives, settings, text_map=words.text_map
+            words.labels,
+            words.positives,
+            words.negatives,
+            settings,
+            text_map=words.text_map,
+            **against,
         )
         labels, queries, num_words = names, [query], len(names)
         together = settings.several == "averaged"
@@ -208,6 +229,7 @@ def _query(
     *,
     most: int = MOST_PROMPTS,
     text_map: TextMap | None = None,
+    **against: Unpack[Against],
 ) -> tuple[list[str], Query]:
     """Returns the labels and the query of at most so many prompts."""
     if settings.score == "cosine":
@@ -215,7 +237,11 @@ def _query(
     if settings.several == "averaged":
         labels, positives = [" + ".join(labels)], averaged(positives)
     query = make_query(
-        positives[:most], negatives, temperature=settings.temperature, text_map=text_map
+        positives[:most],
+        negatives,
+        temperature=settings.temperature,
+        text_map=text_map,
+        **against,
     )
     return [shortened(label) for label in labels[:most]], query
 

@@ -6,9 +6,10 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError, HeadSpec
-from f3rm.language.relevancy import TEMPERATURE, HiddenQuery, make_query, to_hidden
+from f3rm.language.relevancy import TEMPERATURE, Against, HiddenQuery, make_query, to_hidden
 from f3rm.language.text_map import TextMap, head_of_language
 
 
@@ -120,7 +121,7 @@ def query_of(
     negatives: Float[Tensor, "negatives channels"] | None,
     *,
     temperature: float = TEMPERATURE,
-    mean: Float[Tensor, " channels"] | None = None,
+    **against: Unpack[Against],
 ) -> HiddenQuery:
     """Makes a query to a head, in its hidden space, of embeddings by its text tower.
 
@@ -129,7 +130,7 @@ def query_of(
         prompts: The prompts.
         negatives: What they must beat; None for cosines.
         temperature: Soft-max temperature of the relevancy.
-        mean: The mean that the scene's rule contrasts with; None for LERF's rule.
+        **against: What prompts are compared with beside negatives.
     """
     weight = head.weight.detach()
     others = None if negatives is None else negatives.to(weight)
@@ -137,7 +138,7 @@ def query_of(
         prompts.to(weight),
         others,
         temperature=temperature,
-        mean=mean,
         text_map=language_of(head),
+        **against,
     )
     return to_hidden(query, weight)

@@ -36,6 +36,7 @@ from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     TEMPERATURE,
+    Against,
     AnyQuery,
     Rule,
     best_scales,
@@ -69,7 +70,8 @@ class QuestionOptions(TypedDict, total=False):
     templates: Sequence[str]
     """Sentences with ``{}`` that phrases are put into; without it phrases are used as typed."""
     rule: Rule
-    """``lerf``, relevancy to the negatives; or ``scene``, contrasted with the scene's mean too."""
+    """``lerf``, relevancy to the negatives; ``scene``, contrasted with the scene's mean too; or
+    ``backbone``, standard deviations above what the backbone gives anywhere."""
 
 
 @dataclass(frozen=True)
@@ -233,16 +235,15 @@ class Questioner:
                 "cosines have no common scale. Leave negatives out for the canonical ones."
             )
             raise F3rmError(msg)
-        heads = scales_of(self._heads, spec, head)
-        encoder = self._encoders.setdefault(spec.name, TextEncoder(spec.backbone))
+        heads, encoder = scales_of(self._heads, spec, head), self._encoder(spec.name)
         others = _embed(encoder, negatives, templates) if negatives else None
-        means = [self._mean(rule, each) for each in heads]
+        against = [self.against(rule, each.spec.name) for each in heads]
 
         def hidden_query(phrases: Sequence[str]) -> AnyQuery:
             prompts = _embed(encoder, phrases, templates)
             scales = [
-                query_of(each, prompts, others, temperature=temperature, mean=mean)
-                for each, mean in zip(heads, means, strict=True)
+                query_of(each, prompts, others, temperature=temperature, **beside)
+                for each, beside in zip(heads, against, strict=True)
             ]
             return best_scales(scales, self._surface)
 
@@ -257,19 +258,37 @@ class Questioner:
             rival_query=hidden_query(rivals) if rivals else None,
         )
 
-    def _mean(self, rule: str, head: Head) -> Tensor | None:
-        """Returns the mean feature that a rule contrasts with; None for LERF's rule."""
+    def _encoder(self, head: str) -> TextEncoder:
+        backbone = self._heads[head].spec.backbone
+        return self._encoders.setdefault(head, TextEncoder(backbone))
+
+    def against(self, rule: str, head: str) -> Against:
+        """Returns what a rule compares a head's features with beside negatives.
+
+        Raises:
+            F3rmError: If there is no such rule, or what it needs is not known.
+            BackboneUnavailableError: If the text tower cannot be loaded.
+        """
         if rule not in get_args(Rule):
             msg = f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}."
             raise F3rmError(msg)
         if rule == "lerf":
-            return None
+            return {}
+        if rule == "backbone":
+            calibration = self._encoder(head).calibration()
+            if calibration is None:
+                msg = (
+                    f"The rule 'backbone' needs a calibration, and {head!r} has none beside its "
+                    "weights. docs/backbones.md shows how to make one; or use lerf or scene."
+                )
+                raise F3rmError(msg)
+            return {"calibration": calibration}
         if self._surface is None:
             raise F3rmError("rule='scene' must be asked of a scene: open it with f3rm.load.")
-        if head.spec.name not in self._means:
-            mean = mean_unit_feature(self._surface(), head.weight.detach(), language_of(head))
-            self._means[head.spec.name] = mean
-        return self._means[head.spec.name]
+        if head not in self._means:
+            weight, language = self._heads[head].weight.detach(), language_of(self._heads[head])
+            self._means[head] = mean_unit_feature(self._surface(), weight, language)
+        return {"mean": self._means[head]}
 
 
 class Askable:

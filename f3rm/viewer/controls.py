@@ -110,18 +110,18 @@ class FeatureControls(nn.Module):
         """Offers the heads; the first with a text tower is chosen at the start."""
         self.ask.offer_heads(self._state.set_heads(specs, TextEncoder))
 
-    def active_query(self, background: Mapping[str, Tensor]) -> ActiveQuery | None:
+    def active_query(self, means: Mapping[str, Tensor]) -> ActiveQuery | None:
         """Returns the query to render; None where there is none. Never waits in a viewer.
 
         Args:
-            background: The mean feature of each head, a negative of every example.
+            means: The mean of all unit features of each head: a negative of every example where
+                the canonical ones are added, and what the rule ``scene`` contrasts words with.
         """
         if not self.attached:
             self._encode_words()
-        head = self._state.head_of(self.ask.head)
-        mean = background.get(head) if self.ask.canonical else None
-        settings = self.look.settings(coloured=self.attached)
-        return self._state.active_query(self.ask.head, mean, settings)
+        settings, is_negative = self.look.settings(coloured=self.attached), self.ask.canonical
+        mean = means.get(self._state.head_of(self.ask.head))
+        return self._state.active_query(self.ask.head, mean, settings, is_negative=is_negative)
 
     def pictures(
         self,

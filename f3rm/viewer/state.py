@@ -122,14 +122,15 @@ class QueryState:
         return self._scales.get(choice, (choice,))[0]
 
     def active_query(
-        self, head: str, background: Tensor | None, settings: DisplaySettings
+        self, head: str, mean: Tensor | None, settings: DisplaySettings, *, is_negative: bool
     ) -> ActiveQuery | None:
         """Returns the query of a head; None where nothing is asked.
 
         Args:
             head: The head's name, or a head in a language, or several scales.
-            background: The mean feature, a negative of every example; None for none.
+            mean: The mean of all unit features; None where it is not known.
             settings: How scores are computed and shown.
+            is_negative: Whether the mean is a negative of every example.
         """
         choice, head = head, self.head_of(head)
         spec, answer = self.specs.get(head), self._answer
@@ -141,8 +142,9 @@ class QueryState:
             if head in example.features and len(example.features[head]) == spec.channels
         ]
         words = answer.words if answer is not None and answer.head == choice else None
-        mean = None if background is None else unit(background)
-        return active_query(head, words, fitting, mean, settings, self._scales.get(choice, ()))
+        mean = None if mean is None else mean.detach().float().cpu()
+        scales = self._scales.get(choice, ())
+        return active_query(head, words, fitting, mean, settings, scales, is_negative=is_negative)
 
     def encode(self, head: str, text: QueryText, say: Callable[[str], None]) -> str:
         """Embeds typed words for a head; never raises.
@@ -175,7 +177,8 @@ class QueryState:
         are_known = tuple(not unknown_words([phrase], known) for phrase in positives)
         text_map = self._languages[head][1] if head in self._languages else None
         prompts, others = embeddings.split((count, len(negatives)))
-        return Words(text, tuple(positives), prompts, others, are_known, text_map)
+        calibration = encoder.calibration()
+        return Words(text, tuple(positives), prompts, others, are_known, text_map, calibration)
 
     def _describe(self, head: str, text: QueryText, words: Words | None) -> str:
         if words is not None:
