@@ -31,6 +31,7 @@ from f3rm.scene.finding.scored import competing, score_surface
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, single
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images
+from f3rm.scene.kept_surface import KeptSurface
 from f3rm.scene.points import FieldAtPoints, Points
 from f3rm.scene.run_loading import LoadedRun, Split, load_run
 from f3rm.scene.source import FieldSource, Source
@@ -93,7 +94,8 @@ class Scene(FieldAtPoints):
         self._questioner = Questioner(source.heads, lambda: self.cells.hidden)
         self._examples = ExampleEncoder(run, self)
         sample = partial(source.sample_surface, show_progress=show_progress)
-        self._sampled = lru_cache(maxsize=2)(sample)
+        kept = KeptSurface(run, sample) if isinstance(run, LoadedRun) else sample
+        self._sampled = lru_cache(maxsize=2)(kept)
         self._look_closer = source.look_closer
 
     def __repr__(self) -> str:

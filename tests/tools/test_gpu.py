@@ -18,7 +18,8 @@ def _run(out, *words):
 
 def test_the_first_wrong_part_ends_the_run_and_says_what_is_wrong(tmp_path):
     missing = ("--data", str(tmp_path / "nowhere"))
-    done, record = _run(tmp_path, *missing, "--minutes", "30", "--only", "trunks", "train", "frames")
+    parts = ("--only", "trunks", "train", "frames")
+    done, record = _run(tmp_path, *missing, "--minutes", "30", *parts)
     assert list(record["parts"]) == ["trunks", "train"]
     assert record["parts"]["trunks"]["torch_error"] < 1e-5
     assert record["wrong"].startswith("train: ")
