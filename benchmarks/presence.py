@@ -3,46 +3,91 @@
 ``python benchmarks/presence.py RUN...`` asks trained runs of generated scenes for all their queries
 and absent prompts, and prints a table per kind of scene with a row per rule: presence (AUROC of the
 highest score over all phrases of all scenes, pooled and by kind of absence, with a bootstrap
-interval over scenes) and mIoU of the answer in held-out views. ``--teacher`` asks the 2D features
-instead, which needs no rendering.
+interval over scenes), the share of best pixels that are on the thing, and mIoU of the answer in
+held-out views. A second table has the boxes of ``Scene.find`` by each rule that it knows.
+``--teacher`` asks the 2D features instead, which needs no rendering.
+
+``--boxes FOLDER`` asks runs of that folder's photographs, which has ``boxes.json`` as
+:mod:`tools.real` reads it: for the phrases of its boxes, and for phrases that are not there. An
+answer is then the box around its largest piece, and presence is that in each photograph.
 
 A rule sees the scene's own features; one that is calibrated with the backbone sees the features of
-the *other* runs. Scores of a field are means over eight neighbours, as in ``Scene.find``. What a
-run answered is kept in ``--out``.
+the *other* runs, of CONSE its 1,000 class names. Scores of a field are means over eight neighbours,
+as in ``Scene.find``. What a run answered is kept in ``--out``.
 """
 
 import argparse
 import hashlib
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from nerfstudio.cameras.rays import RayBundle
+from safetensors.torch import load_file
 from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
 import f3rm
-from f3rm.evaluation.metrics import auroc, iou
+from f3rm.camera_render import CameraOutputs
+from f3rm.evaluation.finding import pair
+from f3rm.evaluation.metrics import auroc, iou, is_localised
 from f3rm.language.known_words import rivals_of
-from f3rm.language.relevancy import CANONICAL_NEGATIVES, make_query, similarity
+from f3rm.language.relevancy import (
+    CANONICAL_NEGATIVES,
+    TEMPERATURE,
+    Rule,
+    make_query,
+    similarity,
+)
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.language.threshold import RELEVANCY_FLOOR, otsu_threshold
+from f3rm.scene.casting import hidden_of
+from f3rm.scene.found import Found
+from f3rm.scene.images import render_mask
 from f3rm.scene.run_loading import LoadedRun
-from f3rm.scene.scene import Scene
+from f3rm.scene.scene import SPACING, Scene
 from f3rm.store.items import dataset_root
-from f3rm.synthetic.truth import SceneTruth
+from f3rm.synthetic.truth import SceneTruth, TruthObject
+from tools.real.fox import Box, offer_conse, read_boxes
+from tools.real.measure import box_around, box_mask, overlap
+from tools.real.wheels import CLASS_NAMES
 
-PIXEL_STEP = 2
+PIXEL_STEP = 4
 """Views are rendered at this part of their size."""
 CELLS = 20_000
 """Cells of the training photographs' feature maps that stand for a scene with --teacher."""
-LEAST_PIXELS = 16
+LEAST_PIXELS = 6
+BOX_IOU = 0.25
 PRESENT = "present"
 CLUSTERS = 32
 DRAWS = 2000
+UNSEEN = {
+    "unrelated": "banana; sports car; umbrella; laptop; pizza; airliner; mountain bike; teapot; "
+    "grand piano; bathtub; king penguin; goldfish; snowplow; volcano; hourglass; tennis ball; "
+    "sewing machine; lighthouse; zebra; hammer",
+    "alike": "timber wolf; tabby cat; red panda; golden retriever; brown bear; wooden spoon; "
+    "wooden chair; wall clock; television; bird cage",
+}
+"""Phrases by kind that photographs of a fox's head on a wall with flowers do not show."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a scene is asked for, the phrases that it has first, and what is true of those."""
+
+    name: str
+    texts: list[str]
+    kinds: list[str]
+    masks: np.ndarray  # (present texts, views, height, width)
+    objects: list[list[TruthObject]]  # of each present text; none where boxes are annotated
+    boxes: list[dict[int, Box]]  # of each present text, by view; none where objects are known
 
 
 @dataclass(frozen=True)
@@ -52,25 +97,26 @@ class Evidence:
     name: str
     texts: list[str]
     kinds: list[str]
-    ids: list[tuple[int, ...]]
+    masks: Tensor  # (present texts, views, height, width)
+    is_boxed: bool
+    found: dict[str, dict[str, Any]]  # by rule of find: ious, instances, and of absent texts
     cells: Tensor  # (cells, hidden)
     near: Tensor  # (cells, neighbours): indices
     views: Tensor  # (views, height, width, hidden)
-    truth: Tensor  # (views, height, width): ids
     weight: Tensor  # (channels, hidden)
     prompts: Tensor  # (texts, channels)
     negatives: Tensor  # (negatives, channels)
     rivals: list[Tensor]  # of each text, (rivals, channels)
+    names: Tensor  # (names, channels): what calibrates the backbone, where it is not other runs
 
     @cached_property
     def units(self) -> Tensor:
         """Unit features of the cells, (cells, channels)."""
-        return functional.normalize(self.cells.float() @ self.weight.T, dim=-1)
+        return self.features(self.cells)
 
-    @cached_property
-    def pixels(self) -> Tensor:
-        """Unit features of all pixels, (pixels, channels)."""
-        return functional.normalize(self.views.flatten(0, 2).float() @ self.weight.T, dim=-1)
+    def features(self, hidden: Tensor) -> Tensor:
+        """Unit features of hidden vectors, (vectors, channels)."""
+        return functional.normalize(hidden.flatten(0, -2).float() @ self.weight.T, dim=-1)
 
     @cached_property
     def centres(self) -> Tensor:
@@ -83,152 +129,277 @@ class Evidence:
             centres = functional.normalize(sums, dim=-1)
         return centres
 
-
-Rule = Callable[[Evidence, int, Tensor, Tensor], Tensor]
-"""From evidence, a prompt's index, unit features and the other scenes' mean to scores."""
-
-
-def lerf(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
-    query = make_query(scene.prompts[prompt : prompt + 1], scene.negatives)
-    return similarity(units, query)[:, 0]
+    @cached_property
+    def moments(self) -> "Moments":
+        """Those of the names, else of the cells."""
+        units = self.names if len(self.names) else self.units
+        return Moments(units.mean(0), units.T @ units / len(units))
 
 
-def cosine(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
-    return similarity(units, make_query(scene.prompts[prompt : prompt + 1]))[:, 0]
+@dataclass(frozen=True)
+class Moments:
+    """Mean and second moments of unit features: a backbone's calibration."""
+
+    mean: Tensor  # (channels)
+    second: Tensor  # (channels, channels)
 
 
-def deviations(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
-    everywhere = cosine(scene, prompt, scene.units, others)
-    return (cosine(scene, prompt, units, others) - everywhere.mean()) / everywhere.std()
+Scoring = Callable[[Evidence, Tensor, Moments], Tensor]
+"""From evidence, unit features and the backbone's calibration to the scores of all texts."""
 
 
-def clusters(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
+def lerf(scene: Evidence, units: Tensor, _others: Moments) -> Tensor:
+    return similarity(units, make_query(scene.prompts, scene.negatives))
+
+
+def cosine(scene: Evidence, units: Tensor, _others: Moments) -> Tensor:
+    return similarity(units, make_query(scene.prompts))
+
+
+def deviations(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
+    everywhere = cosine(scene, scene.units, others)
+    return (cosine(scene, units, others) - everywhere.mean(0)) / everywhere.std(0)
+
+
+def clusters(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
     """Relevancy to the best-fitting cluster that is not like the prompt's own."""
-    fits = cosine(scene, prompt, scene.centres, others)
-    unlike = scene.centres @ scene.centres[fits.argmax()] < 0.8
-    level = fits[unlike].max() if unlike.any() else fits.median()
-    return torch.sigmoid((cosine(scene, prompt, units, others) - level) / 0.1)
+    fits = cosine(scene, scene.centres, others)
+    unlike = scene.centres @ scene.centres[fits.argmax(0)].T < 0.8  # (clusters, texts)
+    level = torch.where(unlike, fits, -torch.inf).amax(0)
+    level = torch.where(unlike.any(0), level, fits.median(0).values)
+    return torch.sigmoid((cosine(scene, units, others) - level) / TEMPERATURE)
 
 
-def rivals(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
+def rivals(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
     """LERF's, and relevancy to phrases that contradict the prompt in one word."""
-    plain = lerf(scene, prompt, units, others)
-    if not len(scene.rivals[prompt]):
-        return plain
-    query = make_query(scene.prompts[prompt : prompt + 1], scene.rivals[prompt])
-    return torch.minimum(plain, similarity(units, query)[:, 0])
+    scores = lerf(scene, units, others)
+    for text, phrases in enumerate(scene.rivals):
+        if len(phrases):
+            query = make_query(scene.prompts[text : text + 1], phrases)
+            scores[:, text] = torch.minimum(scores[:, text], similarity(units, query)[:, 0])
+    return scores
 
 
-def centred(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
-    query = make_query(scene.prompts[prompt : prompt + 1], mean=scene.units.mean(0))
-    return similarity(units, query)[:, 0]
+def all_asked(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
+    """LERF's, and relevancy to all other phrases that the scene is asked for."""
+    cosines = cosine(scene, units, others)
+    best, second = cosines.topk(2, dim=1).values[..., None].unbind(1)
+    rest = torch.where(cosines == best, second, best)
+    return torch.minimum(lerf(scene, units, others), torch.sigmoid((cosines - rest) / TEMPERATURE))
 
 
-def centred_elsewhere(scene: Evidence, prompt: int, units: Tensor, others: Tensor) -> Tensor:
-    return similarity(units, make_query(scene.prompts[prompt : prompt + 1], mean=others))[:, 0]
+def standardised(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
+    """How many of the backbone's standard deviations the prompt's cosine is above 3."""
+    texts = functional.normalize(scene.prompts, dim=-1)
+    level = texts @ others.mean
+    spread = ((texts @ others.second * texts).sum(1) - level**2).clamp_min(1e-12).sqrt()
+    return torch.sigmoid((units @ texts.T - level) / spread - 3)
 
 
-def scene_rule(scene: Evidence, prompt: int, units: Tensor, _others: Tensor) -> Tensor:
-    query = make_query(
-        scene.prompts[prompt : prompt + 1], scene.negatives, mean=scene.units.mean(0)
-    )
-    return similarity(units, query)[:, 0]
+def centred(scene: Evidence, units: Tensor, _others: Moments) -> Tensor:
+    return similarity(units, make_query(scene.prompts, mean=scene.units.mean(0)))
 
 
-RULES: dict[str, Rule] = {
+def centred_elsewhere(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
+    return similarity(units, make_query(scene.prompts, mean=others.mean))
+
+
+def calibrated(scene: Evidence, units: Tensor, others: Moments) -> Tensor:
+    return similarity(units, make_query(scene.prompts, scene.negatives, mean=others.mean))
+
+
+def scene_rule(scene: Evidence, units: Tensor, _others: Moments) -> Tensor:
+    mean = scene.units.mean(0)
+    return similarity(units, make_query(scene.prompts, scene.negatives, mean=mean))
+
+
+RULES: dict[str, Scoring] = {
     "`lerf`: relevancy to four canonical phrases": lerf,
+    "`scene`: geometric mean of `lerf` and the cosine from the scene's mean": scene_rule,
     "plain cosine": cosine,
+    "cosine from the scene's mean": centred,
+    "cosine from the backbone's mean": centred_elsewhere,
+    "geometric mean of `lerf` and the cosine from the backbone's mean": calibrated,
+    "cosine in the backbone's standard deviations": standardised,
     "cosine in the scene's standard deviations": deviations,
     "relevancy to clusters of the scene": clusters,
     "`lerf`, and to phrases that contradict": rivals,
-    "cosine from the scene's mean": centred,
-    "cosine from the backbone's mean (other scenes)": centred_elsewhere,
-    "`scene`: geometric mean of `lerf` and the cosine from the scene's mean": scene_rule,
+    "`lerf`, and to all other phrases asked": all_asked,
 }
 
 
-def collect(run: Path, *, teacher: bool) -> Evidence:
+def collect(run: Path, *, teacher: bool, boxes: Path | None) -> Evidence:
     """Asks a run, or its teacher."""
+    if boxes is not None:
+        offer_conse(Path(tempfile.mkdtemp()))
     scene = f3rm.load(run, device="cpu")
-    truth = SceneTruth.read(dataset_root(scene.run.data))
+    wanted = of_truth(scene) if boxes is None else of_boxes(scene, boxes)
     head = next(head for head in scene.source.heads.values() if head.spec.has_text)
     encoder = TextEncoder(head.spec.backbone)
-    asked = [(query.text, PRESENT, tuple(query.ids)) for query in truth.queries]
-    asked += [(prompt.text, prompt.kind, ()) for prompt in truth.absent]
-    texts, kinds, ids = (list(column) for column in zip(*asked, strict=True))
     weight = head.weight.detach().float()
     if teacher:
-        cells, near, views, seen = of_teacher(scene, truth, head.spec.name)
-        weight = torch.eye(len(weight))
+        cells, near, views = of_teacher(scene, head.spec.name)
+        weight, bands = torch.eye(len(weight)), []
     else:
-        cells, near, views, seen = of_field(scene, truth)
-    others = [list(rivals_of(text, encoder.known_words())) for text in texts]
+        cells, near, bands = of_field(scene)
+        views = torch.stack([torch.cat([hidden_of(band).half() for _, band in b]) for b in bands])
+    rows, cols = (
+        ((np.arange(count) + 0.5) * pixels / count).astype(int)
+        for count, pixels in zip(views.shape[1:3], wanted.masks.shape[2:], strict=True)
+    )
+    others = [list(rivals_of(text, encoder.known_words())) for text in wanted.texts]
     none = torch.zeros(0, len(weight))
+    names = Path(head.spec.backbone.weights) / CLASS_NAMES
     return Evidence(
-        f"{truth.kind}-{truth.seed}",
-        *(texts, kinds, ids, cells, near, views, seen, weight),
-        encoder.encode(texts).float(),
-        encoder.encode(CANONICAL_NEGATIVES).float(),
-        [encoder.encode(phrases).float() if phrases else none for phrases in others],
+        *(wanted.name, wanted.texts, wanted.kinds),
+        torch.from_numpy(wanted.masks[:, :, rows][..., cols]),
+        is_boxed=boxes is not None,
+        found={rule: find(scene, wanted, rule, bands) for rule in get_args(Rule) if bands},
+        cells=cells,
+        near=near,
+        views=views,
+        weight=weight,
+        prompts=encoder.encode(wanted.texts).float(),
+        negatives=encoder.encode(CANONICAL_NEGATIVES).float(),
+        rivals=[encoder.encode(phrases).float() if phrases else none for phrases in others],
+        names=load_file(names)["embeddings"] if names.is_file() else none,
     )
 
 
-def of_field(scene: Scene, truth: SceneTruth) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns hidden vectors of surface cells, their neighbours, those of views, and true ids."""
-    views, ids, cameras = [], [], scene.cameras("eval")
+def of_truth(scene: Scene) -> Wanted:
+    """Returns what a generated scene is asked for."""
+    truth = SceneTruth.read(dataset_root(scene.run.data))
+    seen = [truth.view(view).ids for view in scene.views("eval")]
+    return Wanted(
+        f"{truth.kind}-{truth.seed}",
+        [query.text for query in truth.queries] + [prompt.text for prompt in truth.absent],
+        [PRESENT] * len(truth.queries) + [str(prompt.kind) for prompt in truth.absent],
+        np.array([[np.isin(ids, query.ids) for ids in seen] for query in truth.queries]),
+        [[truth.objects[number] for number in query.ids] for query in truth.queries],
+        [],
+    )
+
+
+def of_boxes(scene: Scene, folder: Path) -> Wanted:
+    """Returns what annotated photographs are asked for."""
+    marked, views, camera = read_boxes(folder), scene.views("eval"), scene.cameras("eval")[0]
+    present = list(dict.fromkeys(phrase for boxes in marked.values() for phrase in boxes))
+    unseen = [(text, kind) for kind, texts in UNSEEN.items() for text in texts.split("; ")]
+    masks = np.zeros((len(present), len(views), int(camera.height), int(camera.width)), bool)
+    boxes: list[dict[int, Box]] = [
+        {v: marked[view][text] for v, view in enumerate(views) if text in marked.get(view, {})}
+        for text in present
+    ]
+    for number, by_view in enumerate(boxes):
+        for view, box in by_view.items():
+            masks[number, view] = box_mask(box, masks.shape[2:])
+    texts = [*present, *(text for text, _ in unseen)]
+    kinds = [PRESENT] * len(present) + [kind for _, kind in unseen]
+    return Wanted(folder.resolve().name, texts, kinds, masks, [], boxes)
+
+
+Bands = list[tuple[RayBundle, CameraOutputs]]
+"""A rendered view: rows from top to bottom."""
+
+
+def of_field(scene: Scene) -> tuple[Tensor, Tensor, list[Bands]]:
+    """Returns hidden vectors of surface cells, their neighbours, and rendered held-out views."""
+    cameras = scene.cameras("eval")
     cameras.rescale_output_resolution(1 / PIXEL_STEP)
-    for index, name in enumerate(scene.views("eval")):
-        views.append(scene.render(cameras[index : index + 1], ("hidden",))["hidden"].half())
-        ids.append(torch.from_numpy(truth.view(name).ids[1::PIXEL_STEP, 1::PIXEL_STEP].copy()))
+    cameras = scene.frames.get("dataset").cameras_to_scene(cameras)
+    views = [list(scene.source.bands(cameras[i : i + 1])) for i in range(len(cameras))]
     positions = scene.cells.positions.numpy()
     _, near = KDTree(positions).query(positions, k=8)
-    return scene.cells.hidden, torch.from_numpy(near), torch.stack(views), torch.stack(ids)
+    return scene.cells.hidden, torch.from_numpy(near), views
 
 
-def of_teacher(scene: Scene, truth: SceneTruth, head: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def find(scene: Scene, wanted: Wanted, rule: Rule, views: list[Bands]) -> dict[str, Any]:
+    """Asks ``Scene.find``; returns IoUs of true boxes, numbers of instances, and certainties."""
+    answers = [
+        scene.find(text, rule=rule, frame="nerfstudio" if wanted.boxes else "metres")
+        for text in wanted.texts
+    ]
+    ious: list[float] = []
+    instances = 0
+    for number, found in enumerate(answers[: len(wanted.masks)]):
+        if wanted.boxes:
+            boxes = wanted.boxes[number]
+            ious += [projected(found, views[view], box) for view, box in boxes.items()]
+            instances += len(found) * len(boxes)
+        else:
+            pairs = pair(found.instances, wanted.objects[number])
+            ious += pairs.ious
+            instances += pairs.found
+    certainties = [found.certainty for found in answers]
+    return {"ious": ious, "instances": instances, "certainties": certainties}
+
+
+def projected(found: Found, bands: Bands, box: Box) -> float:
+    """Returns the IoU of the box around the best instance in a view with the annotated one."""
+    if not found:
+        return 0.0
+    around = box_around(render_mask(bands, found[0].points.double(), 1.5 * SPACING).numpy())
+    x0, y0, x1, y1 = (round(side / PIXEL_STEP) for side in box)
+    return overlap(around, (x0, y0, x1, y1))
+
+
+def of_teacher(scene: Scene, head: str) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the same of the 2D features: cells of feature maps, each its own neighbour."""
     assert isinstance(scene.run, LoadedRun)  # noqa: S101 - narrows the type
     store = scene.run.stores[head]
     maps = [store.feature_map(store.index(name)).flatten(0, 1) for name in scene.views("train")]
     cells, generator = torch.cat(maps), torch.Generator().manual_seed(0)
     cells = cells[torch.randperm(len(cells), generator=generator)[:CELLS]]
-    views, ids = [], []
-    for name in scene.views("eval"):
-        views.append(store.feature_map(store.index(name)).half())
-        seen = truth.view(name).ids
-        rows, cols = (
-            ((np.arange(cells_) + 0.5) * pixels / cells_).astype(int)
-            for cells_, pixels in zip(views[-1].shape, seen.shape, strict=False)
-        )
-        ids.append(torch.from_numpy(seen[np.ix_(rows, cols)]))
-    return cells, torch.arange(len(cells))[:, None], torch.stack(views), torch.stack(ids)
+    views = [store.feature_map(store.index(name)).half() for name in scene.views("eval")]
+    return cells, torch.arange(len(cells))[:, None], torch.stack(views)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A rule's answer to one phrase: best score, and mIoU over the views that show it."""
+    """A rule's answer to one phrase, in a scene or a photograph of it.
+
+    Without pixels to compare it with, ``hits`` and ``ious`` are empty.
+    """
 
     scene: str
     kind: str
     best: float
-    miou: float | None
+    hits: tuple[bool, ...] = ()
+    ious: tuple[float, ...] = ()
 
 
-def ask(rule: Rule, scene: Evidence, others: Tensor) -> list[Asked]:
-    """Asks a scene for all its phrases, by the threshold that ``Scene.find`` chooses."""
-    answers: list[Asked] = []
-    for prompt, kind in enumerate(scene.kinds):
-        scores = rule(scene, prompt, scene.units, others)[scene.near].mean(1)
-        miou = None
-        if kind == PRESENT:
-            least = max(RELEVANCY_FLOOR, otsu_threshold(scores))
-            found = rule(scene, prompt, scene.pixels, others).view(scene.truth.shape) >= least
-            true = torch.isin(scene.truth, torch.tensor(scene.ids[prompt]))
-            pairs = zip(found.numpy(), true.numpy(), strict=True)
-            ious = [iou(own, mask) for own, mask in pairs if mask.sum() >= LEAST_PIXELS]
-            miou = float(np.mean(ious)) if ious else None
-        answers.append(Asked(scene.name, kind, float(scores.max()), miou))
+def ask(scene: Evidence, others: Moments) -> dict[str, list[Asked]]:
+    """Asks a scene for all its phrases by each rule, with the threshold of ``Scene.find``."""
+    answers: dict[str, list[Asked]] = {}
+    for label, rule in RULES.items():
+        scores = rule(scene, scene.units, others)[scene.near].mean(1)
+        least = [max(RELEVANCY_FLOOR, otsu_threshold(column)) for column in scores.T]
+        best = scores.amax(0).tolist()
+        own = [Asked(scene.name, *row) for row in zip(scene.kinds, best, strict=True)]
+        of_views: list[Asked] = []
+        for view, hidden in enumerate(scene.views):
+            maps = rule(scene, scene.features(hidden), others)
+            maps = maps.T.unflatten(1, hidden.shape[:2]).numpy()
+            for text, kind in enumerate(scene.kinds):
+                answer = Asked(f"{scene.name} {view}", kind, float(maps[text].max()))
+                if kind != PRESENT:
+                    of_views.append(answer)
+                elif (mask := scene.masks[text, view].numpy()).sum() >= LEAST_PIXELS:
+                    hit = is_localised(maps[text], mask)
+                    shared = extent(maps[text] >= least[text], mask, is_boxed=scene.is_boxed)
+                    of_views.append(replace(answer, hits=(hit,), ious=(shared,)))
+                    hits, ious = (*own[text].hits, hit), (*own[text].ious, shared)
+                    own[text] = replace(own[text], hits=hits, ious=ious)
+        answers[label] = of_views if scene.is_boxed else own
     return answers
+
+
+def extent(found: np.ndarray, mask: np.ndarray, *, is_boxed: bool) -> float:
+    """Returns the IoU of an answer with its mask; of boxes with the box around the answer."""
+    if is_boxed:
+        around = box_around(found)
+        found = np.zeros_like(found) if around is None else box_mask(around, found.shape)
+    return iou(found, mask)
 
 
 def presence(answers: Sequence[Asked], kinds: Sequence[str]) -> float:
@@ -239,7 +410,7 @@ def presence(answers: Sequence[Asked], kinds: Sequence[str]) -> float:
 
 
 def interval(answers: Sequence[Asked], kinds: Sequence[str]) -> tuple[float, float]:
-    """Returns 95 % of the AUROC over draws of scenes."""
+    """Returns 95 % of the AUROC over draws of scenes, or of photographs."""
     rng = np.random.default_rng(0)
     names = sorted({answer.scene for answer in answers})
     by_name = {name: [a for a in answers if a.scene == name] for name in names}
@@ -252,30 +423,61 @@ def interval(answers: Sequence[Asked], kinds: Sequence[str]) -> tuple[float, flo
 
 
 def table(kind: str, scenes: Sequence[Evidence]) -> str:
-    """Returns one row per rule."""
+    """Returns one row per rule, then one per rule of ``Scene.find``."""
     absent = [k for k in dict.fromkeys(k for s in scenes for k in s.kinds) if k != PRESENT]
     asked = sum(k == PRESENT for s in scenes for k in s.kinds)
     refused = sum(len(s.kinds) for s in scenes) - asked
     lines = [
         f"{kind}: {len(scenes)} scenes, {asked} present and {refused} absent phrases",
         "",
-        f"| rule | presence | 95 % | {' | '.join(absent)} | mIoU | phrases |",
+        f"| rule | presence | 95 % | {' | '.join(absent)} | best pixel | mIoU |",
         "|---" * (5 + len(absent)) + "|",
     ]
-    for label, rule in RULES.items():
-        answers: list[Asked] = []
-        for scene in scenes:
-            rest = [other.units.mean(0) for other in scenes if other is not scene]
-            others = torch.stack(rest or [scene.units.mean(0)]).mean(0)
-            answers += ask(rule, scene, others)
-        low, high = interval(answers, absent)
-        by_kind = " | ".join(f"{presence(answers, [k]):.3f}" for k in absent)
-        mious = [answer.miou for answer in answers if answer.miou is not None]
-        lines.append(
-            f"| {label} | {presence(answers, absent):.3f} | {low:.3f} to {high:.3f} | {by_kind} "
-            f"| {np.mean(mious):.3f} | {len(mious)} |"
+    answers: dict[str, list[Asked]] = defaultdict(list)
+    for scene in scenes:
+        rest = [other.moments for other in scenes if other is not scene] or [scene.moments]
+        mean, second = (
+            torch.stack([getattr(other, name) for other in rest]).mean(0)
+            for name in ("mean", "second")
         )
+        for label, own in ask(scene, Moments(mean, second)).items():
+            answers[label] += own
+    for label, own in answers.items():
+        low, high = interval(own, absent)
+        by_kind = " | ".join(f"{presence(own, [k]):.3f}" for k in absent)
+        hits = np.mean([hit for answer in own for hit in answer.hits])
+        miou = np.mean([np.mean(answer.ious) for answer in own if answer.ious])
+        lines.append(
+            f"| {label} | {presence(own, absent):.3f} | {low:.3f} to {high:.3f} | {by_kind} "
+            f"| {hits:.3f} | {miou:.3f} |"
+        )
+    lines += ["", "| find | recall | precision | box IoU | present: found, uncertain, absent "]
+    lines[-1] += "| absent: found, uncertain, absent, unknown word |"
+    lines.append("|---" * 6 + "|")
+    for rule in dict.fromkeys(rule for scene in scenes for rule in scene.found):
+        lines.append(f"| `{rule}` | {boxes_row(scenes, rule)} |")
     return "\n".join(lines)
+
+
+def boxes_row(scenes: Sequence[Evidence], rule: str) -> str:
+    """Returns recall, precision, mean IoU and certainties of the boxes by a rule of find."""
+    ious = np.concatenate([scene.found[rule]["ious"] for scene in scenes])
+    right = int((ious >= BOX_IOU).sum())
+    instances = sum(scene.found[rule]["instances"] for scene in scenes)
+    kinds = [kind == PRESENT for scene in scenes for kind in scene.kinds]
+    certainties = [own for scene in scenes for own in scene.found[rule]["certainties"]]
+    counts = [
+        ", ".join(
+            str(sum(c == name for c, k in zip(certainties, kinds, strict=True) if k == is_present))
+            for name in names
+        )
+        for is_present, names in (
+            (True, ("found", "uncertain", "absent")),
+            (False, ("found", "uncertain", "absent", "unknown word")),
+        )
+    ]
+    shares = right / len(ious), right / max(instances, 1), ious.mean()
+    return " | ".join([*(f"{share:.3f}" for share in shares), *counts])
 
 
 def main() -> None:
@@ -283,6 +485,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--teacher", action="store_true", help="ask the 2D features")
+    parser.add_argument("--boxes", type=Path, help="photographs of the runs, with boxes.json")
     parser.add_argument("--out", type=Path, default=Path("outputs/presence"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -291,7 +494,8 @@ def main() -> None:
         name = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
         kept = arguments.out / f"{name}{'-teacher' if arguments.teacher else ''}.pt"
         if not kept.is_file():
-            torch.save(vars(collect(run, teacher=arguments.teacher)), kept)
+            evidence = collect(run, teacher=arguments.teacher, boxes=arguments.boxes)
+            torch.save({key: getattr(evidence, key) for key in Evidence.__dataclass_fields__}, kept)
         scenes.append(Evidence(**torch.load(kept, weights_only=True)))
     for kind in dict.fromkeys(scene.name.partition("-")[0] for scene in scenes):
         print(table(kind, [scene for scene in scenes if scene.name.startswith(kind)]), "\n")

@@ -95,6 +95,12 @@ class FeatureHead(nn.Module):
         return functional.pad(self.linear.weight, around)
 
     @property
+    def unit_mean(self) -> Float[Tensor, " channels"]:
+        """Mean of the target's features in units of their root mean square length."""
+        squared = self.pca_mean.square().sum() + self.variance * self.spec.channels
+        return self.pca_mean / squared.sqrt()
+
+    @property
     def pca(self) -> PcaBasis:
         """The PCA basis saved with the run."""
         return PcaBasis(self.pca_mean, self.pca_components, self.pca_low, self.pca_high)

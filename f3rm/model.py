@@ -246,7 +246,7 @@ class FeatureFieldModel(NerfactoModel):
         return images
 
     def _active_query(self) -> ActiveQuery | None:
-        means = {name: head.pca_mean for name, head in self.heads.items()}
+        means = {name: head.unit_mean for name, head in self.heads.items()}
         return self.controls.active_query(means)
 
     @torch.no_grad()

@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from nerfstudio.field_components.spatial_distortions import SceneContraction
+from torch.nn import functional
 
 from f3rm.colours.pca import fit_pca
 from f3rm.errors import F3rmError, HeadSpec, ImplementationError
@@ -57,6 +59,15 @@ def test_a_checkpoint_of_another_implementation_is_refused():
     state["_extra_state"]["implementation"] = "tcnn"
     with pytest.raises(ImplementationError, match=r"'tcnn'.*tiny-cuda-nn"):
         _field(head()).load_state_dict(state)
+
+
+@given(length=st.floats(0.1, 20.0), seed=st.integers(0, 99))
+def test_the_mean_of_unit_features_is_known_where_features_have_one_length(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    units = functional.normalize(torch.rand(50, 12, generator=generator), dim=-1)
+    module = _field(head("clip", 12)).head("clip")
+    module.set_stats(FeatureStats.fit(length * units))
+    torch.testing.assert_close(module.unit_mean, units.mean(0))
 
 
 def test_an_unknown_head_is_named_with_the_known_ones():

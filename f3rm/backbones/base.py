@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from f3rm.backbones.calibration import Calibration
 from f3rm.backbones.known_words import KnownWords
 from f3rm.backbones.layers import LayerInfo, check_tap, find_layer
 from f3rm.backbones.tap_values import apply_ops, result_of_ops
@@ -56,6 +57,7 @@ class Backbone(ABC):
         has_text: Whether the model has a text tower, so that :meth:`encode_text` works once that
             tower is loaded. A property of the model, not of the loaded towers.
         known_words: The only words that the text tower understands; None where any may be asked.
+        calibration: What its features are like in general; None where nobody measured it.
         default_tap: The tap of :meth:`encode_image`.
         num_heads: Heads of the attention, which the tap operation ``heads`` splits channels into.
         dense_rules: Names that the tap operation ``dense(...)`` takes.
@@ -63,6 +65,7 @@ class Backbone(ABC):
 
     default_tap: ClassVar[str] = "final"
     known_words: KnownWords | None = None
+    calibration: Calibration | None = None
     num_heads: int = 1
     dense_rules: tuple[str, ...] = ()
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F  # noqa: N812 (the customary name)
 from transformers import PreTrainedModel
 
 from f3rm.backbones.base import Rgb, Tower
+from f3rm.backbones.calibration import read_calibration
 from f3rm.backbones.hf_backbone import HfBackbone
 from f3rm.backbones.hf_source import read_hf, read_network, read_statistics
-from f3rm.backbones.weights import not_loaded, require_several, unavailable
+from f3rm.backbones.weights import local_weights, not_loaded, require_several, unavailable
 from f3rm.errors import BackboneRef
 
 
@@ -99,6 +100,7 @@ class HfTextBackbone(HfBackbone):
         """
         super().__init__(ref, network, config=config, mean=mean, std=std)
         self.text = text
+        self.calibration = read_calibration(local_weights(ref))
 
     @classmethod
     @abstractmethod

@@ -13,6 +13,7 @@ from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.report import Evaluation
 from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.language.relevancy import Against
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.synthetic.truth import SceneTruth
 
@@ -34,6 +35,7 @@ class Drawing:
         vocabulary: Vocabulary | None,
         head: str | None,
         queries: Sequence[str],
+        against: Against,
     ) -> "Drawing":
         """Creates the folder, before views are rendered: what cannot be written fails at once.
 
@@ -44,12 +46,14 @@ class Drawing:
             vocabulary: The phrases that panels show; None for none.
             head: The head to ask; None for the first with a text tower.
             queries: Phrases that the page asks; if empty, names of objects in its views.
+            against: What phrases are compared with beside negatives.
 
         Raises:
             F3rmError: If the folder cannot be written to, or the head cannot be asked.
         """
         folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
-        return cls(folder, PageViews(subject, truth, head=head, queries=queries))
+        page = PageViews(subject, truth, head=head, queries=queries, against=against)
+        return cls(folder, page)
 
     def add(
         self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None

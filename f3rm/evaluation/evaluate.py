@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from f3rm import __version__
-from f3rm.errors import DatasetError, F3rmError, StrPath
+from f3rm.errors import DatasetError, F3rmError, HeadSpec, StrPath
 from f3rm.evaluation.drawing import Drawing
 from f3rm.evaluation.finding import ROUND_SHAPES, score_finding
 from f3rm.evaluation.held_out import score_views
@@ -27,10 +27,10 @@ from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
 from f3rm.evaluation.vocabulary import Language, open_language
 from f3rm.feature_field import FeatureHead
-from f3rm.language.questions import choose_head
-from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE
+from f3rm.language.questions import Questioner, choose_head
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Against, Rule
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
-from f3rm.scene.scene import load
+from f3rm.scene.scene import Scene, load
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
@@ -44,6 +44,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     data: StrPath | None = None,
     nerfacto: StrPath | None = None,
     head: str | None = None,
+    rule: Rule = "lerf",
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
     seed: int = 0,
@@ -57,6 +58,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         data: The dataset's folder, if it was moved since training; of a ``.ply`` always.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
+        rule: How phrases are scored, of the teacher too.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
@@ -73,12 +75,20 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     _check_held_out(subject)
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
-    language = _open_language(subject.source.heads, truth, head, notes)
+    spec = choose_head(subject.source.heads, head)
+    against = _against(scene, rule, spec)
+    language = _open_language(subject.source.heads, truth, spec, notes, against)
     drawing = None
     if pictures is not None:
         vocabulary = language.vocabulary if language else None
         drawing = Drawing.open(
-            pictures, subject, truth=truth, vocabulary=vocabulary, head=head, queries=queries
+            pictures,
+            subject,
+            truth=truth,
+            vocabulary=vocabulary,
+            head=head,
+            queries=queries,
+            against=against,
         )
     watch = drawing.add if drawing else None
     scores = score_views(
@@ -88,7 +98,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     if truth is not None:
         surfaces = score_surfaces(subject, truth, language, seed=seed, show_progress=show_progress)
     if truth is not None and language is not None:
-        finding = score_finding(scene, truth, language.head)
+        finding = score_finding(scene, truth, language.head, rule)
     heads = head_numbers(scores, surfaces, list(subject.source.heads))
     rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
@@ -98,7 +108,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(subject, truth, language, seed=seed, device=place)
+    context = _context(subject, truth, language, rule=rule, seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(subject, found, device=place.type)
@@ -123,15 +133,24 @@ def _read_truth(run: LoadedRun | LoadedSplat, notes: list[str]) -> SceneTruth | 
         return None
 
 
+def _against(scene: Scene, rule: Rule, spec: HeadSpec | None) -> Against:
+    if spec is None:
+        return {}
+    return Questioner(scene.source.heads, lambda: scene.cells.hidden).against(rule, spec.name)
+
+
 def _open_language(
-    heads: Mapping[str, FeatureHead], truth: SceneTruth | None, head: str | None, notes: list[str]
+    heads: Mapping[str, FeatureHead],
+    truth: SceneTruth | None,
+    spec: HeadSpec | None,
+    notes: list[str],
+    against: Against,
 ) -> Language | None:
-    spec = choose_head(heads, head)
     if spec is None:
         notes.append("The field has no language: train with CLIP to ask it in words.")
     if spec is None or truth is None or not truth.queries:
         return None
-    return open_language(heads[spec.name], truth)
+    return open_language(heads[spec.name], truth, **against)
 
 
 def nerfacto_psnr(
@@ -164,6 +183,7 @@ def _context(
     truth: SceneTruth | None,
     language: Language | None,
     *,
+    rule: Rule,
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -177,6 +197,7 @@ def _context(
             "seed": seed,
             "device": str(device),
             "queries_head": language.head if language else None,
+            "rule": rule,
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",

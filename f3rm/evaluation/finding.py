@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from f3rm.evaluation.query_scores import mean_of
 from f3rm.evaluation.surface_scores import seen_views
+from f3rm.language.relevancy import Rule
 from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
 from f3rm.scene.found import Instance
 from f3rm.scene.frames import Frame
@@ -61,13 +62,16 @@ class Finding:
     absent: tuple[dict[str, Any], ...]
 
 
-def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> Finding:
+def score_finding(
+    scene: Scene, truth: SceneTruth, head: str | None, rule: Rule = "lerf"
+) -> Finding:
     """Asks a scene for every query of its truth and for every absent prompt.
 
     Args:
         scene: The scene.
         truth: The scene's truth.
         head: The head to ask; None takes the first with a text tower.
+        rule: How phrases are scored.
 
     Raises:
         F3rmError: If the head cannot be asked.
@@ -75,7 +79,7 @@ def score_finding(scene: Scene, truth: SceneTruth, head: str | None) -> Finding:
     limits = ceilings(scene, truth)
 
     def asked(text: str) -> tuple[tuple[Instance, ...], dict[str, Any]]:
-        found = scene.find(text, frame="metres", head=head)
+        found = scene.find(text, frame="metres", head=head, rule=rule)
         plain = {"certainty": found.certainty, "reason": found.reason, "instances": len(found)}
         return found.instances, {**plain, "best_score": found.best_score}
 

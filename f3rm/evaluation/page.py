@@ -30,6 +30,7 @@ from f3rm.feature_field import FeatureHead
 from f3rm.language.questions import choose_head
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    Against,
     HiddenQuery,
     make_query,
     to_hidden,
@@ -104,6 +105,7 @@ class PageViews:
         truth: The dataset's truth; None for photographs of one's own.
         head: The head to ask; None for the first with a text tower.
         queries: Phrases to ask; if empty, the names that these views show most of.
+        against: What phrases are compared with beside negatives.
 
     Raises:
         F3rmError: If the head cannot be asked.
@@ -116,6 +118,7 @@ class PageViews:
         *,
         head: str | None,
         queries: Sequence[str],
+        against: Against,
     ) -> None:
         self._names, self._heads, self._truth = subject.held_out.names, subject.source.heads, truth
         count = len(self._names)
@@ -123,7 +126,7 @@ class PageViews:
         if not queries and truth is not None:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
-        self._query = _hidden_query(self._heads, head, queries)
+        self._query = _hidden_query(self._heads, head, queries, against)
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
@@ -171,7 +174,7 @@ def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
 
 
 def _hidden_query(
-    heads: Mapping[str, FeatureHead], head: str | None, queries: Sequence[str]
+    heads: Mapping[str, FeatureHead], head: str | None, queries: Sequence[str], against: Against
 ) -> HiddenQuery | None:
     spec = choose_head(heads, head)
     if spec is None or not queries:
@@ -179,7 +182,7 @@ def _hidden_query(
     weight = heads[spec.name].weight.detach()
     encoder = TextEncoder(spec.backbone)
     prompts, negatives = encoder.encode(queries), encoder.encode(CANONICAL_NEGATIVES)
-    return to_hidden(make_query(prompts.to(weight), negatives.to(weight)), weight)
+    return to_hidden(make_query(prompts.to(weight), negatives.to(weight), **against), weight)
 
 
 def page_html(views: Sequence[str], metrics: Mapping[str, Any], commands: str) -> str:

@@ -1,14 +1,17 @@
 """The phrases of an evaluation, and their embeddings for one head.
 
-A score is LERF's relevancy of a phrase against the four canonical phrases. Scores of the field come
-from hidden vectors, so its C channels are never built.
+A score is LERF's relevancy of a phrase against the four canonical phrases, or by another rule.
+Scores of the field come from hidden vectors, so its C channels are never built.
 """
 
 from dataclasses import dataclass
 
+from typing_extensions import Unpack
+
 from f3rm.language.questions import Head
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    Against,
     HiddenQuery,
     Query,
     make_query,
@@ -97,12 +100,13 @@ class Language:
     hidden_query: HiddenQuery
 
 
-def open_language(head: Head, truth: SceneTruth) -> Language:
+def open_language(head: Head, truth: SceneTruth, **against: Unpack[Against]) -> Language:
     """Embeds a scene's phrases with a head's text tower.
 
     Args:
         head: A head with a text tower.
         truth: A scene with at least one query.
+        **against: What phrases are compared with beside LERF's negatives.
 
     Raises:
         BackboneUnavailableError: If the text tower cannot be loaded.
@@ -111,5 +115,5 @@ def open_language(head: Head, truth: SceneTruth) -> Language:
     texts = vocabulary.texts
     embeddings = TextEncoder(head.spec.backbone).encode([*texts, *CANONICAL_NEGATIVES])
     prompts, negatives = embeddings.to(weight).split((len(texts), len(CANONICAL_NEGATIVES)))
-    query = make_query(prompts, negatives)
+    query = make_query(prompts, negatives, **against)
     return Language(head.spec.name, truth, vocabulary, query, to_hidden(query, weight))

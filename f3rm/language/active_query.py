@@ -13,9 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import Unpack
 
+from f3rm.backbones.calibration import Calibration
 from f3rm.language.relevancy import (
+    Against,
     Query,
+    Rule,
     averaged,
     make_query,
     similarity_from_hidden,
@@ -42,6 +46,7 @@ class Words:
         positives: Their embeddings, shape (positives, channels).
         negatives: Embeddings of the negative phrases, shape (negatives, channels).
         are_known: Whether the text tower knows all words of each positive phrase.
+        calibration: That of the backbone, where it has one.
     """
 
     text: QueryText
@@ -49,6 +54,7 @@ class Words:
     positives: Float[Tensor, "positives channels"]
     negatives: Float[Tensor, "negatives channels"]
     are_known: tuple[bool, ...]
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class DisplaySettings:
     Attributes:
         several: Whether positives are averaged into one prompt or are prompts of their own.
         score: Relevancy against the negatives, or the plain cosine.
+        rule: How words are scored; by ``lerf`` where what another rule needs is not known.
         temperature: Soft-max temperature of the relevancy, > 0.
         threshold: Score from which a pixel is found; None chooses it per picture.
         low: Score at the blue end of the colour scale.
@@ -82,6 +89,7 @@ class DisplaySettings:
 
     several: Several = "averaged"
     score: ScoreKind = "relevancy"
+    rule: Rule = "lerf"
     temperature: float = 0.1
     threshold: float | None = None
     low: float = 0.0
@@ -130,8 +138,10 @@ def active_query(
     head: str,
     words: Words | None,
     examples: Sequence[Example],
-    background: Float[Tensor, " channels"] | None,
+    mean: Float[Tensor, " channels"] | None,
     settings: DisplaySettings,
+    *,
+    is_negative: bool = True,
 ) -> ActiveQuery | None:
     """Joins words and examples into the query of a head; None where there is no positive.
 
@@ -139,20 +149,24 @@ def active_query(
         head: The head's name.
         words: The typed query, or None.
         examples: Points and images; those without a feature of this head are left out.
-        background: A further negative of positive examples, usually the mean of all features.
+        mean: The mean of all unit features, which the rule ``scene`` contrasts words with.
         settings: How scores are computed and shown.
+        is_negative: Whether the mean is a further negative of positive examples.
     """
     fitting = [example for example in examples if head in example.features]
     positives = [example for example in fitting if example.is_positive]
     negatives = [example.features[head] for example in fitting if not example.is_positive]
-    if background is not None:
-        negatives.append(background)
+    if mean is not None and is_negative:
+        negatives.append(mean)
     labels: list[str] = []
     queries: list[Query] = []
     num_words = 0
     known: tuple[bool, ...] = ()
     if words is not None:
-        names, query = _query(words.labels, words.positives, words.negatives, settings)
+        against: Against = {"mean": mean} if settings.rule == "scene" else {}
+        if settings.rule == "backbone":
+            against = {"calibration": words.calibration}
+        names, query = _query(words.labels, words.positives, words.negatives, settings, **against)
         labels, queries, num_words = names, [query], len(names)
         together = settings.several == "averaged"
         known = (all(words.are_known),) if together else words.are_known[:num_words]
@@ -181,13 +195,14 @@ def _query(
     settings: DisplaySettings,
     *,
     most: int = MOST_PROMPTS,
+    **against: Unpack[Against],
 ) -> tuple[list[str], Query]:
     """Returns the labels and the query of at most so many prompts."""
     if settings.score == "cosine":
         negatives = negatives[:0]
     if settings.several == "averaged":
         labels, positives = [" + ".join(labels)], averaged(positives)
-    query = make_query(positives[:most], negatives, temperature=settings.temperature)
+    query = make_query(positives[:most], negatives, temperature=settings.temperature, **against)
     return [shortened(label) for label in labels[:most]], query
 
 

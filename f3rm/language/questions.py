@@ -24,6 +24,7 @@ from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     TEMPERATURE,
+    Against,
     HiddenQuery,
     Rule,
     make_query,
@@ -71,7 +72,8 @@ class QuestionOptions(TypedDict, total=False):
     templates: Sequence[str]
     """Sentences with ``{}`` that phrases are put into; without it phrases are used as typed."""
     rule: Rule
-    """``lerf``, relevancy to the negatives; or ``scene``, contrasted with the scene's mean too."""
+    """``lerf``, relevancy to the negatives; ``scene``, contrasted with the scene's mean too; or
+    ``backbone``, standard deviations above what the backbone gives anywhere."""
 
 
 class LanguageError(F3rmError):
@@ -204,13 +206,12 @@ class Questioner:
             )
             raise F3rmError(msg)
         weight = self._heads[spec.name].weight.detach()
-        encoder = self._encoders.setdefault(spec.name, TextEncoder(spec.backbone))
+        against, encoder = self.against(rule, spec.name), self._encoder(spec.name)
         others = _embed(encoder, negatives, templates).to(weight) if negatives else None
-        mean = self._mean(rule, spec.name)
 
         def hidden_query(phrases: Sequence[str]) -> HiddenQuery:
             prompts = _embed(encoder, phrases, templates).to(weight)
-            query = make_query(prompts, others, temperature=temperature, mean=mean)
+            query = make_query(prompts, others, temperature=temperature, **against)
             return to_hidden(query, weight)
 
         phrases, known = phrases_of(expression), encoder.known_words()
@@ -224,19 +225,37 @@ class Questioner:
             rival_query=hidden_query(rivals) if rivals else None,
         )
 
-    def _mean(self, rule: str, head: str) -> Tensor | None:
-        """Returns the mean feature that a rule contrasts with; None for LERF's rule."""
+    def _encoder(self, head: str) -> TextEncoder:
+        backbone = self._heads[head].spec.backbone
+        return self._encoders.setdefault(head, TextEncoder(backbone))
+
+    def against(self, rule: str, head: str) -> Against:
+        """Returns what a rule compares a head's features with beside negatives.
+
+        Raises:
+            F3rmError: If there is no such rule, or what it needs is not known.
+            BackboneUnavailableError: If the text tower cannot be loaded.
+        """
         if rule not in get_args(Rule):
             msg = f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}."
             raise F3rmError(msg)
         if rule == "lerf":
-            return None
+            return {}
+        if rule == "backbone":
+            calibration = self._encoder(head).calibration()
+            if calibration is None:
+                msg = (
+                    f"The rule 'backbone' needs a calibration, and {head!r} has none beside its "
+                    "weights. docs/backbones.md shows how to make one; or use lerf or scene."
+                )
+                raise F3rmError(msg)
+            return {"calibration": calibration}
         if self._surface is None:
             raise F3rmError("rule='scene' must be asked of a scene: open it with f3rm.load.")
         if head not in self._means:
             weight = self._heads[head].weight.detach()
             self._means[head] = mean_unit_feature(self._surface(), weight)
-        return self._means[head]
+        return {"mean": self._means[head]}
 
 
 def _embed(

@@ -6,19 +6,25 @@ The viewer, a scene and the evaluation all score through this module.
 
 With the mean m of a scene's unit features, the score is the geometric mean of that relevancy and
 of the cosine of ``f - m`` and ``t - m``: what all of the scene has in common fits no phrase better
-than another. ``benchmarks/presence.py`` compares both with other rules.
+than another.
+
+With a backbone's calibration, the score is the logistic function of how many standard deviations
+the cosine is above that of features of anything, less 4.5: no phrase is a negative.
+``benchmarks/presence.py`` compares these with other rules.
 
 *Source:* LERF (Kerr et al. 2023) section 3.4. The score is the *pairwise* soft-max's minimum; a
 soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from f3rm.backbones.calibration import Calibration
 
 CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
 """LERF's negatives: phrases that fit any content."""
@@ -26,13 +32,45 @@ CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
 TEMPERATURE = 0.1
 """LERF's soft-max temperature, the default."""
 
-Rule = Literal["lerf", "scene"]
-"""``lerf`` is relevancy to the negatives; ``scene`` is also contrasted with the scene's mean."""
+Rule = Literal["lerf", "scene", "backbone"]
+"""``lerf`` is relevancy to the negatives; ``scene`` is also contrasted with the scene's mean;
+``backbone`` compares with what the backbone's features are like in general."""
+
+_PRESENT = 4.5
+"""Standard deviations that half of the score stands for. Of 30 phrases that photographs of a fox's
+head do not show, one comes above it somewhere, and all three that they show do (CONSE)."""
 
 _EPSILON = 1e-12
 _BATCH = 1 << 14
 _LEAST_DISTANCE = 1e-6
 """Squared distance of a unit feature to the mean below which it has no direction."""
+
+
+class Against(TypedDict, total=False):
+    """What a rule compares with beside negatives, as :func:`make_query` takes it."""
+
+    mean: Float[Tensor, " channels"] | None
+    """Mean of the scene's unit features, for the scene's own contrast."""
+    calibration: Calibration | None
+    """What the backbone's features are like in general."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Cosines that a backbone's features have to each prompt in general.
+
+    Attributes:
+        mean: Their mean.
+        deviation: Their standard deviation.
+    """
+
+    mean: Float[Tensor, " prompts"]
+    deviation: Float[Tensor, " prompts"]
+
+    def scores(self, cosines: Float[Tensor, "*batch prompts"]) -> Float[Tensor, "*batch prompts"]:
+        """Returns scores in (0, 1) of cosines to the prompts."""
+        mean, deviation = self.mean.to(cosines), self.deviation.to(cosines)
+        return torch.sigmoid((cosines - mean) / deviation - _PRESENT)
 
 
 @dataclass(frozen=True)
@@ -76,17 +114,19 @@ class Query:
             scores are cosines.
         temperature: Soft-max temperature tau, > 0.
         contrast: The prompts as seen from the scene's mean feature; None for LERF's rule.
+        standard: The backbone's cosines to the prompts, which then count in place of negatives.
     """
 
     prompts: Float[Tensor, "prompts channels"]
     negatives: Float[Tensor, "negatives channels"]
     temperature: float = TEMPERATURE
     contrast: Contrast | None = None
+    standard: Standard | None = None
 
     @property
     def has_negatives(self) -> bool:
         """Whether scores are relevancies in (0, 1), not cosines."""
-        return len(self.negatives) > 0
+        return len(self.negatives) > 0 or self.standard is not None
 
 
 @dataclass(frozen=True)
@@ -99,6 +139,7 @@ class HiddenQuery:
         gram: ``W^T W``, shape (hidden, hidden), so that ``|W H|^2 = H^T G H``.
         temperature: Soft-max temperature tau.
         contrast: That of the query; None for LERF's rule.
+        standard: That of the query.
     """
 
     prompts: Float[Tensor, "hidden prompts"]
@@ -106,11 +147,12 @@ class HiddenQuery:
     gram: Float[Tensor, "hidden hidden"]
     temperature: float
     contrast: Contrast | None = None
+    standard: Standard | None = None
 
     @property
     def has_negatives(self) -> bool:
         """Whether scores are relevancies in [0, 1], not cosines."""
-        return self.negatives.shape[-1] > 0
+        return self.negatives.shape[-1] > 0 or self.standard is not None
 
 
 def make_query(
@@ -119,6 +161,7 @@ def make_query(
     *,
     temperature: float = TEMPERATURE,
     mean: Float[Tensor, " channels"] | None = None,
+    calibration: Calibration | None = None,
 ) -> Query:
     """Normalises embeddings into a query.
 
@@ -127,6 +170,7 @@ def make_query(
         negatives: Embeddings of any length; None for plain cosines.
         temperature: Soft-max temperature, > 0.
         mean: Mean of the scene's unit features, for the scene's own contrast; None for LERF's rule.
+        calibration: The backbone's, to compare with it alone; None for the other rules.
 
     Raises:
         ValueError: If there is no prompt or the temperature is not positive.
@@ -144,6 +188,7 @@ def make_query(
         negatives=functional.normalize(negatives, dim=-1),
         temperature=temperature,
         contrast=None if mean is None else _contrast(prompts, mean),
+        standard=None if calibration is None else Standard(*calibration.cosines(prompts)),
     )
 
 
@@ -187,6 +232,8 @@ def similarity(
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores features of any length against every prompt, from the C channels."""
     units = functional.normalize(features, dim=-1, eps=_EPSILON)
+    if query.standard is not None:
+        return query.standard.scores(units @ query.prompts.T)
     scores = relevancy(
         units @ query.prompts.T, units @ query.negatives.T, temperature=query.temperature
     )
@@ -224,6 +271,7 @@ def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> Hi
         gram=head_weight.T @ head_weight,
         temperature=query.temperature,
         contrast=contrast,
+        standard=query.standard,
     )
 
 
@@ -233,6 +281,8 @@ def similarity_from_hidden(
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
     squared = (hidden @ query.gram * hidden).sum(-1, keepdim=True)
     length = squared.clamp_min(_EPSILON**2).sqrt()
+    if query.standard is not None:
+        return query.standard.scores(hidden @ query.prompts / length)
     scores = relevancy(
         hidden @ query.prompts / length,
         hidden @ query.negatives / length,

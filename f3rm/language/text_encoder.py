@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from f3rm.backbones.base import Backbone
+from f3rm.backbones.calibration import Calibration
 from f3rm.backbones.known_words import KnownWords
 from f3rm.backbones.registry import load_backbone
 from f3rm.errors import BackboneRef
@@ -92,7 +93,18 @@ class TextEncoder:
         Raises:
             BackboneUnavailableError: If the tower cannot be loaded.
         """
+        return self._loaded().known_words
+
+    def calibration(self) -> Calibration | None:
+        """Returns what the backbone's features are like in general; None where it is not known.
+
+        Raises:
+            BackboneUnavailableError: If the tower cannot be loaded.
+        """
+        return self._loaded().calibration
+
+    def _loaded(self) -> Backbone:
         with self._lock:
             if self._backbone is None:
                 self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
-            return self._backbone.known_words
+            return self._backbone

@@ -26,8 +26,8 @@ from f3rm.scene.views import Photographed, find_view
 
 Like = StrPath | tuple[StrPath | Cameras, Sequence[int | float]] | Points
 """An example: ``(camera, (x, y))`` or ``(view, (x, y))``, a pixel of a camera, or of a photograph
-by its name; an image file, or ``(file, (left, top, right, bottom))``, a part of it; or points of
-shape (points, 3)."""
+by its name; an image file, or ``(file or view, (left, top, right, bottom))``, a part of it; or
+points of shape (points, 3)."""
 
 
 class ExampleEncoder:
@@ -89,7 +89,10 @@ class ExampleEncoder:
         if isinstance(place, Cameras) or len(numbers) == 2:
             label, hidden = self._pixel(place, numbers, frame)
             return label, head(hidden)[None].detach(), True
-        return as_path(place).name, self._image(place, numbers, head)[None], False
+        file = as_path(place)
+        if numbers and not os.path.isfile(file):  # noqa: PTH113 - False, not an error, for any text
+            file = find_view(self._run, os.fspath(place)).file
+        return file.name, self._image(file, numbers, head)[None], False
 
     def _points(
         self, points: Points, head: FeatureHead, frame: FrameName
@@ -105,11 +108,11 @@ class ExampleEncoder:
         return f"{seen} points", features, True
 
     def _image(
-        self, file: StrPath, crop: Sequence[float], head: FeatureHead
+        self, file: Path, crop: Sequence[float], head: FeatureHead
     ) -> Float[Tensor, " channels"]:
         encoder = self._encoders.setdefault(head.spec.name, ImageEncoder(head.spec))
         corners = parse_crop(" ".join(str(int(number)) for number in crop))
-        return encoder.encode(as_path(file), corners)
+        return encoder.encode(file, corners)
 
     def _pixel(
         self, place: StrPath | Cameras, pixel: Sequence[float], frame: FrameName
@@ -160,7 +163,7 @@ def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:
     if len(numbers) == 2 or (len(numbers) == 4 and not isinstance(place, Cameras)):
         return place, numbers
     msg = (
-        "An example must be (camera or view, (x, y)) or (file, (left, top, right, bottom)), got "
-        f"{shortened(str(numbers))} beside a camera, view or file."
+        "An example must be (camera or view, (x, y)) or (file or view, (left, top, right, "
+        f"bottom)), got {shortened(str(numbers))} beside a camera, view or file."
     )
     raise F3rmError(msg)

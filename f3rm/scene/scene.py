@@ -178,8 +178,8 @@ class Scene(FieldAtPoints):
 
         Args:
             *examples: ``(camera, (x, y))`` or ``(view, (x, y))``, a pixel of a camera or of a
-                photograph by its name; an image file, or ``(file, (left, top, right, bottom))``,
-                a part of it; or points of shape (points, 3).
+                photograph by its name; an image file, or ``(file or view, (left, top, right,
+                bottom))``, a part of it; or points of shape (points, 3).
             name: The question's label.
             head: The feature head that compares; None for the first.
             temperature: Soft-max temperature of the relevancy, > 0.

@@ -9,9 +9,29 @@ from typing_extensions import Unpack
 from f3rm.errors import F3rmError
 from f3rm.language.active_query import shortened
 from f3rm.language.questions import Question, QuestionOptions, questions_in
+from f3rm.language.relevancy import Rule
 from f3rm.scene.examples import Like
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene
+
+
+def how_asked(head: str | None, rule: Rule, negatives: str | None = None) -> QuestionOptions:
+    """Returns the options of a command as those of questions, without what is the default.
+
+    Args:
+        head: The text of ``--head``.
+        rule: That of ``--rule``.
+        negatives: That of ``--negatives``, phrases with semicolons.
+
+    Raises:
+        F3rmError: If a negative cannot be read.
+    """
+    options = QuestionOptions(head=head)
+    if rule != "lerf":
+        options["rule"] = rule
+    if negatives is not None:
+        options["negatives"] = [str(phrase) for phrase in questions_in(negatives)]
+    return options
 
 
 @dataclass(frozen=True)
@@ -62,10 +82,9 @@ class Asked:
             F3rmError: If head, view, image or point cannot be used.
         """
         head = options.get("head")
-        if self.examples and "negatives" in options:
-            raise F3rmError(
-                "--negatives are phrases that words must beat; leave them out of --like."
-            )
+        for name in ("negatives", "rule"):
+            if self.examples and name in options:
+                raise F3rmError(f"--{name} is how words are asked; leave it out of --like.")
         likes = [
             scene.like(*examples, name=label, head=head, frame=frame)
             for label, examples in self.examples.items()
@@ -76,8 +95,9 @@ class Asked:
 def read_examples(text: str) -> dict[str, list[Like]]:
     """Reads examples with semicolons between them: ``fox = 0001.jpg@300,200; logo.png``.
 
-    Each is ``VIEW@X,Y``, a pixel of a photograph; ``FILE`` or ``FILE@LEFT,TOP,RIGHT,BOTTOM``, an
-    image; or ``@X,Y,Z``, a point. ``NAME =`` labels it; examples of one label are one question.
+    Each is ``VIEW@X,Y``, a pixel of a photograph; ``FILE``, an image; either with
+    ``@LEFT,TOP,RIGHT,BOTTOM``, a part of it; or ``@X,Y,Z``, a point. ``NAME =`` labels it; examples
+    of one label are one question.
 
     Returns:
         The examples by label.
@@ -111,7 +131,7 @@ def _example(text: str) -> Like:
             f"between several, got {shortened(text)!r}."
         )
         raise F3rmError(msg)
-    if not os.path.isfile(place):  # noqa: PTH113 - False, not an error, for any text
+    if not numbers and not os.path.isfile(place):  # noqa: PTH113 - False, not an error, for any text
         msg = f"--like: there is no image {shortened(place)!r}. A pixel of a view is VIEW@X,Y."
         raise F3rmError(msg)
     if not numbers:

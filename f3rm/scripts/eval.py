@@ -8,6 +8,7 @@ from rich.console import Console
 
 from f3rm.evaluation.evaluate import evaluate_run
 from f3rm.evaluation.pictures import PAGE
+from f3rm.language.relevancy import Rule
 from f3rm.scripts.command import Command
 
 
@@ -29,6 +30,8 @@ class Eval(Command):
     """Phrases that index.html asks; without them names of objects in the views that it shows."""
     nerfacto: Path | None = None
     """config.yml of a plain Nerfacto run on the same dataset, to report its PSNR too."""
+    rule: Rule = "lerf"
+    """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head to ask; without it the first that has a text tower."""
     data: Path | None = None
@@ -49,6 +52,7 @@ class Eval(Command):
             data=self.data,
             nerfacto=self.nerfacto,
             head=self.head,
+            rule=self.rule,
             pictures=self.pictures,
             queries=self.queries,
             seed=self.seed,

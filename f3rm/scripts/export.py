@@ -10,6 +10,7 @@ import tyro
 from numpy import ndarray
 
 from f3rm.language.questions import Question
+from f3rm.language.relevancy import Rule
 from f3rm.scene.export.features import FEATURE_SUFFIXES, export_features
 from f3rm.scene.export.files import CLOUD_SUFFIXES, MESH_SUFFIXES, ExportError, check_file
 from f3rm.scene.export.mesh import Meshing, export_mesh
@@ -19,7 +20,7 @@ from f3rm.scene.export.splats import export_splat
 from f3rm.scene.found import Found
 from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene, load
-from f3rm.scripts.asking import Asked
+from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
 
 Kind = Literal["points", "features", "object", "mesh", "boxes", "splat"]
@@ -64,6 +65,8 @@ class Export(Command):
     """Of object and boxes: whether what matches several queries belongs to the best one only."""
     threshold: float | None = None
     """Least score of a point that matches the query; without it chosen from the scene's scores."""
+    rule: Rule = "lerf"
+    """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head, where the run has several; without it the first that fits."""
     colour: Colour = "rgb"
@@ -101,7 +104,7 @@ class Export(Command):
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
         # The head of other colours may have no text tower.
         head = self.head if self.kind != "points" or self.colour == "similarity" else None
-        questions = asked.questions(scene, self.frame, head=head)
+        questions = asked.questions(scene, self.frame, **how_asked(head, self.rule))
         writers: dict[Kind, Callable[[Scene, list[Question]], str]] = {
             "points": self._points,
             "features": self._features,

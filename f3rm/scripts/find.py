@@ -12,13 +12,13 @@ from rich.text import Text
 
 import f3rm
 from f3rm.errors import F3rmError, printable
-from f3rm.language.questions import QuestionOptions, questions_in
+from f3rm.language.relevancy import Rule
 from f3rm.scene import Found
 from f3rm.scene.export.files import check_file
 from f3rm.scene.export.objects import boxes_as_json, metres_per_unit
 from f3rm.scene.export.sightings import PICTURE_SUFFIXES, write_sightings
 from f3rm.scene.frames import FrameName
-from f3rm.scripts.asking import Asked
+from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
 
 
@@ -47,6 +47,9 @@ class Find(Command):
     """Least score of a match; without it chosen from the scene's scores."""
     negatives: str | None = None
     """Phrases with semicolons that words must beat; without it object, things, stuff, texture."""
+    rule: Rule = "lerf"
+    """lerf is relevancy to the negatives; scene also contrasts with the scene's mean feature;
+    backbone counts deviations from what the backbone gives anywhere, where it is calibrated."""
     head: str | None = None
     """The feature head; without it the first that has a text tower, or of --like the first."""
     frame: FrameName | None = None
@@ -62,7 +65,8 @@ class Find(Command):
         Raises:
             F3rmError: If it cannot be done; the message says what to do.
         """
-        asked, options = Asked.read(self.query, self.like), self._options()
+        asked = Asked.read(self.query, self.like)
+        options = how_asked(self.head, self.rule, self.negatives)
         if not asked:
             msg = 'What to look for is missing: f3rm find RUN "red mug", or --like VIEW@X,Y.'
             raise F3rmError(msg)
@@ -86,12 +90,6 @@ class Find(Command):
             wrote = write_sightings(scene, answers, self.picture)
             note = f"Wrote {wrote}" if wrote else "No picture was written: nothing was found."
             Console(stderr=self.json).print(Text(printable(note)))
-
-    def _options(self) -> QuestionOptions:
-        options = QuestionOptions(head=self.head)
-        if self.negatives is not None:
-            options["negatives"] = [str(phrase) for phrase in questions_in(self.negatives)]
-        return options
 
 
 def print_table(answers: list[Found], unit: str) -> None:

@@ -7,11 +7,11 @@ import tyro
 
 import f3rm
 from f3rm.errors import F3rmError
-from f3rm.language.questions import QuestionOptions
+from f3rm.language.relevancy import Rule
 from f3rm.scene.export.labels import export_labels
 from f3rm.scene.export.points import Sampling
 from f3rm.scene.frames import FrameName
-from f3rm.scripts.asking import Asked
+from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
 
 
@@ -34,7 +34,9 @@ class Label(Command):
     views: str = "train,eval"
     """With commas: train and eval for the photographs, interpolate, or a camera path (.json)."""
     threshold: float | None = None
-    """Least score of every label; without it chosen for each from the scene's scores."""
+    """Least score of every label; without it 0.5 of several examples, else chosen by the scene."""
+    rule: Rule = "lerf"
+    """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head; without it the first that has a text tower, or of --like the first."""
     frame: FrameName = "dataset"
@@ -62,7 +64,7 @@ class Label(Command):
         counts = export_labels(
             scene,
             self.out,
-            asked.questions(scene, self.frame, **QuestionOptions(head=self.head)),
+            asked.questions(scene, self.frame, **how_asked(self.head, self.rule)),
             views=[view.strip() for view in self.views.split(",") if view.strip()],
             sampling=Sampling(self.rays, frame=self.frame),
             threshold=self.threshold,

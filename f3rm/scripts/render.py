@@ -10,15 +10,14 @@ import tyro
 
 import f3rm
 from f3rm.errors import F3rmError
-from f3rm.language.expressions import split_questions
-from f3rm.language.questions import Question, QuestionOptions
+from f3rm.language.questions import Question
 from f3rm.language.relevancy import Rule
 from f3rm.scene import Found, Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
 from f3rm.scene.paths import CameraPath, choose_path
 from f3rm.scene.writing import PictureWriter, make_writer
-from f3rm.scripts.asking import Asked
+from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
 from f3rm.store.progress import track
 
@@ -64,7 +63,8 @@ class Render(Command):
     negatives: str | None = None
     """Phrases with semicolons that a query must beat; without it object, things, stuff, texture."""
     rule: Rule = "lerf"
-    """lerf is relevancy to the negatives; scene also contrasts with the scene's mean feature."""
+    """lerf is relevancy to the negatives; scene also contrasts with the scene's mean feature;
+    backbone counts deviations from what the backbone gives anywhere, where it is calibrated."""
     head: str | None = None
     """The feature head; without it the first that has a text tower."""
     legend: bool = True
@@ -81,10 +81,11 @@ class Render(Command):
             F3rmError: If it cannot be done; the message says what to do.
         """
         asked = Asked.read(self.query, self.like)
+        options = how_asked(self.head, self.rule, self.negatives)
         outputs, writer = self._outputs(asked), make_writer(self.out, fps=self.fps)
         scene = f3rm.load(self.config, data=self.data, device=self.device)
         path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
-        questions = asked.questions(scene, **self._options()) if set(outputs) & ASKING else []
+        questions = asked.questions(scene, **options) if set(outputs) & ASKING else []
         scale = self._scale(scene, path, outputs, questions)
         with ExitStack() as if_interrupted:  # by an error or Ctrl-C
             if_interrupted.callback(writer.abandon)
@@ -108,12 +109,6 @@ class Render(Command):
             )
             raise F3rmError(msg)
         return outputs
-
-    def _options(self) -> QuestionOptions:
-        options = QuestionOptions(head=self.head, rule=self.rule)
-        if self.negatives is not None:
-            options["negatives"] = split_questions(self.negatives)
-        return options
 
     def _scale(
         self,

@@ -109,17 +109,18 @@ class FeatureControls(nn.Module):
         """Offers the heads; the first with a text tower is chosen at the start."""
         self.ask.offer_heads(self._state.set_heads(specs, TextEncoder))
 
-    def active_query(self, background: Mapping[str, Tensor]) -> ActiveQuery | None:
+    def active_query(self, means: Mapping[str, Tensor]) -> ActiveQuery | None:
         """Returns the query to render; None where there is none. Never waits in a viewer.
 
         Args:
-            background: The mean feature of each head, a negative of every example.
+            means: The mean of all unit features of each head: a negative of every example where
+                the canonical ones are added, and what the rule ``scene`` contrasts words with.
         """
         if not self.attached:
             self._encode_words()
-        mean = background.get(self.ask.head) if self.ask.canonical else None
-        settings = self.look.settings(coloured=self.attached)
-        return self._state.active_query(self.ask.head, mean, settings)
+        head, settings = self.ask.head, self.look.settings(coloured=self.attached)
+        is_negative = self.ask.canonical
+        return self._state.active_query(head, means.get(head), settings, is_negative=is_negative)
 
     def pictures(
         self,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from torch import nn
 
 from f3rm.language.active_query import DisplaySettings, ScoreKind, Several
-from f3rm.language.relevancy import CANONICAL_NEGATIVES
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, Rule
 from f3rm.language.text_encoder import QueryText, split_phrases
 from f3rm.viewer.elements import (
     LiveButton,
@@ -106,18 +106,19 @@ class DisplayPanel(nn.Module):
         self.b_score = LiveDropdown(
             "Score", "relevancy", list(get_args(ScoreKind)), cb_hook=on_change
         )
-        self.c_temperature = LiveNumber("Temperature", float(temperature), cb_hook=on_change)
-        self.d_automatic = LiveCheckbox(
+        self.c_rule = LiveDropdown("Rule of words", "lerf", list(get_args(Rule)), cb_hook=on_change)
+        self.d_temperature = LiveNumber("Temperature", float(temperature), cb_hook=on_change)
+        self.e_automatic = LiveCheckbox(
             "Automatic threshold", default_value=True, cb_hook=on_change
         )
-        self.e_threshold = LiveSlider("Threshold", 0.5, 0.0, 1.0, 0.01, cb_hook=on_change)
-        self.f_low = LiveNumber("Scale from", 0.0, cb_hook=on_change)
-        self.g_high = LiveNumber("Scale to", 1.0, cb_hook=on_change)
+        self.f_threshold = LiveSlider("Threshold", 0.5, 0.0, 1.0, 0.01, cb_hook=on_change)
+        self.g_low = LiveNumber("Scale from", 0.0, cb_hook=on_change)
+        self.h_high = LiveNumber("Scale to", 1.0, cb_hook=on_change)
 
     @property
     def temperature(self) -> float:
         """The soft-max temperature, kept positive."""
-        return max(float(self.c_temperature.value), _LOWEST_TEMPERATURE)
+        return max(float(self.d_temperature.value), _LOWEST_TEMPERATURE)
 
     def settings(self, *, coloured: bool) -> DisplaySettings:
         """Returns the settings.
@@ -125,14 +126,15 @@ class DisplayPanel(nn.Module):
         Args:
             coloured: Whether ``similarity`` is a coloured picture.
         """
-        automatic = self.d_automatic.value
+        automatic = self.e_automatic.value
         return DisplaySettings(
             several=_chosen(self.a_several, Several),
             score=_chosen(self.b_score, ScoreKind),
+            rule=_chosen(self.c_rule, Rule),
             temperature=self.temperature,
-            threshold=None if automatic else float(self.e_threshold.value),
-            low=float(self.f_low.value),
-            high=float(self.g_high.value),
+            threshold=None if automatic else float(self.f_threshold.value),
+            low=float(self.g_low.value),
+            high=float(self.h_high.value),
             coloured=coloured,
         )
 
@@ -140,12 +142,13 @@ class DisplayPanel(nn.Module):
         """Shows other settings."""
         self.a_several.value = settings.several
         self.b_score.value = settings.score
-        self.c_temperature.value = settings.temperature
-        self.d_automatic.value = settings.threshold is None
+        self.c_rule.value = settings.rule
+        self.d_temperature.value = settings.temperature
+        self.e_automatic.value = settings.threshold is None
         if settings.threshold is not None:
-            self.e_threshold.value = settings.threshold
-        self.f_low.value = settings.low
-        self.g_high.value = settings.high
+            self.f_threshold.value = settings.threshold
+        self.g_low.value = settings.low
+        self.h_high.value = settings.high
 
 
 def _chosen(element: LiveDropdown, choices: Any) -> Any:

@@ -112,6 +112,8 @@ def legend(query: ActiveQuery, drawn: Drawn) -> str:
             shown = shown_certainty(drawn.certainties[index], threshold)
             line += f": {shown}" + (f" ({chosen})" if f"{threshold:.2f}" in shown else "")
         lines.append(line)
+    if settings.rule == "backbone" and all(query.standard is None for query in query.queries):
+        lines.append("The backbone has no calibration: scored by lerf")
     kind = "relevancy (0.5: as near to a negative)" if any(query.compares) else "cosine"
     lines.append(f"Scale of {kind}: {settings.low:.2f} blue to {settings.high:.2f} red")
     return "  \n".join(lines)

@@ -11,6 +11,7 @@ import torch
 
 from f3rm.errors import F3rmError
 from f3rm.language.active_query import DisplaySettings, Example, ScoreKind, Several
+from f3rm.language.relevancy import Rule
 from f3rm.language.text_encoder import QueryText
 
 FILE_NAME = "f3rm_queries.json"
@@ -141,9 +142,10 @@ def _settings(plain: Mapping[str, Any]) -> DisplaySettings:
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         msg = f"temperature, scale and threshold {numbers}"
         raise ValueError(msg)
-    if found.several not in get_args(Several) or found.score not in get_args(ScoreKind):
-        msg = f"{found.several!r} and {found.score!r}"
-        raise ValueError(msg)
+    chosen = (found.several, Several), (found.score, ScoreKind), (found.rule, Rule)
+    for value, choices in chosen:
+        if value not in get_args(choices):
+            raise ValueError(f"the setting {value!r}")
     return found
 
 

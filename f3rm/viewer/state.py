@@ -76,14 +76,15 @@ class QueryState:
         return [*self._text_encoders, *(spec.name for spec in specs if not spec.has_text)]
 
     def active_query(
-        self, head: str, background: Tensor | None, settings: DisplaySettings
+        self, head: str, mean: Tensor | None, settings: DisplaySettings, *, is_negative: bool
     ) -> ActiveQuery | None:
         """Returns the query of a head; None where nothing is asked.
 
         Args:
             head: The head's name.
-            background: The mean feature, a negative of every example; None for none.
+            mean: The mean of all unit features; None where it is not known.
             settings: How scores are computed and shown.
+            is_negative: Whether the mean is a negative of every example.
         """
         spec, answer = self.specs.get(head), self._answer
         if spec is None:
@@ -94,8 +95,8 @@ class QueryState:
             if head in example.features and len(example.features[head]) == spec.channels
         ]
         words = answer.words if answer is not None and answer.head == head else None
-        mean = None if background is None else unit(background)
-        return active_query(head, words, fitting, mean, settings)
+        mean = None if mean is None else mean.detach().float().cpu()
+        return active_query(head, words, fitting, mean, settings, is_negative=is_negative)
 
     def encode(self, head: str, text: QueryText, say: Callable[[str], None]) -> str:
         """Embeds typed words for a head; never raises.
@@ -126,7 +127,8 @@ class QueryState:
         embeddings = encoder.encode([*positives, *negatives])
         count, known = len(positives), encoder.known_words()
         are_known = tuple(not unknown_words([phrase], known) for phrase in positives)
-        return Words(text, tuple(positives), embeddings[:count], embeddings[count:], are_known)
+        vectors = embeddings[:count], embeddings[count:]
+        return Words(text, tuple(positives), *vectors, are_known, encoder.calibration())
 
     def _describe(self, head: str, text: QueryText, words: Words | None) -> str:
         if words is not None:

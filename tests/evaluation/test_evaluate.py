@@ -224,6 +224,23 @@ def test_the_same_seed_gives_the_same_numbers_and_the_run_may_be_moved(runs, num
     assert again["nerfacto_psnr"] is None
 
 
+def test_the_scenes_rule_is_also_the_teachers(runs, numbers):
+    found = evaluate_run(runs.config, rule="scene", device="cpu").to_dict()
+    assert (found["settings"]["rule"], numbers["settings"]["rule"]) == ("scene", "lerf")
+    own, other = (
+        [
+            best
+            for row in (*rows["queries"], *rows["absent"])
+            for name in ("max_relevancies", "teacher_max_relevancies")
+            for best in row[name]
+        ]
+        for rows in (found, numbers)
+    )
+    assert own != other
+    # The geometric mean of relevancy and a cosine, which is at most 1.
+    assert (np.array(own) <= np.sqrt(other) + 1e-6).all()
+
+
 def test_photographs_without_truth_give_cosine_and_psnr(runs, numbers, copied_scene):
     (copied_scene / "scene.json").unlink()
     pictures = copied_scene.parent / "pictures"

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.nn import functional
 
+from f3rm.backbones.calibration import Calibration, read_calibration
 from f3rm.language.relevancy import (
     averaged,
     make_query,
@@ -89,7 +91,7 @@ def test_impossible_queries_are_refused(positives, temperature, message):
     prompts=st.integers(1, 3),
     negatives=st.integers(0, 5),
     temperature=st.floats(0.05, 2.0),
-    rule=st.sampled_from(["lerf", "scene"]),
+    rule=st.sampled_from(["lerf", "scene", "backbone"]),
 )
 def test_hidden_form_equals_the_channel_form(
     seed, channels, hidden, prompts, negatives, temperature, rule
@@ -99,12 +101,38 @@ def test_hidden_form_equals_the_channel_form(
     vectors = torch.rand(5, 7, hidden, generator=generator, dtype=torch.float64)
     phrases = torch.randn(prompts + negatives, channels, generator=generator, dtype=torch.float64)
     mean = mean_unit_feature(vectors.flatten(0, 1), weight) if rule == "scene" else None
-    query = make_query(phrases[:prompts], phrases[prompts:], temperature=temperature, mean=mean)
+    anything = torch.randn(40, channels, generator=generator, dtype=torch.float64)
+    query = make_query(
+        phrases[:prompts],
+        phrases[prompts:],
+        temperature=temperature,
+        mean=mean,
+        calibration=Calibration.of(anything) if rule == "backbone" else None,
+    )
     expected = similarity(vectors @ weight.T, query)
     actual = similarity_from_hidden(vectors, to_hidden(query, weight))
     torch.testing.assert_close(actual, expected, atol=1e-9, rtol=0)
     single = similarity_from_hidden(vectors.float(), to_hidden(query, weight.float()))
     torch.testing.assert_close(single.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_a_calibrated_score_counts_deviations_from_features_of_anything(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    anything = 7 * torch.randn(500, 6, generator=generator)
+    calibration = Calibration.of(anything)
+    prompts = torch.randn(2, 6, generator=generator)
+    query = make_query(prompts, calibration=calibration)
+    assert query.has_negatives
+    cosines = functional.normalize(anything, dim=-1) @ functional.normalize(prompts, dim=-1).T
+    deviations = (cosines - cosines.mean(0)) / cosines.std(0, correction=0)
+    scores = similarity(anything, query)
+    torch.testing.assert_close(torch.logit(scores), deviations - 4.5, atol=1e-3, rtol=1e-3)
+    assert calibration.write(tmp_path).parent == tmp_path
+    back = read_calibration(tmp_path)
+    assert back is not None
+    assert torch.equal(back.mean, calibration.mean)
+    assert torch.equal(back.moments, calibration.moments)
+    assert read_calibration(tmp_path / "elsewhere") is read_calibration(None) is None
 
 
 def test_what_all_of_a_scene_has_in_common_fits_no_phrase():

@@ -57,6 +57,8 @@ def test_a_part_of_a_photograph_is_an_example_too(scene, run, click, orange):
     question = scene.like((file, (x - 4, y - 4, x + 4, y + 4)), head="colours", name="crop")
     found = scene.find(question, frame="metres")
     assert found.question == "crop"
+    by_name = scene.like((view, (x - 4, y - 4, x + 4, y + 4)), head="colours")
+    assert torch.equal(by_name.scores(scene.cells.hidden), question.scores(scene.cells.hidden))
     assert min(np.linalg.norm(each.centre - orange.centre) for each in found) < 0.1
     whole = scene.like(file, head="colours")
     assert whole.label == file.name
@@ -157,6 +159,10 @@ def test_the_views_of_a_picture_show_the_things(known, run):
         (("frame_00001", (-1, 30)), "got x = -1"),
         (("frame_0001", (1, 1)), r"no view 'frame_0001' in the dataset. Did you mean 'frame_0"),
         (("frame_00001", (1, 2, 3)), r"must be \(camera or view, \(x, y\)\) or \(file"),
+        (
+            ("frame_0001", (1, 2, 3, 4)),
+            r"no view 'frame_0001' in the dataset. Did you mean 'frame_0",
+        ),
         ("nowhere.png", "nowhere.png"),
         ([[0.0, 0.0]], r"shape \(points, 3\)"),
         ([[0.0, 0.0, 1e6]], "must be in the view of a training camera"),

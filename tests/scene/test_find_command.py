@@ -33,6 +33,16 @@ def test_json_has_the_keys_of_boxes_and_nothing_else_is_printed(run, tmp_path, c
     assert printed == json.loads((tmp_path / "boxes.json").read_text())
 
 
+def test_the_rule_of_a_command_is_that_of_the_scene(run, scene, capsys):
+    for rule in ("lerf", "scene"):
+        assert main(["find", str(run.config), "orange", "--json", "--rule", rule]) == 0
+        (answer,) = json.loads(capsys.readouterr().out)["queries"]
+        best = scene.find("orange", rule=rule).best_score
+        assert answer["best_score"] == pytest.approx(best, abs=0.02)
+    assert main(["find", str(run.config), "--like", "frame_00001@80,60", "--rule", "scene"]) == 1
+    assert "--rule is how words are asked" in capsys.readouterr().err
+
+
 def test_clicks_label_views_from_the_command_line(run, tmp_path, capsys):
     words = ["--like", "a = frame_00001@80,60; b = frame_00002@80,60", "--out", str(tmp_path)]
     words += ["--views", "eval", "--downscale", "4", "--rays", "2000", "--head", "mute"]

@@ -9,6 +9,7 @@ import torch
 from scipy.spatial import KDTree
 from torch.nn import functional
 
+from f3rm.backbones.calibration import Calibration
 from f3rm.camera_render import RenderRequest
 from f3rm.errors import F3rmError
 from f3rm.evaluation.finding import score_finding, true_box
@@ -87,8 +88,22 @@ def test_the_scenes_rule_contrasts_with_the_mean_of_its_surface(scene, points):
     plain = scene.similarity(points, "red", frame="nerfstudio")
     both = scene.similarity(points, "red", **options)
     torch.testing.assert_close(both, (plain * found.clamp_min(0)).sqrt(), atol=1e-3, rtol=1e-3)
-    with pytest.raises(F3rmError, match="rule must be one of lerf, scene, got 'otsu'"):
+    with pytest.raises(F3rmError, match="rule must be one of lerf, scene, backbone, got 'otsu'"):
         scene.similarity(points, "red", rule="otsu")
+
+
+def test_the_backbones_rule_needs_its_calibration(scene, points, monkeypatch):
+    head = scene.head("colours")
+    options = {"rule": "backbone", "frame": "nerfstudio"}
+    with pytest.raises(F3rmError, match="needs a calibration, and 'colours' has none"):
+        scene.similarity(points, "red", **options)
+    features = scene.features(points, "colours", frame="nerfstudio")
+    calibration = Calibration.of(features + torch.rand_like(features))
+    monkeypatch.setattr(TextEncoder, "calibration", lambda _: calibration)
+    text = TextEncoder(head.spec.backbone).encode(["red"])
+    found = scene.similarity(points, "red", **options)
+    expected = similarity(features, make_query(text, calibration=calibration))[:, 0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_points_are_named_by_what_they_lie_on_or_by_none(scene, run):

@@ -13,14 +13,16 @@ import torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from f3rm.errors import BackboneUnavailableError, DatasetError
+from f3rm.errors import BackboneRef, BackboneUnavailableError, DatasetError, HeadSpec
+from f3rm.language.questions import question_like
 from tools.real.conse import install
 from tools.real.efficientnet_lite import EfficientNetLite0
 from tools.real.fox import CONSE, copy_dataset, train_all
 from tools.real.measure import (
+    TeacherHead,
     box_around,
     box_mask,
-    nearest,
+    labelled,
     overlap,
     two_clicks,
 )
@@ -60,9 +62,14 @@ def test_clicks_are_on_the_phrase_and_outside_of_all_boxes():
 
 
 def test_labels_go_to_the_click_of_the_nearest_direction():
-    features = torch.tensor([[[3.0, 0.1], [0.1, 0.2]]])
+    features = torch.tensor([[[3.0, 0.1], [0.05, 0.2]]])
     clicked = torch.tensor([[0.0, 5.0], [0.5, 0.0]])
-    assert nearest(features, clicked).tolist() == [[1, 0]]
+    head = TeacherHead(HeadSpec("dino", 2, False, BackboneRef("dino", "a", "b")), torch.eye(2))
+    mean = torch.tensor([1.0, 1.0])
+    labels = [question_like("", one[None], head, mean, is_present=True) for one in clicked]
+    assert labelled(labels, features).tolist() == [[1, 0]]
+    assert labelled(labels, features, (2, 4)).tolist() == [[1, 1, 0, 0]] * 2
+    assert labelled(labels, mean[None, None]).tolist() == [[-1]]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 33)])

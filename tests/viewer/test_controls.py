@@ -131,21 +131,26 @@ def test_score_and_several_positives_need_no_new_encoding(controls, viewer, towe
     assert _asked(controls).labels == ("mug + cup",)
     controls.look.a_several.value = "each alone"
     controls.look.b_score.value = "cosine"
-    controls.look.d_automatic.value = False
-    controls.look.e_threshold.value = 0.3
+    controls.look.e_automatic.value = False
+    controls.look.f_threshold.value = 0.3
     asked = _asked(controls)
     assert asked.labels == ("mug", "cup")
     assert [len(query.negatives) for query in asked.queries] == [0]
     assert asked.settings.threshold == pytest.approx(0.3)
+    assert asked.queries[0].contrast is None
+    controls.look.c_rule.value = "scene"
+    contrast = _asked(controls).queries[0].contrast
+    assert contrast is not None
+    assert torch.equal(contrast.mean, MEANS["clip"])
     assert len(towers[0].texts) == 1
 
 
 def test_a_new_temperature_counts(controls, viewer):
     controls.ask.a_positives.value = "mug"
     wait(lambda: controls.active_query(MEANS) is not None)
-    controls.look.c_temperature.value = 0.5
+    controls.look.d_temperature.value = 0.5
     wait(lambda: _asked(controls).queries[0].temperature == 0.5)
-    controls.look.c_temperature.value = -1.0
+    controls.look.d_temperature.value = -1.0
     wait(lambda: 0 < _asked(controls).queries[0].temperature < 0.5)
 
 

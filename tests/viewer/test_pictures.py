@@ -44,6 +44,20 @@ def test_scores_equal_those_of_the_full_channels():
     torch.testing.assert_close(scores, similarity(HIDDEN @ WEIGHT.T, query), atol=1e-5, rtol=0)
 
 
+def test_words_are_contrasted_with_the_mean_by_the_scenes_rule_and_examples_are_not():
+    words, mean = _words("mug"), torch.randn(12) / 9
+    example = Example("point 1", True, {"clip": torch.randn(12)})
+    settings = DisplaySettings(rule="scene")
+    asked = active_query("clip", words, [example], mean, settings, is_negative=False)
+    assert asked is not None
+    expected = [
+        similarity(HIDDEN @ WEIGHT.T, make_query(words.positives, words.negatives, mean=mean)),
+        similarity(HIDDEN @ WEIGHT.T, make_query(example.features["clip"][None])),
+    ]
+    scores = asked.scores(HIDDEN, WEIGHT)
+    torch.testing.assert_close(scores, torch.cat(expected, dim=-1), atol=1e-5, rtol=0)
+
+
 def test_each_positive_has_its_output_and_all_have_one():
     asked = _asked("mug", "cup", several="each alone")
     scores = asked.scores(HIDDEN, WEIGHT)
@@ -171,7 +185,7 @@ QUERY = NamedQuery(
     QueryText("mug 🦊", "", 0.2),
     canonical=False,
     head="clip",
-    settings=DisplaySettings(several="each alone", score="cosine", threshold=0.3, low=-1.0),
+    settings=DisplaySettings("each alone", "cosine", "scene", threshold=0.3, low=-1.0),
     examples=(Example("point 1", False, {"clip": torch.tensor([0.25, -1.5])}),),
 )
 

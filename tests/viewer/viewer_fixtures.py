@@ -11,6 +11,7 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
 from viser import ViserServer
 
+from f3rm.backbones import Backbone
 from f3rm.errors import BackboneUnavailableError
 
 
@@ -137,15 +138,21 @@ def wait(condition, seconds=60.0):
         time.sleep(0.01)
 
 
-class FakeTower:
+class FakeTower(Backbone):
     """A text tower: each text has a direction of its own; some cannot be had."""
 
     loads = 0
-    known_words = None
+    device = torch.device("cpu")
 
     def __init__(self, channels):
         self.channels = channels
         self.texts = []
+
+    def encode_image(self, images):
+        raise NotImplementedError
+
+    def provenance(self):
+        return {}
 
     def encode_text(self, texts):
         self.texts.append(list(texts))

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import Dinov2Model
 
 from f3rm.backbones import Backbone, Tower
+from f3rm.backbones.calibration import Calibration
 from f3rm.errors import BackboneRef
 from tools.real.efficientnet_lite import EfficientNetLite0
 from tools.real.wheels import CLASS_NAMES, DINO, MiniLm
@@ -57,6 +58,9 @@ class Conse(Backbone):
             self._names = load_file(folder / CLASS_NAMES)["embeddings"].to(device)
         if "text" in towers:
             self._text = MiniLm(device)
+            # What it can see are mixtures of the classes.
+            names = load_file(folder / CLASS_NAMES)["embeddings"]
+            self.calibration = Calibration.of(names)
 
     @classmethod
     def load(

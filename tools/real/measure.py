@@ -16,10 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 import f3rm
+from f3rm.colours.palette import best_query_index
+from f3rm.errors import HeadSpec
 from f3rm.evaluation.metrics import is_localised
 from f3rm.evaluation.predictions import field_scores, teacher_scores
+from f3rm.language.questions import Question, all_scores, question_like
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, make_query, to_hidden
 from f3rm.language.text_encoder import TextEncoder
+from f3rm.language.threshold import RELEVANCY_FLOOR
 from f3rm.scene.found import Found
 from f3rm.scene.run_loading import LoadedRun
 from f3rm.scene.scene import Scene
@@ -167,29 +171,29 @@ class HeldOut:
         return shown
 
     def transfers(self, phrase: str) -> list[Transfer]:
-        """Carries the labels of two clicks into all other photographs, by the nearest click.
+        """Carries two clicks into all other photographs, as ``f3rm label`` does.
 
         The clicks are in the first photograph that shows the phrase: at the centre of its box, and
         at the centre of the largest disc outside of all boxes.
         """
         source = next(view for view, boxes in self.boxes.items() if phrase in boxes)
         clicks = two_clicks(self.boxes[source], phrase, self.sizes[source])
-        rows, cols = (torch.tensor([xy[axis] for xy in clicks]) for axis in (1, 0))
-        weight = self.head.weight.detach().cpu().float()
-        own = self.hidden[source][rows // DOWNSCALE, cols // DOWNSCALE].float() @ weight.T
-        xy = torch.tensor(clicks).float()
-        index = self.store.index(source)
-        taught = self.store.gather(torch.full((2,), index), xy, mode="bilinear").float()
+        labels = [self.scene.like((source, click)) for click in clicks]
+        index = torch.full((2,), self.store.index(source))
+        taught = self.store.gather(index, torch.tensor(clicks).float(), mode="bilinear").float()
+        head = TeacherHead(self.head.spec, torch.eye(taught.shape[1]))
+        mean = self.head.pca_mean.cpu()
+        rivals = [question_like("", one[None], head, mean, is_present=True) for one in taught]
         carried: list[Transfer] = []
         for view, boxes in self.boxes.items():
             if view == source or phrase not in boxes:
                 continue
             size = self.sizes[view]
-            field = resized(nearest(self.hidden[view].float() @ weight.T, own) == 0, size)
             cells = self.store.feature_map(self.store.index(view)).float()
-            teacher = cosine_maps(cells, taught)
-            teacher = functional.interpolate(teacher[None], size, mode="bilinear")[0].argmax(0)
-            masks = field, (teacher == 0).numpy()
+            masks = (
+                resized(labelled(labels, self.hidden[view]) == 0, size),
+                labelled(rivals, cells, size) == 0,
+            )
             ious = [overlap(box_around(mask), boxes[phrase]) for mask in masks]
             carried.append(Transfer(view, *masks, (ious[0], ious[1])))
         return carried
@@ -208,19 +212,25 @@ def two_clicks(
     return ((x0 + x1) // 2, (y0 + y1) // 2), (int(col), int(row))
 
 
-def cosine_maps(
-    features: Float[Tensor, "rows cols channels"], clicked: Float[Tensor, "clicks channels"]
-) -> Float[Tensor, "clicks rows cols"]:
-    """Returns each feature's cosine to the features of some clicks."""
-    units = functional.normalize(features, dim=-1) @ functional.normalize(clicked, dim=-1).T
-    return units.permute(2, 0, 1)
+@dataclass(frozen=True)
+class TeacherHead:
+    """The head of features that are not composited from hidden vectors: its weight is 1."""
+
+    spec: HeadSpec
+    weight: Float[Tensor, "channels channels"]
 
 
-def nearest(
-    features: Float[Tensor, "rows cols channels"], clicked: Float[Tensor, "clicks channels"]
-) -> Int[np.ndarray, "rows cols"]:
-    """Returns the click of which each feature has the highest cosine."""
-    return cosine_maps(features, clicked).argmax(0).numpy()
+def labelled(
+    questions: Sequence[Question],
+    hidden: Float[Tensor, "rows cols hidden"],
+    size: tuple[int, int] | None = None,
+) -> Int[np.ndarray, "height width"]:
+    """Returns the best of some examples at each place, or -1; another size is interpolated."""
+    scores = all_scores(questions, hidden.to(questions[0].device))
+    if size is not None:
+        scores = functional.interpolate(scores.permute(2, 0, 1)[None], size, mode="bilinear")[0]
+        scores = scores.permute(1, 2, 0)
+    return best_query_index(scores, (RELEVANCY_FLOOR,) * len(questions)).cpu().numpy()
 
 
 def resized(

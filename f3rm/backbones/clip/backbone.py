@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the customary name)
 
 from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.calibration import read_calibration
 from f3rm.backbones.clip.resnet import resnet_features
 from f3rm.backbones.clip.source import ClipSource, find_source
 from f3rm.backbones.clip.towers import (
@@ -63,7 +64,8 @@ class ClipBackbone(Backbone):
         self.mean = source.mean
         self.std = source.std
         self.has_text = has_supported_text(source.config)
-        self.known_words = read_known_words(local_weights(ref))
+        folder = local_weights(ref)
+        self.known_words, self.calibration = read_known_words(folder), read_calibration(folder)
         self.visual = visual
         self.text = text
         self._vit: Vit | None = None

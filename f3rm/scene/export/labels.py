@@ -12,7 +12,8 @@ from PIL import Image
 
 from f3rm.colours.palette import best_query_index, palette
 from f3rm.errors import StrPath, as_path
-from f3rm.language.questions import Query, all_scores, questions_in
+from f3rm.language.questions import Query, Question, all_scores, questions_in
+from f3rm.language.threshold import RELEVANCY_FLOOR
 from f3rm.scene.export.files import write_cloud, write_file
 from f3rm.scene.export.points import Sampling, surface
 from f3rm.scene.found import NONE_OF_THESE
@@ -36,7 +37,9 @@ def export_labels(
     """Writes ``<view>.png`` for each view, ``points.ply`` and ``labels.json`` into a folder.
 
     A picture has a palette: its values are 0 for none of these and 1 for the first label. The
-    property ``label`` of a point has the same values.
+    property ``label`` of a point has the same values. Examples from the scene bound each other:
+    of several, a place has the label of the most similar one that is nearer to it than the mean of
+    all features.
 
     Args:
         scene: The scene.
@@ -44,7 +47,8 @@ def export_labels(
         query: The labels, in words or from :meth:`Scene.like`.
         views: As :func:`choose_path` takes them.
         sampling: Number, spacing and frame of the points; None for the defaults.
-        threshold: The least score of every label; None to choose each from the scene's scores.
+        threshold: The least score of every label; None for 0.5 of several examples from the scene,
+            and chosen from the scene's scores of others.
         downscale: Factor by which the pictures are smaller than the photographs.
         show_progress: Whether a bar counts views.
 
@@ -58,7 +62,7 @@ def export_labels(
     path = as_path(folder).expanduser().absolute()
     asked = [scene.question(each) for each in questions_in(query)]
     cameras = [choose_path(scene, each, downscale=downscale) for each in views]
-    least = [scene.threshold(each) if threshold is None else threshold for each in asked]
+    least = [_least(scene, asked, each) if threshold is None else threshold for each in asked]
     names = (NONE_OF_THESE, *(each.label for each in asked))
     colours = torch.cat((torch.zeros(1, 3), palette(len(asked)))).mul(255).round().to(torch.uint8)
 
@@ -80,6 +84,12 @@ def export_labels(
         picture = _paletted(images["labels"].numpy() + 1, colours.flatten().tolist())
         write_file(path / f"{name}.png", lambda stream, of=picture: of.save(stream, "PNG"))
     return {name: int((labels == value).sum()) for value, name in enumerate(names)}
+
+
+def _least(scene: Scene, asked: Sequence[Question], label: Question) -> float:
+    if label.is_present and len(asked) > 1:
+        return RELEVANCY_FLOOR
+    return scene.threshold(label)
 
 
 def _named_cameras(views: Sequence[str], paths: Sequence[CameraPath]) -> list[tuple[str, Cameras]]:

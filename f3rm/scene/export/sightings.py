@@ -129,7 +129,8 @@ def _size_in(view: View, points: Float[Tensor, "points 3"]) -> float:
     if share <= 0.5:
         return 0.0
     sides = xy[inside].amax(dim=0) - xy[inside].amin(dim=0)
-    return share * float((sides.prod() / (view.size[0] * view.size[1])).sqrt())
+    # Cubed, so that the whole of a thing is better than a large part of it.
+    return share**3 * float((sides.prod() / (view.size[0] * view.size[1])).sqrt())
 
 
 def _pixels(
