@@ -168,12 +168,10 @@ class Page:
         add = next(getattr(scene, name) for name in names if hasattr(scene, name))
         # Under its old name viser 0.2.7 would go on drawing the old splat.
         self._turn = 1 - self._turn
-        with self.server.atomic():
-            splat = add(
-                f"/splat{self._turn}", self._centres, self._covariances, colours, self._opacities
-            )
-            if self._splat is not None:
-                self._splat.remove()
+        name = f"/splat{self._turn}"
+        splat = add(name, self._centres, self._covariances, colours, self._opacities)
+        if self._splat is not None:
+            self._splat.remove()
         self._splat = splat
 
     def _draw_boxes(self) -> None:

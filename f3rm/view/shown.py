@@ -47,6 +47,12 @@ class ShownSplat:
     def __len__(self) -> int:
         return len(self.gaussians)
 
+    def subset(self, kept: Tensor) -> "ShownSplat":
+        """Returns some of the Gaussians, by a mask or by their numbers."""
+        reliability = {name: values[kept] for name, values in self.reliability.items()}
+        hidden = self.hidden[kept]
+        return ShownSplat(self.gaussians.subset(kept), self.frame, hidden, reliability)
+
     @property
     def colours(self) -> Float[Tensor, "gaussians 3"]:
         """The photographs' colours, RGB in [0, 1], the same from everywhere; on the CPU."""

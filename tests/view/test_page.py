@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from viser import transforms
+import torch
 
 from f3rm.errors import F3rmError
 from f3rm.scripts.cli import main
+from f3rm.view.answers import Asking
 from f3rm.view.page import Page, check_port
+from f3rm.view.shown import PAGE
 from tests.view.test_answers import looks_like, on_page
 from tests.viewer.shown import Opened, free_port
 from tests.viewer.viewer_fixtures import wait
@@ -67,10 +69,10 @@ def test_a_later_viser_is_called_by_its_public_name(page, monkeypatch):
 
     monkeypatch.setattr(kind, "add_gaussian_splats", later, raising=False)
     page._colouring.value = "PCA"
-    wait(lambda: called)
+    wait(lambda: sent(page, "RemoveSceneNodeMessage"))  # of the old one, or both are drawn
     ((name, centres, covariances, colours, opacities),) = called
     assert name == "/splat0"
-    assert sent(page, "RemoveSceneNodeMessage").name == "/splat1"  # or a browser would draw both
+    assert sent(page, "RemoveSceneNodeMessage").name == "/splat1"
     assert centres.shape == colours.shape == (len(covariances), 3)
     assert opacities.shape == (len(centres), 1)
 
@@ -91,38 +93,39 @@ def test_a_port_in_use_is_an_error_that_says_so(truth, capsys):
 
 
 def tinted(opened):
-    """The share of the canvas that has the tint of the first question."""
-    picture = np.asarray(opened.shot()).reshape(-1, 3) / 255
-    return looks_like(picture, 0, 1).mean()
-
-
-def pixel_of(client, box, point):
-    """The pixel of the page that shows a point of the scene."""
-    camera = client.camera
-    local = transforms.SO3(camera.wxyz).inverse() @ (point - camera.position)
-    focal = box["height"] / 2 / np.tan(camera.fov / 2)
-    x, y = local[:2] / local[2] * focal
-    return box["x"] + box["width"] / 2 + x, box["y"] + box["height"] / 2 + y
+    """The share of the canvas's middle that has the tint of the first question."""
+    picture = np.asarray(opened.shot()) / 255
+    y, x = picture.shape[0] // 2, picture.shape[1] // 2
+    return looks_like(picture[y - 4 : y + 5, x - 4 : x + 5].reshape(-1, 3), 0, 1).mean()
 
 
 @pytest.mark.slow
-def test_a_browser_draws_the_splat_and_its_answers(page, browser, asking, scene, cone):
-    port = page.server.get_port()
-    opened = Opened(browser, port, "Prompt", patience=PATIENCE, size=(800, 480))
-    opened.wait(page.server.get_clients)
-    (client,) = page.server.get_clients().values()
-    opened.wait(lambda: np.asarray(opened.shot()).std() > 20)  # the splat is there
-    before = tinted(opened)
-    opened.type("Prompt", "pink")
-    opened.wait(opened.page.get_by_text("1. pink: from").is_visible)
-    opened.wait(opened.page.get_by_text("pink 1: ").is_visible)  # the label of the box
-    opened.wait(lambda: tinted(opened) > before + 0.002)
-    opened.press("Click to ask")
-    opened.wait(opened.page.get_by_text("Click on the splat.").is_visible)
-    opened.page.wait_for_timeout(500)
-    opened.page.mouse.click(
-        *pixel_of(client, opened.canvas.bounding_box(), on_page(scene, cone.centre))
-    )
-    opened.wait(opened.page.get_by_text("1. point 1: from").is_visible)
-    opened.wait(opened.page.get_by_text("point 1 1: ").first.is_visible)
-    opened.page.close()
+def test_a_browser_draws_the_splat_and_its_answers(browser, asking, scene, cone):
+    # Of the table and what is on it only: a browser without a GPU draws few a second.
+    table = np.linalg.norm(asking.splat.centres() - on_page(scene, (0, 0, 0.1)), axis=1)
+    per_metre = scene.frames.get("metres").scene_per_unit / PAGE.scene_per_unit
+    part = asking.splat.subset(torch.from_numpy(table < per_metre))
+    with closing(Page(Asking(scene, part), host="127.0.0.1", port=free_port())) as page:
+        opened = Opened(
+            browser, page.server.get_port(), "Prompt", patience=PATIENCE, size=(960, 400)
+        )
+        opened.wait(page.server.get_clients)
+        (client,) = page.server.get_clients().values()
+        there = on_page(scene, cone.centre)
+        with client.atomic():  # from above, where nothing hides it
+            client.camera.position = there + per_metre * np.array([0.0, -0.3, 0.9])
+            client.camera.look_at = there
+        opened.wait(lambda: np.asarray(opened.shot())[190:210, 470:490].std() > 2)
+        assert tinted(opened) == 0
+        opened.type("Prompt", "pink")
+        opened.wait(opened.page.get_by_text("1. pink: from").is_visible)
+        opened.wait(opened.page.get_by_text("pink 1: ").is_visible)  # the label of the box
+        opened.wait(lambda: tinted(opened) > 0.5)
+        opened.press("Click to ask")
+        opened.wait(opened.page.get_by_text("Click on the splat.").is_visible)
+        opened.page.wait_for_timeout(500)
+        box = opened.canvas.bounding_box()
+        opened.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        opened.wait(opened.page.get_by_text("1. point 1: from").is_visible)
+        opened.wait(opened.page.get_by_text("point 1 1: ").first.is_visible)
+        opened.page.close()
