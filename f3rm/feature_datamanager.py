@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -40,6 +40,7 @@ from f3rm.store.items import (
     check_present,
     dataset_root,
     items_from_paths,
+    located,
     read_items,
 )
 from f3rm.store.placement import Placement
@@ -102,6 +103,24 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Whether a thread reads features from files while the model renders; the batches are the same
     either way."""
 
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """Returns what is extracted: one specification for each feature type.
+
+        Raises:
+            FeatureTypeError: If a feature type, or the weights for one, has an unknown name.
+        """
+        return resolve_feature_type(
+            self.feature_type,
+            weights=self.weights,
+            background=self.feature_background,
+            codec=self.feature_codec,
+            precision=self.feature_precision,
+        )
+
+    def dataset(self) -> Path:
+        """Returns the dataset's folder, or a ``.json`` file in it."""
+        return Path(self.data if self.data is not None else self.dataparser.data)
+
 
 class FeatureDataManager(VanillaDataManager[InputDataset]):
     """Nerfstudio's data manager with target features in every batch.
@@ -113,6 +132,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     """
 
     config: FeatureDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    reads_photographs: ClassVar[bool] = True
+    """Whether photographs must be there; a trained field is asked without them."""
 
     def __init__(
         self,
@@ -123,18 +144,14 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        self.specs = resolve_feature_type(
-            config.feature_type,
-            weights=config.weights,
-            background=config.feature_background,
-            codec=config.feature_codec,
-            precision=config.feature_precision,
-        )
-        data = Path(config.data if config.data is not None else config.dataparser.data)
+        self.specs = config.specs()
+        if test_mode != "val":  # a run is opened
+            config.data = located(config.dataset())
+        data = config.dataset()
         self.items: list[ImageItem] = []
         self.stores: dict[str, FeatureStore] = {}
         if test_mode != "inference" or config.feature_left_out:
-            self.items = _list_items(data, config.dataparser)
+            self.items = list_items(data, config.dataparser)
         if test_mode != "inference":  # which opens no image
             extract = functools.partial(
                 extract_features,
@@ -147,7 +164,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             config.feature_left_out = images_left_out(
                 config.feature_left_out, self.stores.values(), len(self.items)
             )
-            check_present(kept_items(self.items, config.feature_left_out), data)
+            if self.reads_photographs:
+                check_present(kept_items(self.items, config.feature_left_out), data)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
         self._prefetcher: Prefetcher[RayBundle] | None = None
@@ -229,12 +247,16 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Writes the run's config.yml once more, with the names of images that were left out.
+        """Writes the run's config.yml once more, with what was decided when its data were read.
 
-        Opening the run needs as many training cameras as it was trained with.
+        That is which images were left out, as opening the run needs as many training cameras as it
+        was trained with; and the factor by which Nerfstudio downscaled them, which it would
+        otherwise open a photograph for.
         """
         trainer = training_callback_attributes.trainer
-        if self.config.feature_left_out and trainer is not None and self.local_rank == 0:
+        if isinstance(self.config.dataparser, NerfstudioDataParserConfig):
+            self.config.dataparser.downscale_factor = self.dataparser.downscale_factor
+        if trainer is not None and self.local_rank == 0:
             trainer.config.save_config()
         return super().get_training_callbacks(training_callback_attributes)
 
@@ -361,7 +383,7 @@ def _extraction_device(wanted: str, training: torch.device | str) -> str:
     return str(own) if wanted == "auto" and own.type == "cuda" else wanted
 
 
-def _list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
+def list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
     """Lists every image of a dataset, whatever its split.
 
     Nerfstudio's own format is read from transforms.json; any other dataparser is asked.
