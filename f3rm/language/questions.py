@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypedDict, get_args, runtime_checkable
+from typing import Any, Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from f3rm.errors import F3rmError, HeadSpec
+from f3rm.errors import F3rmError, HeadSpec, check_number
 from f3rm.language.expressions import (
     Either,
     Expression,
@@ -188,6 +188,9 @@ class Questioner:
                 be combined.
             BackboneUnavailableError: If the text tower cannot be loaded.
         """
+        check_number("temperature", temperature, above=0)
+        if isinstance(negatives, str):
+            raise F3rmError(f"negatives must be a list of phrases, got {negatives!r}.")
         spec = choose_head(self._heads, head)
         if spec is None:
             msg = (
@@ -284,9 +287,12 @@ def questions_in(query: Query) -> list[str | Question]:
     Raises:
         F3rmError: If there is none, there are too many, or one cannot be parsed.
     """
-    asked: list[str | Question] = [query] if isinstance(query, Question) else []
+    asked: list[Any] = [query] if isinstance(query, Question) else []
     if not isinstance(query, Question):
-        asked = [*(split_questions(query) if isinstance(query, str) else query)]
+        try:
+            asked = [*(split_questions(query) if isinstance(query, str) else query)]
+        except TypeError:
+            asked = [query]
     if not asked:
         msg = f"A query must hold at least one phrase, got {query!r}. Say what to look for."
         raise F3rmError(msg)
@@ -299,6 +305,8 @@ def questions_in(query: Query) -> list[str | Question]:
     for question in asked:
         if isinstance(question, str):
             parse(question)
+        elif not isinstance(question, Question):
+            raise F3rmError(f"A query must be a phrase, or a list of these, got {query!r}.")
     return asked
 
 
