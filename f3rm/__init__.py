@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         extract_features_for_dataset as extract_features_for_dataset,
     )
     from f3rm.scene.boxes import OrientedBox as OrientedBox
+    from f3rm.scene.camera import Camera as Camera
     from f3rm.scene.found import Found as Found, Identified as Identified, Instance as Instance
-    from f3rm.scene.scene import Scene as Scene, load as load
+    from f3rm.scene.opening import load as load
+    from f3rm.scene.scene import Scene as Scene
     from f3rm.scene.surface import SurfacePoints as SurfacePoints
     from f3rm.store.reader import FeatureStore as FeatureStore
 
@@ -25,6 +27,7 @@ __getattr__ = getter(
     __name__,
     {
         "BackboneRef": "f3rm.errors",
+        "Camera": "f3rm.scene.camera",
         "F3rmError": "f3rm.errors",
         "FeatureStore": "f3rm.store.reader",
         "Found": "f3rm.scene.found",
@@ -34,6 +37,6 @@ __getattr__ = getter(
         "Scene": "f3rm.scene.scene",
         "SurfacePoints": "f3rm.scene.surface",
         "extract_features_for_dataset": "f3rm.extract.standalone",
-        "load": "f3rm.scene.scene",
+        "load": "f3rm.scene.opening",
     },
 )

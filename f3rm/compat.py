@@ -5,14 +5,22 @@
   :func:`allow_nerfstudio_checkpoints` lets older checkpoints load.
 - Its Adam does not offer torch's fused implementation; :class:`FusedAdamOptimizerConfig` does.
 - Nerfacto fetches LPIPS weights at construction. :func:`lazy_lpips` defers that to the first use.
+- Its commands show any error as a traceback; :func:`show_messages_alone` makes f3rm's errors end
+  them with the message.
+- Its ``eval_setup`` searches checkpoints where the run was trained, and tells nobody which file it
+  opens; :func:`config_being_opened` finds out, so that a copied run finds its own.
 """
 
 import contextlib
 import importlib
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from types import TracebackType
 from typing import SupportsFloat
 
 import numpy as np
@@ -24,6 +32,8 @@ from nerfstudio.engine.schedulers import (
 )
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
+
+from f3rm.errors import F3rmError
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +94,36 @@ def allow_nerfstudio_checkpoints() -> None:
             type(np.dtype("float64")),
         ]
     )
+
+
+def show_messages_alone() -> None:
+    """Makes Nerfstudio's commands (``ns-*``) end with the message of an error of f3rm's, alone.
+
+    Elsewhere, and for every other error, Python's traceback stays.
+    """
+    if not Path(sys.argv[0]).name.startswith("ns-"):
+        return
+    usual = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, F3rmError):
+            sys.stderr.write(f"{error}\n")
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = show
+
+
+def config_being_opened() -> Path | None:
+    """Returns the ``config.yml`` that Nerfstudio's ``eval_setup``, a caller, opens; None without.
+
+    It is the function's argument ``config_path``.
+    """
+    for caller in inspect.stack(context=0):
+        where = caller.frame.f_globals.get("__name__")
+        if caller.function == "eval_setup" and where == "nerfstudio.utils.eval_utils":
+            return Path(caller.frame.f_locals["config_path"])
+    return None
 
 
 class LazyLpips:

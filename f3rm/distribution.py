@@ -7,6 +7,8 @@ because commands check this before they load anything else.
 
 import logging
 import shlex
+import sys
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import Distribution, distributions
 
@@ -61,6 +63,16 @@ def warn_of_namesake() -> None:
     message = namesake_beside()
     if message is not None:
         logger.warning("%s", message)
+
+
+def silence_other_packages() -> None:
+    """Silences Python warnings of other packages, as commands do; ``python -W`` shows them.
+
+    They concern the programmers of these packages. What f3rm warns of is logged.
+    """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", module=r"f3rm\b")
 
 
 def _installed(name: str) -> Distribution | None:

@@ -7,6 +7,7 @@ the command line's help) stay light.
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,31 @@ StrPath = str | os.PathLike[str]
 
 
 def as_path(path: StrPath) -> Path:
-    """Returns a file or folder argument, a string or any path-like object, as a path."""
-    return Path(path)
+    """Returns a file or folder argument, a string or any path-like object, as a path.
+
+    Raises:
+        F3rmError: If it is something else.
+    """
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise F3rmError(f"A file or folder must be a path, got {path!r}.") from error
+
+
+def check_number(name: str, value: Any, *, above: float | int) -> None:
+    """Checks a number given as an argument; None, for a default, is accepted.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        above: It must be greater than this.
+
+    Raises:
+        F3rmError: If it is not.
+    """
+    is_number = not isinstance(value, bool) and isinstance(value, Real)
+    if value is not None and not (is_number and float(value) > above):
+        raise F3rmError(f"{name} must be a number above {above:g}, got {value!r}.")
 
 
 def printable(text: str, *, lines: bool = False) -> str:

@@ -10,7 +10,6 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
-from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
@@ -18,12 +17,15 @@ from f3rm.compat import (
     FloatExponentialDecaySchedulerConfig,
     FusedAdamOptimizerConfig,
     allow_nerfstudio_checkpoints,
+    show_messages_alone,
 )
 from f3rm.distribution import warn_of_namesake
 from f3rm.feature_datamanager import FeatureDataManagerConfig
 from f3rm.model import FeatureFieldModelConfig
+from f3rm.trainer import FeatureTrainerConfig
 
 allow_nerfstudio_checkpoints()
+show_messages_alone()
 warn_of_namesake()
 
 
@@ -57,7 +59,7 @@ def _optimizers(steps: int, *, feature_rate: float = 5e-3) -> dict[str, Any]:
 
 
 f3rm_method = MethodSpecification(
-    config=TrainerConfig(
+    config=FeatureTrainerConfig(
         method_name="f3rm",
         steps_per_eval_batch=500,
         steps_per_save=2000,
@@ -79,7 +81,7 @@ f3rm_method = MethodSpecification(
 )
 
 f3rm_big_method = MethodSpecification(
-    config=TrainerConfig(
+    config=FeatureTrainerConfig(
         method_name="f3rm-big",
         steps_per_eval_batch=500,
         steps_per_save=2000,
@@ -114,7 +116,7 @@ f3rm_big_method = MethodSpecification(
 )
 
 f3rm_lite_method = MethodSpecification(
-    config=TrainerConfig(
+    config=FeatureTrainerConfig(
         method_name="f3rm-lite",
         steps_per_eval_batch=500,
         steps_per_eval_image=1000,

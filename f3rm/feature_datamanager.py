@@ -11,9 +11,9 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -23,7 +23,7 @@ from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManagerConfig,
     variable_res_collate,
 )
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
@@ -35,18 +35,18 @@ from f3rm.extract.extraction import extract_features
 from f3rm.extract.job import OnError
 from f3rm.feature_field import FeatureStats, output_key
 from f3rm.store.gather import MappedRows
-from f3rm.store.items import (
-    ImageItem,
-    check_present,
-    dataset_root,
-    items_from_paths,
-    read_items,
-)
+from f3rm.store.items import ImageItem, check_present, located
 from f3rm.store.placement import Placement
 from f3rm.store.reader import FeatureStore, GatherMode, place_stores
 from f3rm.store.spec import Background, FeatureSpec, Precision, resolve_feature_type
 from f3rm.training.eval_loaders import HOLD_OUT, FixedEvalLoader, RandomEvalLoader, check_held_out
-from f3rm.training.left_out import check_trainable, images_left_out, kept_items, kept_outputs
+from f3rm.training.left_out import (
+    check_trainable,
+    images_left_out,
+    kept_items,
+    kept_outputs,
+    list_items,
+)
 from f3rm.training.lookup import FeatureLookup, ImageTargets, match_items
 from f3rm.training.prefetch import Prefetcher
 from f3rm.training.segments import Segments
@@ -54,7 +54,6 @@ from f3rm.training.segments import Segments
 logger = logging.getLogger(__name__)
 
 _STATS_ROWS = 1 << 14
-_SPLITS = ("train", "val", "test")
 
 
 @dataclass
@@ -106,6 +105,24 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Whether a thread reads features from files while the model renders; the batches are the same
     either way."""
 
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """Returns what is extracted: one specification for each feature type.
+
+        Raises:
+            FeatureTypeError: If a feature type, or the weights for one, has an unknown name.
+        """
+        return resolve_feature_type(
+            self.feature_type,
+            weights=self.weights,
+            background=self.feature_background,
+            codec=self.feature_codec,
+            precision=self.feature_precision,
+        )
+
+    def dataset(self) -> Path:
+        """Returns the dataset's folder, or a ``.json`` file in it."""
+        return Path(self.data if self.data is not None else self.dataparser.data)
+
 
 class FeatureDataManager(VanillaDataManager[InputDataset]):
     """Nerfstudio's data manager with target features in every batch.
@@ -117,6 +134,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     """
 
     config: FeatureDataManagerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    reads_photographs: ClassVar[bool] = True
+    """Whether photographs must be there; a trained field is asked without them."""
 
     def __init__(
         self,
@@ -127,18 +146,14 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        self.specs = resolve_feature_type(
-            config.feature_type,
-            weights=config.weights,
-            background=config.feature_background,
-            codec=config.feature_codec,
-            precision=config.feature_precision,
-        )
-        data = Path(config.data if config.data is not None else config.dataparser.data)
+        self.specs = config.specs()
+        if test_mode != "val":  # a run is opened
+            config.data = located(config.dataset())
+        data = config.dataset()
         self.items: list[ImageItem] = []
         self.stores: dict[str, FeatureStore] = {}
         if test_mode != "inference" or config.feature_left_out:
-            self.items = _list_items(data, config.dataparser)
+            self.items = list_items(data, config.dataparser)
         if test_mode != "inference":  # which opens no image
             extract = functools.partial(
                 extract_features,
@@ -151,7 +166,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             config.feature_left_out = images_left_out(
                 config.feature_left_out, self.stores.values(), len(self.items)
             )
-            check_present(kept_items(self.items, config.feature_left_out), data)
+            if self.reads_photographs:
+                check_present(kept_items(self.items, config.feature_left_out), data)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self._lookups: dict[str, FeatureLookup] = {}
         self._prefetcher: Prefetcher[RayBundle] | None = None
@@ -235,12 +251,16 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Writes the run's config.yml once more, with the names of images that were left out.
+        """Writes the run's config.yml once more, with what was decided when its data were read.
 
-        Opening the run needs as many training cameras as it was trained with.
+        That is which images were left out, as opening the run needs as many training cameras as it
+        was trained with; and the factor by which Nerfstudio downscaled them, which it would
+        otherwise open a photograph for.
         """
         trainer = training_callback_attributes.trainer
-        if self.config.feature_left_out and trainer is not None and self.local_rank == 0:
+        if isinstance(self.config.dataparser, NerfstudioDataParserConfig):
+            self.config.dataparser.downscale_factor = self.dataparser.downscale_factor
+        if trainer is not None and self.local_rank == 0:
             trainer.config.save_config()
         return super().get_training_callbacks(training_callback_attributes)
 
@@ -372,19 +392,3 @@ def _extraction_device(wanted: str, training: torch.device | str) -> str:
     """Returns the device that extracts; ``auto`` is the GPU that this process trains on."""
     own = torch.device(training)
     return str(own) if wanted == "auto" and own.type == "cuda" else wanted
-
-
-def _list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
-    """Lists every image of a dataset, whatever its split.
-
-    Nerfstudio's own format is read from transforms.json; any other dataparser is asked.
-    """
-    if isinstance(dataparser, NerfstudioDataParserConfig):
-        return read_items(data, present=False)
-    parser = replace(dataparser, data=data).setup()
-    paths = [
-        path
-        for split in _SPLITS
-        for path in parser.get_dataparser_outputs(split=split).image_filenames
-    ]
-    return items_from_paths(paths, dataset_root(data))

@@ -72,7 +72,7 @@ class Drawing:
         """
         self.folder.write_overview()
         where = self.folder.path
-        run = subject.scene.run
+        run = subject.run
         if isinstance(run, LoadedSplat):
             commands = splat_commands(run, pictures=where)
         else:

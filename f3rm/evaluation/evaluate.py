@@ -31,8 +31,8 @@ from f3rm.evaluation.vocabulary import Language, Speaker, open_language
 from f3rm.language.heads import choose_head, scales_of, translated
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Rule
 from f3rm.language.text_map import TextMap
+from f3rm.scene.opening import load
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
-from f3rm.scene.scene import load
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
@@ -75,10 +75,10 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     started = time.perf_counter()
     place = resolve_device(device)
     scene = load(os.fspath(config), data=None if data is None else os.fspath(data), device=device)
-    run, subject = scene.run, Subject.of(scene)
+    subject = Subject.of(scene)
     _check_held_out(subject)
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
-    truth = _read_truth(run, notes)
+    truth = _read_truth(subject.run, notes)
     scene.language = language
     known = translated(subject.source.heads, scene.language)
     spec = choose_head(known, head)
@@ -106,9 +106,9 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
     if nerfacto is not None:
-        if isinstance(run, LoadedSplat):
+        if isinstance(subject.run, LoadedSplat):
             raise F3rmError("--nerfacto is compared with runs of f3rm, got a splat. Leave it out.")
-        plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
+        plain = nerfacto_psnr(subject.run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
     context = _context(subject, truth, asked, scene.language, rule=rule, seed=seed, device=place)
@@ -121,7 +121,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
 def _check_held_out(subject: Subject) -> None:
     if not subject.held_out.names:
         msg = (
-            f"{str(subject.scene.run.config_path)!r} must hold out at least one photograph, but "
+            f"{str(subject.run.config_path)!r} must hold out at least one photograph, but "
             f"all {len(subject.train.names)} were trained on. Train with a smaller "
             "--train-split-fraction."
         )
@@ -210,7 +210,7 @@ def _context(
         },
         "run": subject.about(),
         "dataset": {
-            "folder": str(subject.scene.run.data),
+            "folder": str(subject.run.data),
             "kind": truth.kind if truth else None,
             "seed": truth.seed if truth else None,
             "training_views": len(subject.train.names),

@@ -10,7 +10,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
-from f3rm.errors import CacheError
+from f3rm.errors import CacheError, F3rmError
 from f3rm.evaluation.predictions import psnr
 from f3rm.extract.cache import cache_roots
 from f3rm.feature_datamanager import FeatureLookup
@@ -28,12 +28,14 @@ class Subject:
 
     Attributes:
         scene: The scene.
+        run: What it was opened from.
         stores: The teacher's features by head; empty without a valid cache.
         train: The photographs that it was trained on, or that its features were lifted from.
         held_out: The others, on which it is measured.
     """
 
     scene: Scene
+    run: LoadedRun | LoadedSplat
     stores: dict[str, FeatureStore]
     train: Split
     held_out: Split
@@ -44,13 +46,18 @@ class Subject:
 
         Raises:
             CacheError: If a feature cache is damaged.
+            F3rmError: If it is a packed scene.
         """
         run = scene.run
         if isinstance(run, LoadedRun):
-            return cls(scene, run.stores, run.train, run.held_out)
+            return cls(scene, run, run.stores, run.train, run.held_out)
+        if not isinstance(run, LoadedSplat):
+            raise F3rmError(
+                f"A packed scene has no photographs, got {run.config_path}. Evaluate the run."
+            )
         stores = _stores(run)
         return cls(
-            scene, stores, _with_lookup(run.train, stores), _with_lookup(run.held_out, stores)
+            scene, run, stores, _with_lookup(run.train, stores), _with_lookup(run.held_out, stores)
         )
 
     @property
@@ -60,7 +67,7 @@ class Subject:
 
     def picture(self, index: int) -> tuple[Cameras, Float[Tensor, "height width channels"]]:
         """Returns camera and photograph, in [0, 1], of a held-out view."""
-        run = self.scene.run
+        run = self.run
         if isinstance(run, LoadedRun):
             camera, batch = run.picture(index)
             return camera, batch["image"]
@@ -69,7 +76,7 @@ class Subject:
 
     def psnr(self, outputs: CameraOutputs, photograph: Tensor) -> float:
         """Returns the PSNR of a rendered view, in dB."""
-        run = self.scene.run
+        run = self.run
         if isinstance(run, LoadedRun):
             return psnr(run.model, outputs, photograph)
         error = (outputs["rgb"] - photograph.to(outputs["rgb"])).square().mean()
@@ -77,7 +84,7 @@ class Subject:
 
     def about(self) -> dict[str, Any]:
         """Returns which run it is, for the report."""
-        run = self.scene.run
+        run = self.run
         about: dict[str, Any] = {"config": str(run.config_path)}
         if isinstance(run, LoadedRun):
             seed = run.config.machine.seed

@@ -128,7 +128,9 @@ class Speaker:
         encoder = TextEncoder(first.spec.backbone)
         vectors = encoder.encode([*texts, *CANONICAL_NEGATIVES]).to(first.weight.detach())
         prompts, negatives = vectors.split((len(texts), len(CANONICAL_NEGATIVES)))
-        beside = [self.against(head.spec.name) if self.against else {} for head in self.heads]
+        beside: list[Against] = [
+            self.against(head.spec.name) if self.against else {} for head in self.heads
+        ]
         scales = [
             query_of(head, prompts, negatives, **against)
             for head, against in zip(self.heads, beside, strict=True)

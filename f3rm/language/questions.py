@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, get_args
+from typing import Any, TypedDict, cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
-from f3rm.errors import F3rmError, StrPath
+from f3rm.errors import F3rmError, StrPath, check_number
 from f3rm.language.expressions import (
     Either,
     Expression,
@@ -43,7 +43,7 @@ from f3rm.language.relevancy import (
     mean_unit_feature,
     similarity_from_hidden,
 )
-from f3rm.language.text_encoder import TextEncoder
+from f3rm.language.text_encoder import TextEncoder, embed_phrases
 from f3rm.language.text_map import TextMap, language_files, load_language
 from f3rm.language.threshold import found_from
 
@@ -196,6 +196,8 @@ class Questioner:
         """
         if isinstance(text, Question):
             return text
+        if not isinstance(cast("object", text), str):
+            raise F3rmError(f"A question must be a phrase or from Scene.like, got {text!r}.")
         asked = self.ask(text, **options)
         if self._surface is None:
             return asked
@@ -220,6 +222,9 @@ class Questioner:
                 be combined.
             BackboneUnavailableError: If the text tower cannot be loaded.
         """
+        check_number("temperature", temperature, above=0)
+        if isinstance(negatives, str):
+            raise F3rmError(f"negatives must be a list of phrases, got {negatives!r}.")
         spec = choose_head(self._heads, head)
         if spec is None:
             msg = (
@@ -236,11 +241,11 @@ class Questioner:
             )
             raise F3rmError(msg)
         heads, encoder = scales_of(self._heads, spec, head), self._encoder(spec.name)
-        others = _embed(encoder, negatives, templates) if negatives else None
+        others = embed_phrases(encoder, negatives, templates) if negatives else None
         against = [self.against(rule, each.spec.name) for each in heads]
 
         def hidden_query(phrases: Sequence[str]) -> AnyQuery:
-            prompts = _embed(encoder, phrases, templates)
+            prompts = embed_phrases(encoder, phrases, templates)
             scales = [
                 query_of(each, prompts, others, temperature=temperature, **beside)
                 for each, beside in zip(heads, against, strict=True)
@@ -326,30 +331,18 @@ class Askable:
         return asked
 
 
-def _embed(
-    encoder: TextEncoder, phrases: Sequence[str], templates: Sequence[str]
-) -> Float[Tensor, "phrases channels"]:
-    """Embeds phrases, each as the mean over the templates."""
-    if isinstance(templates, str) or not templates or any("{}" not in t for t in templates):
-        msg = (
-            f"templates must be sentences with {{}} in them, got {templates!r}. For "
-            "example f3rm.scene.PROMPT_TEMPLATES."
-        )
-        raise F3rmError(msg)
-    sentences = [t.replace("{}", phrase) for phrase in phrases for t in templates]
-    embeddings = encoder.encode(sentences).view(len(phrases), len(templates), -1)
-    return embeddings.mean(dim=1)  # of unit vectors; make_query normalises
-
-
 def questions_in(query: Query) -> list[str | Question]:
     """Returns the questions of a text with semicolons between them, or of a list.
 
     Raises:
         F3rmError: If there is none, there are too many, or one cannot be parsed.
     """
-    asked: list[str | Question] = [query] if isinstance(query, Question) else []
+    asked: list[Any] = [query] if isinstance(query, Question) else []
     if not isinstance(query, Question):
-        asked = [*(split_questions(query) if isinstance(query, str) else query)]
+        try:
+            asked = [*(split_questions(query) if isinstance(query, str) else query)]
+        except TypeError:
+            asked = [query]
     if not asked:
         msg = f"A query must hold at least one phrase, got {query!r}. Say what to look for."
         raise F3rmError(msg)
@@ -362,6 +355,8 @@ def questions_in(query: Query) -> list[str | Question]:
     for question in asked:
         if isinstance(question, str):
             parse(question)
+        elif not isinstance(question, Question):
+            raise F3rmError(f"A query must be a phrase, or a list of these, got {query!r}.")
     return asked
 
 

@@ -13,7 +13,7 @@ from f3rm.backbones.base import Backbone
 from f3rm.backbones.calibration import Calibration
 from f3rm.backbones.known_words import KnownWords
 from f3rm.backbones.registry import load_backbone
-from f3rm.errors import BackboneRef
+from f3rm.errors import BackboneRef, F3rmError
 
 _REMEMBERED = 256
 _MOST_PHRASES = 32
@@ -108,3 +108,23 @@ class TextEncoder:
             if self._backbone is None:
                 self._backbone = load_backbone(self._ref, device="cpu", towers=("text",))
             return self._backbone
+
+
+def embed_phrases(
+    encoder: TextEncoder, phrases: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "phrases channels"]:
+    """Embeds phrases, each as the mean over the templates.
+
+    Raises:
+        F3rmError: If ``templates`` are no sentences with ``{}``.
+        BackboneUnavailableError: If the tower cannot be loaded.
+    """
+    if isinstance(templates, str) or not templates or any("{}" not in t for t in templates):
+        msg = (
+            f"templates must be sentences with {{}} in them, got {templates!r}. For "
+            "example f3rm.scene.PROMPT_TEMPLATES."
+        )
+        raise F3rmError(msg)
+    sentences = [t.replace("{}", phrase) for phrase in phrases for t in templates]
+    embeddings = encoder.encode(sentences).view(len(phrases), len(templates), -1)
+    return embeddings.mean(dim=1)  # of unit vectors; make_query normalises

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from f3rm.scene.boxes import OrientedBox as OrientedBox
     from f3rm.scene.found import Found as Found, Identified as Identified, Instance as Instance
     from f3rm.scene.frames import FrameName as FrameName
-    from f3rm.scene.scene import Scene as Scene, load as load
+    from f3rm.scene.opening import load as load
+    from f3rm.scene.scene import Scene as Scene
     from f3rm.scene.surface import SurfacePoints as SurfacePoints
 
 __getattr__ = getter(
@@ -25,6 +26,6 @@ __getattr__ = getter(
         "Scene": "f3rm.scene.scene",
         "SurfacePoints": "f3rm.scene.surface",
         "TextMap": "f3rm.language.text_map",
-        "load": "f3rm.scene.scene",
+        "load": "f3rm.scene.opening",
     },
 )

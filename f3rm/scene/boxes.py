@@ -1,5 +1,6 @@
 """Upright oriented boxes: fitted to points, and their overlap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -53,6 +54,25 @@ class OrientedBox:
         local = (points - self.centre) @ self.axes
         return (np.abs(local) <= self.extent / 2 + margin).all(axis=1)
 
+    def moved(self, other_from_here: Float[np.ndarray, "4 4"]) -> "OrientedBox":
+        """Returns the box in another frame, e.g. that of a robot's base.
+
+        Args:
+            other_from_here: The map to it: rotation, translation and scale.
+
+        Raises:
+            F3rmError: If it does anything else.
+        """
+        matrix = np.asarray(other_from_here, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.linalg.det(matrix[:3, :3]) > 0:
+            raise F3rmError(f"other_from_here must be 4 x 4 and keep hands, got {matrix.tolist()}.")
+        scale = float(np.cbrt(np.linalg.det(matrix[:3, :3])))
+        turn = matrix[:3, :3] / scale
+        if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3):
+            raise F3rmError(f"other_from_here must not shear or stretch, got {matrix.tolist()}.")
+        centre = matrix[:3, :3] @ self.centre + matrix[:3, 3]
+        return OrientedBox(centre=centre, axes=turn @ self.axes, extent=scale * self.extent)
+
     def to_dict(self) -> dict[str, list[float] | list[list[float]]]:
         """Returns plain lists for JSON."""
         return {
@@ -60,6 +80,21 @@ class OrientedBox:
             "axes": self.axes.tolist(),
             "extent": self.extent.tolist(),
         }
+
+
+def checked_up(up: Sequence[float] | Vector) -> Vector:
+    """Returns an up direction that was given as an argument.
+
+    Raises:
+        F3rmError: If it is not three finite numbers that are not all zero.
+    """
+    try:
+        direction = np.asarray(up, dtype=np.float64)
+    except (TypeError, ValueError):
+        direction = np.zeros(0)
+    if direction.shape != (3,) or not np.isfinite(direction).all() or not direction.any():
+        raise F3rmError(f"up must be a direction (x, y, z), not zero, got {up!r}.")
+    return direction
 
 
 def fit_box(

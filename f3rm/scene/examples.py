@@ -11,20 +11,20 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from f3rm.errors import F3rmError, StrPath, as_path
+from f3rm.errors import F3rmError, StrPath, as_path, check_number
 from f3rm.feature_field import FeatureHead
 from f3rm.language.active_query import shortened
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.questions import Question, question_like
+from f3rm.scene.camera import CameraLike
 from f3rm.scene.casting import LEAST_ACCUMULATION, hidden_of
 from f3rm.scene.frames import FrameName, single
 from f3rm.scene.points import FieldAtPoints, Points
 from f3rm.scene.views import Photographed, find_view
 
-Like = StrPath | tuple[StrPath | Cameras, Sequence[int | float]] | Points
+Like = StrPath | tuple[StrPath | CameraLike, Sequence[int | float]] | Points
 """An example: ``(camera, (x, y))`` or ``(view, (x, y))``, a pixel of a camera, or of a photograph
 by its name; an image file, or ``(file or view, (left, top, right, bottom))``, a part of it; or
 points of shape (points, 3)."""
@@ -63,6 +63,7 @@ class ExampleEncoder:
         Raises:
             F3rmError: If an example cannot be used.
         """
+        check_number("temperature", temperature, above=0)
         if not examples:
             msg = (
                 "like needs at least one example, got none. Give (view, (x, y)), a file or points."
@@ -86,7 +87,7 @@ class ExampleEncoder:
         if placed is None:
             return self._points(cast("Points", example), head, frame)
         place, numbers = placed
-        if isinstance(place, Cameras) or len(numbers) == 2:
+        if isinstance(place, CameraLike) or len(numbers) == 2:
             label, hidden = self._pixel(place, numbers, frame)
             return label, head(hidden)[None].detach(), True
         file = as_path(place)
@@ -115,9 +116,9 @@ class ExampleEncoder:
         return encoder.encode(file, corners)
 
     def _pixel(
-        self, place: StrPath | Cameras, pixel: Sequence[float], frame: FrameName
+        self, place: StrPath | CameraLike, pixel: Sequence[float], frame: FrameName
     ) -> tuple[str, Float[Tensor, " hidden"]]:
-        if isinstance(place, Cameras):
+        if isinstance(place, CameraLike):
             camera = self._field.frames.get(frame).cameras_to_scene(single(place))
             size, name = (int(camera.height[0]), int(camera.width[0])), "a camera"
         else:
@@ -146,7 +147,7 @@ class ExampleEncoder:
         return f"{name} at {x:g}, {y:g}", hidden[0, 0].to(source.device)
 
 
-def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:
+def _placed(example: Like) -> tuple[StrPath | CameraLike, list[float]] | None:
     """Splits a view, camera or file from its numbers; None for points.
 
     Raises:
@@ -155,15 +156,18 @@ def _placed(example: Like) -> tuple[StrPath | Cameras, list[float]] | None:
     if isinstance(example, str | os.PathLike):
         return example, []
     if not isinstance(example, tuple) or not isinstance(
-        next(iter(example), None), str | os.PathLike | Cameras
+        next(iter(example), None), str | os.PathLike | CameraLike
     ):
         return None
-    place, *rest = cast("tuple[StrPath | Cameras, Sequence[int | float]]", example)
-    numbers = [float(number) for row in rest for number in row]
-    if len(numbers) == 2 or (len(numbers) == 4 and not isinstance(place, Cameras)):
+    place, *rest = cast("tuple[StrPath | CameraLike, Sequence[int | float]]", example)
+    try:
+        numbers = [float(number) for row in rest for number in row]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) == 2 or (len(numbers) == 4 and not isinstance(place, CameraLike)):
         return place, numbers
     msg = (
         "An example must be (camera or view, (x, y)) or (file or view, (left, top, right, "
-        f"bottom)), got {shortened(str(numbers))} beside a camera, view or file."
+        f"bottom)), got {shortened(str(rest))} beside a camera, view or file."
     )
     raise F3rmError(msg)

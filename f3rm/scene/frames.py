@@ -20,6 +20,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from f3rm.errors import DatasetError, F3rmError
+from f3rm.scene.camera import Camera, CameraLike
 from f3rm.scene.metres import METRES_KEY, SCENE_FILE, affine_map, finite_number, read_metres
 from f3rm.store.geometry import Size
 from f3rm.store.items import TRANSFORMS, dataset_root
@@ -297,12 +298,15 @@ def _distorted(
     )
 
 
-def single(camera: Cameras) -> Cameras:
-    """Returns one camera in shape (1,).
+def single(camera: CameraLike) -> Cameras:
+    """Returns one camera as Nerfstudio's, in shape (1,).
 
     Raises:
-        F3rmError: If there are several.
+        F3rmError: If it is not one camera.
     """
-    if camera.size != 1:
-        raise F3rmError(f"camera must be one camera, got {camera.size}. Take one: cameras[0].")
-    return camera.reshape((1,))
+    found = camera.to_nerfstudio() if isinstance(camera, Camera) else camera
+    if not isinstance(found, Cameras):
+        raise F3rmError(f"camera must be an f3rm.Camera or one of scene.cameras(), got {camera!r}.")
+    if found.size != 1:
+        raise F3rmError(f"camera must be one camera, got {found.size}. Take one: cameras[0].")
+    return found.reshape((1,))

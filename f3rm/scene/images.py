@@ -85,6 +85,8 @@ def check_outputs(outputs: Sequence[str], *, asked: bool) -> tuple[str, ...]:
         F3rmError: If one is unknown, or needs a query where there is none.
     """
     known = get_args(Output)
+    if not isinstance(outputs, Sequence) or isinstance(outputs, str):
+        raise F3rmError(f"outputs must be a list of names, got {outputs!r}.")
     for name in outputs:
         if name not in known:
             raise F3rmError(f"There is no output {name!r}. Choose from {', '.join(known)}.")

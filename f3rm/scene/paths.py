@@ -9,7 +9,7 @@ from nerfstudio.cameras.camera_paths import get_path_from_json
 from nerfstudio.cameras.camera_utils import get_interpolated_poses_many
 from nerfstudio.cameras.cameras import Cameras
 
-from f3rm.errors import F3rmError
+from f3rm.errors import F3rmError, check_number
 from f3rm.scene.scene import Scene
 from f3rm.store.names import safe_part, safe_paths
 
@@ -33,6 +33,19 @@ class CameraPath:
     cameras: Cameras
 
 
+def check_views(views: str, *, between: int = 10, downscale: float = 1.0) -> None:
+    """Checks, without a scene, what :func:`choose_path` takes.
+
+    Raises:
+        CameraPathError: If ``views`` is neither a known word nor a camera path that can be read.
+        F3rmError: If a number is not positive.
+    """
+    check_number("--between", between, above=0)
+    check_number("--downscale", downscale, above=0)
+    if views not in ("train", "eval", INTERPOLATED):
+        read_path(Path(views))
+
+
 def choose_path(
     scene: Scene, views: str, *, between: int = 10, downscale: float = 1.0
 ) -> CameraPath:
@@ -48,7 +61,9 @@ def choose_path(
 
     Raises:
         CameraPathError: If ``views`` is none of these, or the file cannot be read.
+        F3rmError: If a number is not positive.
     """
+    check_views(views, between=between, downscale=downscale)
     if views == "train" or views == "eval":
         cameras = scene.cameras(views, frame="nerfstudio")
         names = file_names(scene.views(views))

@@ -14,7 +14,7 @@ from f3rm.errors import F3rmError
 from f3rm.feature_field import FeatureHead
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.frames import FrameName
-from f3rm.scene.source import FieldSource, Source
+from f3rm.scene.source import ModelSource, Source
 
 Points = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -111,7 +111,7 @@ class FieldAtPoints:
         Raises:
             F3rmError: For a splat, which has none.
         """
-        if not isinstance(self.source, FieldSource):
+        if not isinstance(self.source, ModelSource):
             raise F3rmError("A splat has no trained model. Ask the scene's methods instead.")
         return self.source.model
 
@@ -128,7 +128,10 @@ class FieldAtPoints:
         return SeenSpace(self._cameras)
 
     def _positions(self, points: Points, frame: FrameName) -> Float[Tensor, "points 3"]:
-        positions = check_points(torch.as_tensor(points).detach().cpu())
+        try:
+            positions = check_points(torch.as_tensor(points).detach().cpu())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise F3rmError(f"points must be numbers of shape (points, 3): {error}") from error
         return self.frames.get(frame).to_scene(positions).float()
 
     def hidden(

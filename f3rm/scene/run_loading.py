@@ -22,8 +22,8 @@ from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManagerConfig,
 )
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
-from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.models.nerfacto import NerfactoModel
@@ -32,13 +32,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from f3rm.compat import lazy_lpips
-from f3rm.errors import F3rmError, StrPath, as_path
+from f3rm.errors import DatasetError, F3rmError, StrPath, as_path
 from f3rm.f3rm_config import allow_nerfstudio_checkpoints
 from f3rm.feature_datamanager import FeatureDataManager, FeatureLookup, match_items
 from f3rm.model import FeatureFieldModel
 from f3rm.networks.base import choose_implementation
 from f3rm.networks.nerfacto_fast import use_fast_encodings
-from f3rm.store.items import read_items
+from f3rm.scene.opened_data import use_opened_manager
+from f3rm.store.items import located, read_items
 from f3rm.store.reader import FeatureStore
 
 CONFIG_FILE = "config.yml"
@@ -48,7 +49,7 @@ _UNREADABLE = (OSError, yaml.YAMLError, ImportError, AttributeError, TypeError, 
 _UNLOADABLE = (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError)
 _SHOWN = 3
 _CHECKPOINTS = "step-*.ckpt"
-_CPU_RAYS = 1 << 10
+CPU_RAYS = 1 << 10
 """Rays at once on a CPU, where they fit its caches: with 4,096 a render takes a quarter longer."""
 
 
@@ -77,8 +78,8 @@ class LoadedRun:
 
     Attributes:
         config_path: Its ``config.yml``.
-        config: The configuration, adapted for reading: no parallel data manager, fewer rays at once
-            on a CPU.
+        config: The configuration, adapted for reading: a data manager that opens no photograph,
+            fewer rays at once on a CPU.
         data: Folder or file of its dataset.
         step: Training step of the checkpoint.
         manager: Its data manager.
@@ -106,8 +107,10 @@ class LoadedRun:
         )
 
     def picture(self, index: int) -> tuple[Cameras, dict[str, Any]]:
-        """Returns camera and photograph (``image``) of a held-out view."""
-        return self.manager.fixed_indices_eval_dataloader.get_camera(index)
+        """Returns camera and photograph (``image``) of a held-out view, which is read now."""
+        manager = self.manager
+        loader = FixedIndicesEvalDataloader(manager.eval_dataset, device=manager.device)
+        return loader.get_camera(index)
 
 
 def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device) -> LoadedRun:
@@ -129,10 +132,10 @@ def load_run(run: StrPath, *, data: StrPath | None = None, device: torch.device)
     newest = newest_checkpoint(config_path, config)
     config.load_dir = newest.parent
     root = locate_data(config, data)
-    _use_plain_data_manager(config)
+    use_opened_manager(config, root)
     if device.type == "cpu" and isinstance(config.pipeline.model, ModelConfig):
         rays = config.pipeline.model.eval_num_rays_per_chunk
-        config.pipeline.model.eval_num_rays_per_chunk = min(rays, _CPU_RAYS)
+        config.pipeline.model.eval_num_rays_per_chunk = min(rays, CPU_RAYS)
     with lazy_lpips():
         pipeline = config.pipeline.setup(device=str(device), test_mode="test")
     chosen = choose_implementation("auto", device, with_tcnn=False)
@@ -253,24 +256,11 @@ def locate_data(config: TrainerConfig, data: Path | None) -> Path:
             f"a {type(manager).__name__}."
         )
     trained = Path(manager.data if manager.data is not None else manager.dataparser.data)
-    path = (data or trained).expanduser().absolute()
-    if not path.exists():
-        msg = (
-            f"No such dataset: {str(path)!r}. If it was moved since training, give its new path "
-            "with --data (data= in Python)."
-        )
-        raise RunError(msg)
-    manager.data = path
-    return path
-
-
-def _use_plain_data_manager(config: TrainerConfig) -> None:
-    """Replaces Nerfacto's parallel data manager: its worker processes are for training."""
-    manager = config.pipeline.datamanager
-    if isinstance(manager, ParallelDataManagerConfig):
-        names = {field.name for field in fields(VanillaDataManagerConfig)} - {"_target"}
-        kept = {name: getattr(manager, name) for name in names}
-        config.pipeline.datamanager = VanillaDataManagerConfig(**kept)
+    try:
+        manager.data = located(data or trained)
+    except DatasetError as error:
+        raise RunError(str(error)) from error
+    return manager.data
 
 
 def _split(
@@ -279,7 +269,11 @@ def _split(
     data: Path,
     stores: dict[str, FeatureStore],
 ) -> Split:
-    items = manager.items if isinstance(manager, FeatureDataManager) else read_items(data)
+    items = (
+        manager.items
+        if isinstance(manager, FeatureDataManager)
+        else read_items(data, present=False)
+    )
     names = match_items(dataset.image_filenames, items)
     cameras = dataset.cameras
     lookup = None

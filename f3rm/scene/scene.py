@@ -1,19 +1,17 @@
-"""A trained run, open for questions: ``scene = f3rm.load(run)``."""
+"""A trained run, open for questions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from typing import Literal, overload
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 from typing_extensions import Unpack
 
-from f3rm.errors import F3rmError
+from f3rm.errors import F3rmError, check_number
 from f3rm.language.questions import (
     Askable,
     Query,
@@ -25,6 +23,8 @@ from f3rm.language.questions import (
 )
 from f3rm.language.relevancy import TEMPERATURE
 from f3rm.language.threshold import RELEVANCY_FLOOR
+from f3rm.scene.boxes import checked_up
+from f3rm.scene.camera import CameraLike
 from f3rm.scene.casting import NUM_RAYS
 from f3rm.scene.examples import ExampleEncoder, Like
 from f3rm.scene.finding.find import Wish, find_instances
@@ -32,45 +32,17 @@ from f3rm.scene.finding.scored import competing, score_surface
 from f3rm.scene.found import Found, Identified, Instance
 from f3rm.scene.frames import FrameName, single
 from f3rm.scene.images import ANSWERING, Wanted, check_outputs, render_images
-from f3rm.scene.kept_surface import KeptSurface
+from f3rm.scene.kept.kept_surface import KeptSurface
 from f3rm.scene.points import FieldAtPoints, Points
-from f3rm.scene.run_loading import LoadedRun, Split, load_run
-from f3rm.scene.source import FieldSource, Source
-from f3rm.scene.splat.loading import LoadedSplat, is_splat, load_splat
+from f3rm.scene.run_loading import LoadedRun, Split
+from f3rm.scene.source import FieldSource
 from f3rm.scene.surface import Surface, SurfacePoints, thinned
-from f3rm.store.device import resolve_device
+from f3rm.scene.views import Photographed
 
 SPACING = 0.01
 """Edge of the cells in which instances are found; a scene's cameras are within [-1, 1]."""
 
 SplitName = Literal["train", "eval"]
-
-
-def load(
-    run: str | Path,
-    *,
-    data: str | Path | None = None,
-    device: str = "auto",
-    surface_rays: int = NUM_RAYS,
-    show_progress: bool = False,
-) -> "Scene":
-    """Opens a trained run, or a splat with the dataset that it was trained on.
-
-    Args:
-        run: Its ``config.yml``, or the folder that has it; or a ``.ply`` of Gaussians.
-        data: The dataset, where it was moved since training; of a ``.ply`` always.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        surface_rays: Rays that give the surface points of :meth:`Scene.find`, cast at the first
-            search; fewer are faster, more find smaller objects.
-        show_progress: Whether a bar is drawn while they are cast.
-
-    Raises:
-        RunError: If configuration, checkpoint or dataset cannot be used.
-        F3rmError: If splat, device, photographs or features cannot be used.
-    """
-    open_it = load_splat if is_splat(run) else load_run
-    opened = open_it(run, data=data, device=resolve_device(device))
-    return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
 class Scene(FieldAtPoints, Askable):
@@ -83,12 +55,12 @@ class Scene(FieldAtPoints, Askable):
 
     def __init__(
         self,
-        run: LoadedRun | LoadedSplat,
+        run: Photographed,
         *,
         surface_rays: int = NUM_RAYS,
         show_progress: bool = False,
     ) -> None:
-        source: Source = run.source if isinstance(run, LoadedSplat) else FieldSource(run)
+        source = FieldSource(run) if isinstance(run, LoadedRun) else run.source
         super().__init__(source, run.train.cameras)
         self.run = run
         self._surface_rays = surface_rays
@@ -114,7 +86,10 @@ class Scene(FieldAtPoints, Askable):
         return self.frames.get(frame).cameras_from_scene(self._split(split).cameras.to("cpu"))
 
     def _split(self, split: SplitName) -> Split:
-        return self.run.train if split == "train" else self.run.held_out
+        splits = {"train": self.run.train, "eval": self.run.held_out}
+        if split not in splits:
+            raise F3rmError(f"split must be 'train' or 'eval', got {split!r}.")
+        return splits[split]
 
     def similarity(
         self,
@@ -216,6 +191,8 @@ class Scene(FieldAtPoints, Askable):
         Raises:
             F3rmError: If the frame is not known, or the field has no heads.
         """
+        check_number("num_rays", num_rays, above=0)
+        check_number("spacing", spacing, above=0)
         known = self.frames.get(frame)
         points = self._sampled(num_rays, seed=seed).points
         points = replace(points, positions=known.from_scene(points.positions))
@@ -292,12 +269,14 @@ class Scene(FieldAtPoints, Askable):
         known = self.frames.get(frame)
         if (question is None) == (like is None):
             raise F3rmError("find needs either a question or like=. Give one of the two.")
+        check_number("threshold", threshold, above=-1)
+        check_number("smallest", smallest, above=0)
+        upwards = known.up(is_level=frame == "metres") if up is None else checked_up(up)
         if like is not None:
             head, warmth = options.get("head"), options.get("temperature", TEMPERATURE)
             question = self.like(like, head=head, temperature=warmth, frame=frame)
         asked = [self.questioner.asked(each, **options) for each in questions_in(question or "")]
         scored = [score_surface(self.surface, each, threshold) for each in asked]
-        upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
         wish = Wish(known, frame, upwards, smallest)
         found = [
             find_instances(each, wish, self._look_closer)
@@ -317,7 +296,7 @@ class Scene(FieldAtPoints, Askable):
 
     def render(
         self,
-        camera: Cameras,
+        camera: CameraLike,
         outputs: Sequence[str] = ("rgb",),
         *,
         query: Query | None = None,
@@ -329,7 +308,7 @@ class Scene(FieldAtPoints, Askable):
         """Renders pictures of a camera; memory beyond them does not grow with their size.
 
         Args:
-            camera: One camera.
+            camera: One camera: :class:`f3rm.Camera`, or one of :meth:`cameras`.
             outputs: Names of the pictures; see :data:`f3rm.scene.images.Output`.
             query: A list of questions, or one text with semicolons between them.
             compete: Whether a pixel that matches several questions belongs to the best one only.
@@ -348,8 +327,11 @@ class Scene(FieldAtPoints, Askable):
             F3rmError: If camera, outputs, frame, query or options cannot be used.
         """
         names = check_outputs(outputs, asked=query is not None)
+        seen = self.frames.get(frame).cameras_to_scene(single(camera))
         asked = [] if query is None else [self.question(q, **options) for q in questions_in(query)]
         known, least = self.frames.get(frame), thresholds
+        for each in thresholds or ():
+            check_number("thresholds", each, above=-1)
         if least is None and ANSWERING & set(names):  # casts the surface rays: only where needed
             least = [score_surface(self.surface, q, None).threshold for q in asked]
         wanted = Wanted(
@@ -360,23 +342,22 @@ class Scene(FieldAtPoints, Askable):
             compete=compete,
             units_per_scene=1 / known.scene_per_unit,
         )
-        camera = known.cameras_to_scene(single(camera))
-        return render_images(self.source.bands(camera), camera, wanted)
+        return render_images(self.source.bands(seen), seen, wanted)
 
     def mask(
-        self, instance: Instance, camera: Cameras, *, frame: FrameName | None = None
+        self, instance: Instance, camera: CameraLike, *, frame: FrameName | None = None
     ) -> Bool[Tensor, "height width"]:
         """Returns the pixels of a camera that show an instance, without those where it is hidden.
 
         Args:
             instance: From :meth:`find`.
-            camera: One camera.
+            camera: One camera: :class:`f3rm.Camera`, or one of :meth:`cameras`.
             frame: Its frame; None for the instance's.
 
         Raises:
             F3rmError: If the frame is not known, or it is not one camera.
         """
         own, its = self.frames.get(instance.frame), self.frames.get(frame or instance.frame)
-        camera = its.cameras_to_scene(single(camera))
+        seen = its.cameras_to_scene(single(camera))
         points = own.to_scene(instance.points.double())
-        return self.source.mask(camera, points, instance.spacing * own.scene_per_unit)
+        return self.source.mask(seen, points, instance.spacing * own.scene_per_unit)

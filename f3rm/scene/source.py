@@ -117,27 +117,25 @@ class Source(Protocol):
         ...
 
 
-class FieldSource:
+class ModelSource:
     """A trained field as :class:`Source`.
 
     Args:
-        run: The run; its model must be a feature field.
-
-    Raises:
-        RunError: If it is not.
+        model: The model.
+        frames: The frames of its dataset.
+        cameras: The training cameras, in the scene frame.
     """
 
     without_heads = NO_HEADS
 
-    def __init__(self, run: LoadedRun) -> None:
-        self.model = model = field_model(run)
-        self.frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
+    def __init__(self, model: FeatureFieldModel, frames: Frames, cameras: Cameras) -> None:
+        self.model, self.frames = model, frames
         self.heads: Mapping[str, FeatureHead] = model.heads
         self.hidden_dim = model.feature_field.hidden_dim
         self.device = model.device
         self.values_at = partial(values_at, partial(hidden_at, model))
         self.density_at = partial(density_at, model)
-        self.sample_surface = partial(sample_surface, model, run.train.cameras)
+        self.sample_surface = partial(sample_surface, model, cameras)
         self.look_closer: LookCloser | None = partial(look_closer, model)
         self.bands = partial(render_bands, model)
 
@@ -161,6 +159,18 @@ class FieldSource:
         )
         request = HIDDEN_ONLY if hidden else RGB_ONLY
         return self.model.get_outputs_for_camera_ray_bundle(bundle, request=request)
+
+
+class FieldSource(ModelSource):
+    """The trained field of a run.
+
+    Raises:
+        RunError: If the run has none.
+    """
+
+    def __init__(self, run: LoadedRun) -> None:
+        frames = Frames.of_dataset(run.manager.train_dataparser_outputs, run.data)
+        super().__init__(field_model(run), frames, run.train.cameras)
 
 
 @torch.no_grad()

@@ -12,14 +12,15 @@ from PIL import Image, UnidentifiedImageError
 from f3rm.errors import F3rmError, ImageError
 from f3rm.language.active_query import shortened
 from f3rm.scene.frames import FileCamera
+from f3rm.scene.kept.packed import PackedScene
 from f3rm.scene.run_loading import LoadedRun, Split
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.geometry import Size
 from f3rm.store.images import read_image
-from f3rm.store.items import dataset_root
+from f3rm.store.items import dataset_root, is_regular_file
 from f3rm.store.spec import FeatureSpec
 
-Photographed = LoadedRun | LoadedSplat
+Photographed = LoadedRun | LoadedSplat | PackedScene
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class View:
         file: The photograph's file; the run may have been trained on smaller copies.
         split: The split that it is of.
         index: Its index there.
+        known_size: Height and width of the file, if they are known without it.
     """
 
     name: str
     file: Path
     split: Split
     index: int
+    known_size: Size | None = None
 
     @property
     def camera(self) -> Cameras:
@@ -49,6 +52,9 @@ class View:
         Raises:
             ImageError: If it cannot be read.
         """
+        if self.known_size is not None:
+            return self.known_size
+        self._check_present()
         try:
             with Image.open(self.file) as picture:
                 return picture.height, picture.width
@@ -75,13 +81,25 @@ class View:
         Raises:
             ImageError: If it cannot be read.
         """
+        self._check_present()
         return read_image(self.file, FeatureSpec.background)
+
+    def _check_present(self) -> None:
+        if not is_regular_file(self.file):
+            raise ImageError(
+                f"There is no photograph {str(self.file)!r}. Say where the dataset is with --data "
+                "(data= in Python)."
+            )
 
 
 def views_of(run: Photographed, split: Split) -> list[View]:
     """Returns the photographs of a split."""
     root = dataset_root(run.data)
-    return [View(name, root / name, split, index) for index, name in enumerate(split.names)]
+    sizes = run.file_sizes if isinstance(run, PackedScene) else {}
+    return [
+        View(name, root / name, split, index, sizes.get(name))
+        for index, name in enumerate(split.names)
+    ]
 
 
 def find_view(run: Photographed, name: str) -> View:

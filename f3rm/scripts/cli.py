@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import f3rm
-from f3rm.distribution import namesake_beside
+from f3rm.distribution import namesake_beside, silence_other_packages
 from f3rm.scripts.command import run_command
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -53,6 +53,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.export:Export",
         "Write points, features, meshes and boxes of a trained run to files.",
     ),
+    "pack": (
+        "f3rm.scripts.pack:Pack",
+        "Pack a trained run into one file, which opens anywhere.",
+    ),
     "cache": (
         "f3rm.scripts.cache:Cache",
         "Show, verify, repair or remove the features of a dataset.",
@@ -87,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"Did you mean {near[0]}?" if near else "f3rm --help lists the commands."
         print(f"f3rm: there is no command {words[0]!r}. {hint}", file=sys.stderr)
         return 2
+    if arguments is None:  # the console's command, not a call in Python
+        silence_other_packages()
     # Before the import, which may fail where another project overwrote files.
     mixed = namesake_beside()
     if mixed is not None:

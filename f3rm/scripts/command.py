@@ -10,6 +10,7 @@ import rich
 import tyro
 from rich.logging import RichHandler
 
+from f3rm.distribution import silence_other_packages
 from f3rm.errors import F3rmError, printable
 
 INTERRUPTED = 130
@@ -48,6 +49,8 @@ def run_command(
         0; or 1 after an error of f3rm's own, which is printed without a traceback; or 130 after
         Ctrl-C.
     """
+    if arguments is None:  # the console's command, not a call in Python
+        silence_other_packages()
     parsed = tyro.cli(command, args=arguments, prog=prog)
     _log_to_console()
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
+from f3rm.errors import check_number
 from f3rm.language.questions import Question
 from f3rm.language.relevancy import Rule
 from f3rm.scene.export.features import FEATURE_SUFFIXES, export_features
@@ -19,7 +20,8 @@ from f3rm.scene.export.points import Colour, Look, Sampling, export_points
 from f3rm.scene.export.splats import export_splat
 from f3rm.scene.found import Found
 from f3rm.scene.frames import FrameName
-from f3rm.scene.scene import Scene, load
+from f3rm.scene.opening import load
+from f3rm.scene.scene import Scene
 from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
 
@@ -103,6 +105,8 @@ class Export(Command):
                 f"{self.kind} needs a query, got none. Give one with --query or --like."
             )
         check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # opening the run takes long
+        check_number("--rays", self.rays, above=0)
+        check_number("--spacing", self.spacing, above=0)
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
         scene.language = self.language
         # The head of other colours may have no text tower.

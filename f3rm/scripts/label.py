@@ -6,11 +6,12 @@ from pathlib import Path
 import tyro
 
 import f3rm
-from f3rm.errors import F3rmError
+from f3rm.errors import F3rmError, check_number
 from f3rm.language.relevancy import Rule
 from f3rm.scene.export.labels import export_labels
 from f3rm.scene.export.points import Sampling
 from f3rm.scene.frames import FrameName
+from f3rm.scene.paths import check_views
 from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
 
@@ -62,13 +63,17 @@ class Label(Command):
         if not asked:
             msg = "Labels are missing: --like 'fox = VIEW@X,Y; shield = VIEW@X,Y', or --query."
             raise F3rmError(msg)
+        views = [view.strip() for view in self.views.split(",") if view.strip()]
+        for each in views:
+            check_views(each, downscale=self.downscale)
+        check_number("--rays", self.rays, above=0)
         scene = f3rm.load(self.config, data=self.data, device=self.device, show_progress=True)
         scene.language = self.language
         counts = export_labels(
             scene,
             self.out,
             asked.questions(scene, self.frame, **how_asked(self.head, self.rule)),
-            views=[view.strip() for view in self.views.split(",") if view.strip()],
+            views=views,
             sampling=Sampling(self.rays, frame=self.frame),
             threshold=self.threshold,
             downscale=self.downscale,

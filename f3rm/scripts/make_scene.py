@@ -1,5 +1,6 @@
 """``f3rm make-scene``: writes a generated scene as a dataset to train on."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,9 @@ from f3rm.synthetic.preview import write_preview
 from f3rm.synthetic.scenes import SceneSettings, make_scene, model_options
 from f3rm.synthetic.splat import write_splat
 from f3rm.synthetic.truth import SceneTruth
+
+_SHIPPED = ("--pipeline.datamanager.feature-type", "TINYCLIP")
+"""The feature type whose weights are part of f3rm."""
 
 
 @dataclass
@@ -61,7 +65,7 @@ class MakeScene(Command):
             print(f"See {write_preview(self.out)}")
         if self.splat:
             print(f"A splat of it: {write_splat(self.out, self.scene, settings)}")
-        options = " ".join(["--data", str(self.out), *model_options(self.out)])
+        options = shlex.join([*_SHIPPED, "--data", str(self.out), *model_options(self.out)])
         print(f"Train on it: ns-train f3rm {options}")
         print(f"Without a GPU: ns-train f3rm-lite --machine.device-type cpu {options}")
         print("Then measure it against the scene's truth: f3rm eval CONFIG, the run's config.yml")

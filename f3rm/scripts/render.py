@@ -9,13 +9,13 @@ import torch
 import tyro
 
 import f3rm
-from f3rm.errors import F3rmError
+from f3rm.errors import F3rmError, check_number
 from f3rm.language.questions import Question
 from f3rm.language.relevancy import Rule
 from f3rm.scene import Found, Scene
 from f3rm.scene.drawing import Scale, draw_images
 from f3rm.scene.images import ANSWERING, ASKING, check_outputs
-from f3rm.scene.paths import CameraPath, choose_path
+from f3rm.scene.paths import CameraPath, check_views, choose_path
 from f3rm.scene.writing import PictureWriter, make_writer
 from f3rm.scripts.asking import Asked, how_asked
 from f3rm.scripts.command import Command
@@ -87,6 +87,8 @@ class Render(Command):
         outputs, writer = self._outputs(asked), make_writer(self.out, fps=self.fps)
         scene = f3rm.load(self.config, data=self.data, device=self.device)
         scene.language = self.language
+        if self.head is not None:
+            scene.head(self.head)  # before surfaces, which take long
         path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
         questions = asked.questions(scene, **options) if set(outputs) & ASKING else []
         scale = self._scale(scene, path, outputs, questions)
@@ -104,13 +106,10 @@ class Render(Command):
             if name in _NO_PICTURE:
                 msg = f"The output {name!r} is no picture. Scene.render returns it in Python."
                 raise F3rmError(msg)
-        positive = min(self.between, self.fps, self.downscale)
-        if positive <= 0 or self.high <= self.low:
-            msg = (
-                "--between, --fps and --downscale must be positive and --low below --high, got "
-                f"{self.between}, {self.fps}, {self.downscale}, {self.low} and {self.high}."
-            )
-            raise F3rmError(msg)
+        check_views(self.views, between=self.between, downscale=self.downscale)
+        check_number("--fps", self.fps, above=0)
+        if self.high <= self.low:
+            raise F3rmError(f"--low must be below --high, got {self.low} and {self.high}.")
         return outputs
 
     def _scale(

@@ -13,6 +13,8 @@ from pathlib import Path
 from f3rm.errors import DatasetError, ImageError, StrPath, as_path, printable
 
 TRANSFORMS = "transforms.json"
+MOVED_DATA = "F3RM_DATA"
+"""Environment variable that says where the dataset of a run was moved to."""
 _SHOWN = 3
 _SHOWN_LETTERS = 200
 
@@ -36,6 +38,29 @@ def dataset_root(data: StrPath) -> Path:
     data = as_path(data)
     folder = data.parent if data.suffix == ".json" else data
     return folder.expanduser().absolute()
+
+
+def located(data: Path) -> Path:
+    """Returns where the dataset of a trained run is now.
+
+    Args:
+        data: Where it was when the run was trained. If it is no longer there, the environment
+            variable ``F3RM_DATA`` is asked.
+
+    Raises:
+        DatasetError: If it is in neither place.
+    """
+    path = data.expanduser().absolute()
+    if not path.exists() and MOVED_DATA in os.environ:
+        path = Path(os.environ[MOVED_DATA]).expanduser().absolute()
+    if not path.exists():
+        msg = (
+            f"No such dataset: {str(path)!r}. If it was moved since training, give its new path "
+            f"with --data (data= in Python), or with {MOVED_DATA}=PATH before an ns-* command, "
+            "e.g. ns-eval."
+        )
+        raise DatasetError(msg)
+    return path
 
 
 def read_items(data: StrPath, *, present: bool = True) -> list[ImageItem]:
@@ -87,7 +112,9 @@ def _frames(source: Path) -> list[object]:
         content = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if not source.parent.exists():
-            raise DatasetError(f"No such folder: {str(source.parent)!r}.") from error
+            raise DatasetError(
+                f"No such folder: {str(source.parent)!r}. Check the path given with --data."
+            ) from error
         raise DatasetError(
             f"--data must be a dataset with {TRANSFORMS}, got {str(source.parent)!r} without "
             f"{source.name}. Point --data at such a folder, or make one with ns-process-data."

@@ -1,4 +1,4 @@
-"""Images left out of a training run, and a dataparser's outputs without them.
+"""A dataset's images, those left out of a training run, and a dataparser's outputs without them.
 
 They are left out of the datasets, not only of the feature loss: a batch is drawn from the pixels of
 all images of a dataset, so that rays without features would need another loss; and an image that
@@ -8,19 +8,38 @@ cannot be extracted can usually not be decoded for its colours either.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from f3rm.errors import DatasetError, printable
-from f3rm.store.items import ImageItem
+from f3rm.store.items import ImageItem, dataset_root, items_from_paths, read_items
 from f3rm.store.reader import FeatureStore
 from f3rm.training.lookup import match_items
 
 _SHOWN = 20
+_SPLITS = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
+
+
+def list_items(data: Path, dataparser: DataParserConfig) -> list[ImageItem]:
+    """Lists every image of a dataset, whatever its split.
+
+    Nerfstudio's own format is read from transforms.json; any other dataparser is asked.
+    """
+    if isinstance(dataparser, NerfstudioDataParserConfig):
+        return read_items(data, present=False)
+    parser = replace(dataparser, data=data).setup()
+    paths = [
+        path
+        for split in _SPLITS
+        for path in parser.get_dataparser_outputs(split=split).image_filenames
+    ]
+    return items_from_paths(paths, dataset_root(data))
 
 
 def images_left_out(

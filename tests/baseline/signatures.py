@@ -25,6 +25,7 @@ from tests.test_public_paths import IMPORT, MODULES, PAGES
 
 OTHERS = (
     f3rm.load,
+    f3rm.Camera,
     scene.Scene,
     scene.Found,
     scene.Instance,

@@ -1,9 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from f3rm.errors import F3rmError
-from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
+from f3rm.scene.boxes import OrientedBox, box_iou, fit_box, upright_axes
 
 UP = np.array([0.0, 0.0, 1.0])
 SIZES = st.tuples(*[st.floats(0.1, 3)] * 3)
@@ -96,3 +97,20 @@ def test_the_handle_of_a_mug_is_in_its_box():
     handle = np.stack((0.1 + 0.05 * np.cos(angle), 0 * angle, 0.1 + 0.05 * np.sin(angle)), axis=-1)
     box = fit_box(np.concatenate((mug, handle)), UP)
     assert box.contains(handle, margin=1e-6).all()
+
+
+def test_a_box_that_is_moved_has_the_moved_corners():
+    box = OrientedBox(np.array([0.2, -0.1, 0.5]), upright_axes(UP), np.array([0.3, 0.2, 0.1]))
+    turn, _ = cv2.Rodrigues(np.array([0.2, -0.4, 1.1]))
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = 2.5 * turn, [1.0, 2.0, -3.0]
+    moved = box.moved(matrix)
+    expected = box.corners() @ matrix[:3, :3].T + matrix[:3, 3]
+    np.testing.assert_allclose(moved.corners(), expected, atol=1e-12)
+    back = moved.moved(np.linalg.inv(matrix))
+    np.testing.assert_allclose(back.corners(), box.corners(), atol=1e-12)
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.3
+    for bad in (sheared, np.diag([1.0, 1, -1, 1])):
+        with pytest.raises(F3rmError, match="other_from_here must"):
+            box.moved(bad)

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from f3rm.scene.kept_surface import KeptSurface
+from f3rm.scene.kept.kept_surface import KeptSurface
 from f3rm.scene.run_loading import LoadedRun
 from f3rm.scene.surface import Sightings, SurfacePoints
 from tests.nerf_fixtures import camera

@@ -85,7 +85,11 @@ def test_paths_and_options_that_cannot_be_used_are_refused(scene, run, tmp_path,
         (["--output", "mask"], "The output 'mask' needs a query"),
         (["--output", "features"], "'features' is no picture"),
         (["--output", "rgb,rbg"], "There is no output 'rbg'"),
-        (["--fps", "0"], "must be positive"),
+        (["--fps", "0"], "--fps must be a number above 0, got 0"),
+        (["--downscale", "0"], "--downscale must be a number above 0, got 0"),
+        (["--between", "0"], "--between must be a number above 0, got 0"),
+        (["--low", "1"], "--low must be below --high, got 1.0 and 1.0"),
+        (["--views", "gone.json"], "--views must be train, eval, interpolate or a camera path"),
         (["--out", "tour.gif"], "ending in .mp4, got 'tour.gif'"),
     ]:
         assert main(["render", str(run.config), *words]) == 1

@@ -77,5 +77,7 @@ def test_missing_images_are_counted_and_the_first_named(tmp_path):
 
 
 def test_a_missing_folder_is_said_as_such(tmp_path):
-    with pytest.raises(DatasetError, match=r"^No such folder: .*nowhere'\.$"):
+    with pytest.raises(
+        DatasetError, match=r"^No such folder: .*nowhere'\. Check the path given with --data\.$"
+    ):
         read_items(tmp_path / "nowhere")

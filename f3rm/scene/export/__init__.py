@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         export_boxes as export_boxes,
         export_object as export_object,
     )
+    from f3rm.scene.export.packing import export_packed as export_packed
     from f3rm.scene.export.points import (
         Look as Look,
         Sampling as Sampling,
@@ -40,6 +41,7 @@ __getattr__ = getter(
         "export_labels": "f3rm.scene.export.labels",
         "export_mesh": "f3rm.scene.export.mesh",
         "export_object": "f3rm.scene.export.objects",
+        "export_packed": "f3rm.scene.export.packing",
         "export_points": "f3rm.scene.export.points",
         "export_splat": "f3rm.scene.export.splats",
         "read_features": "f3rm.scene.export.features",
