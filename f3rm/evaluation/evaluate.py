@@ -44,7 +44,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     data: StrPath | None = None,
     nerfacto: StrPath | None = None,
     head: str | None = None,
-    rule: Rule = "lerf",
+    rule: Rule | None = None,
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
     seed: int = 0,
@@ -58,7 +58,8 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         data: The dataset's folder, if it was moved since training; of a ``.ply`` always.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
-        rule: How phrases are scored, of the teacher too.
+        rule: How phrases are scored, of the teacher too; None as :meth:`Scene.find` does where things
+            are found, and by LERF's rule, which others measure by, in pictures and at points.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
@@ -76,7 +77,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
     spec = choose_head(subject.source.heads, head)
-    against = _against(scene, rule, spec)
+    against = _against(scene, rule or "lerf", spec)
     language = _open_language(subject.source.heads, truth, spec, notes, against)
     drawing = None
     if pictures is not None:
@@ -108,7 +109,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(subject, truth, language, rule=rule, seed=seed, device=place)
+    context = _context(subject, truth, language, rule=rule or "lerf", seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(subject, found, device=place.type)

@@ -63,7 +63,7 @@ class Finding:
 
 
 def score_finding(
-    scene: Scene, truth: SceneTruth, head: str | None, rule: Rule = "lerf"
+    scene: Scene, truth: SceneTruth, head: str | None, rule: Rule | None = None
 ) -> Finding:
     """Asks a scene for every query of its truth and for every absent prompt.
 
@@ -71,7 +71,7 @@ def score_finding(
         scene: The scene.
         truth: The scene's truth.
         head: The head to ask; None takes the first with a text tower.
-        rule: How phrases are scored.
+        rule: How phrases are scored; None as :meth:`Scene.find` does.
 
     Raises:
         F3rmError: If the head cannot be asked.

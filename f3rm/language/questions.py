@@ -23,6 +23,7 @@ from f3rm.language.expressions import (
 from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    DEFAULT_RULE,
     TEMPERATURE,
     Against,
     HiddenQuery,
@@ -73,7 +74,8 @@ class QuestionOptions(TypedDict, total=False):
     """Sentences with ``{}`` that phrases are put into; without it phrases are used as typed."""
     rule: Rule
     """``lerf``, relevancy to the negatives; ``scene``, contrasted with the scene's mean too; or
-    ``backbone``, standard deviations above what the backbone gives anywhere."""
+    ``backbone``, standard deviations above what the backbone gives anywhere. Without it ``scene``;
+    plain cosines without negatives."""
 
 
 class LanguageError(F3rmError):
@@ -179,7 +181,7 @@ class Questioner:
         negatives: Sequence[str] = CANONICAL_NEGATIVES,
         temperature: float = TEMPERATURE,
         templates: Sequence[str] = AS_IT_STANDS,
-        rule: str = "lerf",
+        rule: str | None = None,
     ) -> Question:
         """Parses and embeds one question; see :class:`QuestionOptions` and :func:`parse`.
 
@@ -206,6 +208,8 @@ class Questioner:
             )
             raise F3rmError(msg)
         weight = self._heads[spec.name].weight.detach()
+        if rule is None:
+            rule = DEFAULT_RULE if negatives and self._surface is not None else "lerf"
         against, encoder = self.against(rule, spec.name), self._encoder(spec.name)
         others = _embed(encoder, negatives, templates).to(weight) if negatives else None
 
