@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from f3rm.synthetic import splat as true_splat
 from f3rm.synthetic.layouts import SceneKind
 from f3rm.synthetic.render import Raycaster, RaycastError
 from f3rm.synthetic.scenes import SceneSettings, make_scene
@@ -34,6 +35,23 @@ def write_scene(folder: Path, kind: SceneKind = "tabletop", *, seed: int = 0, **
     settings = SceneSettings(seed=seed, **{"views": 4, "height": 48, "width": 64, **sizes})
     make_scene(folder, kind, settings)
     return folder
+
+
+def write_splat_scene(
+    folder: Path, kind: SceneKind = "tabletop", *, gaussians: int = 40_000, **sizes: int
+) -> tuple[Path, Path]:
+    """Writes a small generated dataset with truth, and its true splat; returns both.
+
+    Args:
+        folder: Where to.
+        kind: What sort of scene.
+        gaussians: How many the splat has.
+        sizes: ``views``, ``height`` and ``width``.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(true_splat, "NUM_GAUSSIANS", gaussians)
+        data = write_scene(folder, kind, **sizes)
+        return data, true_splat.write_splat(data, kind, SceneSettings(seed=0, **sizes))
 
 
 def write_image(path: Path, height: int, width: int, seed: int = 0) -> None:

@@ -26,6 +26,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "f3rm.scripts.find:Find",
         "Find things in a trained run: where they are, how large, how certain.",
     ),
+    "view": (
+        "f3rm.scripts.view:View",
+        "Look at a splat or a trained run in a browser, and ask it in words or with a click.",
+    ),
     "label": (
         "f3rm.scripts.label:Label",
         "Label all photographs and surfaces of a trained run from a few clicks or words.",

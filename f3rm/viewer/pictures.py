@@ -4,7 +4,7 @@ No picture is stretched to its own smallest and largest score: a phrase that is 
 must look absent.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -98,20 +98,25 @@ def _shown(
     return coloured(scores, settings.low, settings.high)
 
 
+def legend_entry(number: int, label: str, shown: str, colour: Sequence[int]) -> str:
+    """Returns markdown of a prompt's colour (RGB in [0, 255]), its label, and its answer if any."""
+    red, green, blue = colour
+    swatch = f"<span style={{{{color: 'rgb({red}, {green}, {blue})'}}}}>&#9632;</span>"
+    return f"{swatch} {number}. {escaped(label)}" + (shown and f": {shown}")
+
+
 def legend(query: ActiveQuery, drawn: Drawn) -> str:
     """Returns markdown that says what each colour means."""
     settings = query.settings
     chosen = "automatic" if settings.threshold is None else "yours"
     lines: list[str] = []
     for index, label in enumerate(query.labels):
-        red, green, blue = PALETTE[index]
-        swatch = f"<span style={{{{color: 'rgb({red}, {green}, {blue})'}}}}>&#9632;</span>"
-        line = f"{swatch} {index + 1}. {escaped(label)}"
+        shown = ""
         if drawn.thresholds:
             threshold = drawn.thresholds[index]
             shown = shown_certainty(drawn.certainties[index], threshold)
-            line += f": {shown}" + (f" ({chosen})" if f"{threshold:.2f}" in shown else "")
-        lines.append(line)
+            shown += f" ({chosen})" if f"{threshold:.2f}" in shown else ""
+        lines.append(legend_entry(index + 1, label, shown, PALETTE[index]))
     if settings.rule == "backbone" and all(query.standard is None for query in query.queries):
         lines.append("The backbone has no calibration: scored by lerf")
     kind = "relevancy (0.5: as near to a negative)" if any(query.compares) else "cosine"

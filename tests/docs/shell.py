@@ -51,6 +51,7 @@ _TOOLS = (
     "f3rm.scripts.find",
     "f3rm.scripts.label",
     "f3rm.scripts.render",
+    "f3rm.scripts.view",
 )
 
 

@@ -83,7 +83,7 @@ def _do(shell, folder, words):
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     elif rule.how == "serve":
-        _serve(shell, folder, words)
+        _serve(shell, folder, [*words, *rule.adds.split()])
     elif rule.how == "parse":
         _parse(shell, folder, words)
     else:
@@ -137,8 +137,8 @@ def _serve(shell, folder, words):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    adds = ["--viewer.websocket-port", str(port), "--viewer.websocket-host", "127.0.0.1"]
-    shell.start(folder, words=[*words, *adds])
+    option = "--port" if words[0] == "f3rm" else "--viewer.websocket-port"
+    shell.start(folder, words=[*words, option, str(port)])
     page = ""
     for _ in range(300):
         try:

@@ -31,6 +31,7 @@ from f3rm.scene.export.mesh import pinhole
 from f3rm.scene.export.objects import nearest_instance
 from f3rm.scene.splat.answers import SplatSource
 from f3rm.scripts.cli import main
+from f3rm.view.shown import shown_splat
 
 FEW = Sampling(rays=3000)
 
@@ -69,6 +70,11 @@ def test_a_run_becomes_a_splat_that_answers_alike(scene, tmp_path):
         features = splat.features(points.positions, name, frame="metres")
         expected = scene.head(name)(points.hidden).detach()
         assert torch.cosine_similarity(features, expected, dim=1).mean() > 0.9
+    shown = shown_splat(scene, Sampling(rays=20_000, spacing=0.03, frame="metres"))
+    assert torch.equal(shown.gaussians.means, points.positions)
+    assert torch.equal(shown.hidden, points.hidden)
+    assert not shown.reliability
+    assert set(shown_splat(splat).reliability) == set(scene.heads)
     with pytest.raises(ExportError, match="is a splat already"):
         export_splat(splat, tmp_path / "again.ply", FEW)
 

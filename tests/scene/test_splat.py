@@ -24,26 +24,16 @@ from f3rm.scene.splat.loading import LoadedSplat, dataset_from_source, load_spla
 from f3rm.scripts.cli import main
 from f3rm.splats.ply import SplatFileError, read_ply, write_ply
 from f3rm.splats.views import PhotographsDisagreeError, compare
-from f3rm.synthetic import splat as true_splat
-from f3rm.synthetic.layouts import SceneKind
-from f3rm.synthetic.scenes import SceneSettings
 from f3rm.synthetic.truth import SceneTruth
-from tests.scene_fixtures import write_scene
+from tests.scene_fixtures import write_splat_scene
 
 SIZES = {"views": 10, "height": 72, "width": 96}
 CPU = torch.device("cpu")
 
 
-def make_data(folder, kind: SceneKind = "tabletop"):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(true_splat, "NUM_GAUSSIANS", 40_000)
-        data = write_scene(folder, kind, **SIZES)
-        return data, true_splat.write_splat(data, kind, SceneSettings(seed=0, **SIZES))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("splat") / "scene")
+    return write_splat_scene(tmp_path_factory.mktemp("splat") / "scene", "tabletop", **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +418,7 @@ def test_a_splatfacto_run_that_cannot_be_read_says_why(made, tmp_path):
 
 @pytest.mark.nightly
 def test_a_distorting_lens_is_undone(tmp_path):
-    data, ply = make_data(tmp_path / "scene", "tabletop-distorted")
+    data, ply = write_splat_scene(tmp_path / "scene", "tabletop-distorted", **SIZES)
     splat = load_splat(ply, data=data, device=CPU)
     views = splat.photographs(96)[::3]
     right = compare(splat.source.gaussians, views)

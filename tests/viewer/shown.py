@@ -19,7 +19,81 @@ from viser import transforms
 MAX_RES = 128
 
 
-class Shown:
+class Opened:
+    """A page of this process's viser server in a browser.
+
+    Args:
+        browser: Playwright's browser.
+        port: The server's port.
+        ready: A text of the page once its elements are there.
+        patience: Seconds that a change of the page may take.
+        size: Width and height of the page in pixels.
+    """
+
+    page: Any
+
+    def __init__(self, browser, port, ready, *, patience, size=(1280, 700)):
+        self.patience = patience
+        self.page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        self.page.set_default_timeout(1000 * patience)
+        self.page.route(
+            "**/*", lambda r: r.continue_() if f"127.0.0.1:{port}" in r.request.url else r.abort()
+        )
+        self.page.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
+        self.page.wait_for_selector(f"text={ready}")
+
+    def describe(self) -> Any:
+        return self.page.inner_text("body")
+
+    def wait(self, condition):
+        deadline = time.monotonic() + self.patience
+        while not condition():
+            assert time.monotonic() < deadline, self.describe()
+            self.page.wait_for_timeout(50)  # lets the browser's events through
+
+    def settle(self):
+        """Waits until the canvas shows the same twice, 0.6 s apart."""
+        seen: list[bytes] = []
+
+        def at_rest():
+            self.page.wait_for_timeout(600)
+            seen.append(self.canvas.screenshot())
+            return len(seen) > 1 and seen[-1] == seen[-2]
+
+        self.wait(at_rest)
+
+    def field(self, label):
+        return self.page.locator(f"xpath=//label[normalize-space()='{label}']/following::input[1]")
+
+    def type(self, label, text):
+        field = self.field(label).first
+        field.scroll_into_view_if_needed()
+        field.fill("")
+        field.press_sequentially(text, delay=20)
+
+    def choose(self, label, option):
+        """Picks an option of a drop-down; returns all that are offered."""
+        field = self.field(label).first
+        field.scroll_into_view_if_needed()
+        field.click()
+        options = self.page.locator("[role=option]:visible")
+        offered = options.all_inner_texts()
+        options.filter(has_text=re.compile(f"^{re.escape(option)}$")).first.click()
+        return offered
+
+    def press(self, button):
+        self.page.get_by_role("button", name=button).click()
+
+    @property
+    def canvas(self):
+        return self.page.locator("canvas[data-engine]")
+
+    def shot(self):
+        """What the canvas shows."""
+        return Image.open(io.BytesIO(self.canvas.screenshot())).convert("RGB")
+
+
+class Shown(Opened):
     """One viewer in this process and one page that shows it.
 
     Args:
@@ -33,7 +107,7 @@ class Shown:
     def __init__(
         self, browser, config, *, trainer: Trainer | None = None, resolution=MAX_RES, patience=60.0
     ):
-        self.resolution, self.patience = resolution, patience
+        self.resolution = resolution
         self.pipeline: Any
         self.viewer: Any
         if trainer is None:
@@ -42,23 +116,15 @@ class Shown:
             self.viewer, self.pipeline = trainer.viewer_state, trainer.pipeline
         self.model = self.pipeline.model
         self.controls = self.model.controls
-        self.page: Any = None
+        self.page = None
         with ExitStack() as if_interrupted:
             if_interrupted.callback(self.close)  # the server's threads keep this process alive
-            self._open(browser)
+            self.viewer.set_camera_visibility(False)
+            self.viewer.control_panel._max_res.value = self.resolution
+            port = self.viewer.config.websocket_port
+            super().__init__(browser, port, "Output type", patience=patience)
+            self.wait(self.viewer.viser_server.get_clients)
             if_interrupted.pop_all()
-
-    def _open(self, browser):
-        self.viewer.set_camera_visibility(False)
-        self.viewer.control_panel._max_res.value = self.resolution
-        self.page = browser.new_page(viewport={"width": 1280, "height": 700})
-        port = self.viewer.config.websocket_port
-        self.page.route(
-            "**/*", lambda r: r.continue_() if f"127.0.0.1:{port}" in r.request.url else r.abort()
-        )
-        self.page.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
-        self.page.wait_for_selector("text=Output type")
-        self.wait(self.viewer.viser_server.get_clients)
         self.client = next(iter(self.viewer.viser_server.get_clients().values()))
 
     @property
@@ -70,12 +136,6 @@ class Shown:
             self.page.close()
         self.viewer.viser_server.stop()
 
-    def wait(self, condition):
-        deadline = time.monotonic() + self.patience
-        while not condition():
-            assert time.monotonic() < deadline, self.describe()
-            self.page.wait_for_timeout(50)  # lets the browser's events through
-
     def describe(self):
         states = [m.state for m in self.viewer.render_statemachines.values()]
         return self.controls.ask_status.content, self.viewer.stats_markdown.content, states
@@ -86,9 +146,6 @@ class Shown:
     def asked(self):
         heads = self.model.heads
         return self.controls.active_query({name: head.pca_mean for name, head in heads.items()})
-
-    def field(self, label):
-        return self.page.locator(f"xpath=//label[normalize-space()='{label}']/following::input[1]")
 
     def look_from(self, view):
         """Moves the camera to where a training photograph was taken."""
@@ -116,41 +173,11 @@ class Shown:
             )
 
         self.wait(finest)
-        seen: list[bytes] = []  # what the canvas showed, every 0.6 s, until nothing changes
-
-        def at_rest():
-            self.page.wait_for_timeout(600)
-            seen.append(self.canvas.screenshot())
-            return len(seen) > 1 and seen[-1] == seen[-2]
-
-        self.wait(at_rest)
-
-    def type(self, label, text):
-        field = self.field(label).first
-        field.scroll_into_view_if_needed()
-        field.fill("")
-        field.press_sequentially(text, delay=20)
-
-    def choose(self, label, option):
-        """Picks an option of a drop-down; returns all that are offered."""
-        field = self.field(label).first
-        field.scroll_into_view_if_needed()
-        field.click()
-        options = self.page.locator("[role=option]:visible")
-        offered = options.all_inner_texts()
-        options.filter(has_text=re.compile(f"^{re.escape(option)}$")).first.click()
-        return offered
-
-    def press(self, button):
-        self.page.get_by_role("button", name=button).click()
-
-    @property
-    def canvas(self):
-        return self.page.locator("canvas[data-engine]")
+        super().settle()
 
     def picture(self, view):
         """What the canvas shows where a photograph from the same camera would be, at its size."""
-        image = Image.open(io.BytesIO(self.canvas.screenshot())).convert("RGB")
+        image = self.shot()
         height, width = int(self.cameras.height[view]), int(self.cameras.width[view])
         half = image.height * width / height / 2  # the field of view is the vertical one
         box = (image.width / 2 - half, 0, image.width / 2 + half, image.height)

@@ -142,7 +142,6 @@ class FakeTower(Backbone):
     """A text tower: each text has a direction of its own; some cannot be had."""
 
     loads = 0
-    device = torch.device("cpu")
 
     def __init__(self, channels):
         self.channels = channels
@@ -153,6 +152,10 @@ class FakeTower(Backbone):
 
     def provenance(self):
         return {}
+
+    @property
+    def device(self):
+        return torch.device("cpu")
 
     def encode_text(self, texts):
         self.texts.append(list(texts))

@@ -15,6 +15,7 @@ from f3rm.scene.splat.answers import SplatSource
 from f3rm.scene.splat.loading import DATASET_FROM_SOURCE
 from f3rm.scene.surface import SurfacePoints
 from f3rm.splats.feature_file import HeadFeatures, write_head
+from f3rm.splats.gaussians import Gaussians
 from f3rm.splats.lifting import HIDDEN
 from f3rm.splats.ply import write_ply
 from f3rm.splats.surfels import surfels
@@ -47,18 +48,32 @@ def export_splat(scene: Scene, file: StrPath, sampling: Sampling) -> SurfacePoin
             "The scene is a splat already. Copy its .ply and the files beside it; of a splatfacto "
             "run ns-export gaussian-splat writes a .ply."
         )
-    frame = scene.frames.get(sampling.frame)
-    spacing = sampling.spacing or SPACING / frame.scene_per_unit
-    points = surface(scene, replace(sampling, spacing=spacing))
-    if len(points) < _FEWEST:
-        raise ExportError(f"The scene has {len(points)} surface points only. Give more --rays.")
+    points, gaussians = surface_splat(scene, sampling)
     try:
-        write_ply(path, surfels(points.positions, points.colours))
-        for head in _heads(scene, points, frame):
+        write_ply(path, gaussians)
+        for head in _heads(scene, points, scene.frames.get(sampling.frame)):
             write_head(path, head)
     except CacheError as error:
         raise ExportError(f"Cannot write {str(path)!r}: {error}. Give another --out.") from error
     return points
+
+
+def surface_splat(scene: Scene, sampling: Sampling) -> tuple[SurfacePoints, Gaussians]:
+    """Makes a flat Gaussian of every surface point, as wide as the points are apart.
+
+    Args:
+        scene: A trained run.
+        sampling: Number, spacing and frame of the Gaussians; see :func:`export_splat`.
+
+    Raises:
+        ExportError: If the scene has no surfaces.
+        F3rmError: If the frame cannot be used.
+    """
+    spacing = sampling.spacing or SPACING / scene.frames.get(sampling.frame).scene_per_unit
+    points = surface(scene, replace(sampling, spacing=spacing))
+    if len(points) < _FEWEST:
+        raise ExportError(f"The scene has {len(points)} surface points only. Give more --rays.")
+    return points, surfels(points.positions, points.colours)
 
 
 def _heads(scene: Scene, points: SurfacePoints, frame: Frame) -> list[HeadFeatures]:

@@ -85,6 +85,7 @@ class SplatSource:
             name: _head_of(features, number, len(heads)).to(self.device)
             for number, (name, features) in enumerate(heads.items())
         }
+        self.reliability = {name: head.reliability.float() for name, head in heads.items()}
         seen = torch.ones(len(gaussians), dtype=torch.bool)
         weights = torch.ones(len(gaussians))
         for head in heads.values():
