@@ -6,13 +6,14 @@ DATA ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
+GPU_ARGS ?=
 SEEDS ?= 0 1 2 3 4
 EVERYWHERE := not gpu and not network
 
 TEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-seeds coverage nightly real bench gates clean
+.PHONY: help setup demo test test-seeds coverage nightly real bench gpu gates clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -62,6 +63,9 @@ real: $(VENV)/.ready  ## find things in photographs by real features; DATA=folde
 
 bench: $(VENV)/.ready  ## measure this machine and write docs/benchmarks.md's tables; 20 minutes
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py $(BENCH_ARGS)
+
+gpu: $(VENV)/.ready  ## check and measure a GPU in seven minutes; results in outputs/gpu
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -W ignore benchmarks/gpu.py $(GPU_ARGS)
 
 gates: $(VENV)/.ready  ## check style, types and imports
 	$(BIN)/ruff check .

@@ -77,7 +77,9 @@ class Place:
         found: list[Implementation] = []
         for name in get_args(Implementation):
             with contextlib.suppress(ImplementationError):
-                found.append(choose_implementation(name, self.device).implementation)
+                # "triton" falls back to torch, which shares its parameters.
+                if choose_implementation(name, self.device).implementation == name:
+                    found.append(name)
         return found
 
     @property
@@ -288,7 +290,7 @@ def resume(place: Place) -> dict[str, Any]:
     saved = place.trained.parent / "nerfstudio_models"
     (checkpoint,) = saved.glob("*.ckpt")
     done = int(checkpoint.stem.rpartition("-")[2]) + 1
-    config = configuration(place, "resumed", done + 3)
+    config = configuration(place, "resumed", 3)  # more, as Nerfstudio counts
     config.load_dir = saved
     trainer = _train(config)
     (latest,) = (config.get_base_dir() / "nerfstudio_models").glob("*.ckpt")

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from f3rm.evaluation.metrics import fixed_mask, iou
 from f3rm.evaluation.predictions import psnr
-from f3rm.evaluation.vocabulary import open_language
+from f3rm.evaluation.vocabulary import Speaker, open_language
 from f3rm.feature_datamanager import FeatureDataManager, match_items
-from f3rm.language.questions import choose_head
+from f3rm.language.heads import choose_head
 from f3rm.language.relevancy import similarity
 from f3rm.model import FeatureFieldModel
 from f3rm.scene.casting import HIDDEN_ONLY, hidden_of
@@ -30,7 +30,7 @@ class Judge:
         if spec is None:
             raise ValueError("Judge: the field must have language; choose such a feature type.")
         self.head = model.feature_field.head(spec.name)
-        self.language = open_language(self.head, truth)
+        self.language = open_language(Speaker((self.head,)), truth)
         self.manager, self.model = manager, model
         self.store = manager.stores[spec.name]
         self.names = match_items(manager.eval_dataset.image_filenames, manager.items)

@@ -49,6 +49,7 @@ from f3rm.training.eval_loaders import HOLD_OUT, FixedEvalLoader, RandomEvalLoad
 from f3rm.training.left_out import check_trainable, images_left_out, kept_items, kept_outputs
 from f3rm.training.lookup import FeatureLookup, ImageTargets, match_items
 from f3rm.training.prefetch import Prefetcher
+from f3rm.training.segments import Segments
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Weights other than the default, by type: ``CLIP=PATH DINO=PATH``."""
     feature_sampling: GatherMode = "nearest"
     """How a pixel reads the feature map: the cell that it is in, or four cells blended."""
+    feature_masks: Path | None = None
+    """Folder of segments, a .png or .npz for each image: training targets are averaged over them;
+    docs/training.md describes the files."""
     feature_background: Background = "black"
     """What images with alpha are composited over: ``black`` is what Nerfacto's default trains on;
     give ``white`` together with ``--pipeline.model.background-color white``."""
@@ -160,6 +164,8 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
                 self._publish()
                 self._place_features()
             self._lookups["train"] = self._make_lookup(self.train_dataset)
+            if test_mode == "val" and config.feature_masks is not None:
+                self._pool_targets(config.feature_masks)
             self._lookups["eval"] = self._make_lookup(self.eval_dataset)
 
     def _open_stores(
@@ -255,6 +261,13 @@ class FeatureDataManager(VanillaDataManager[InputDataset]):
             name: FeatureStats.fit(store.sample(_STATS_ROWS, seed=0))
             for name, store in self.stores.items()
         }
+
+    def _pool_targets(self, folder: Path) -> None:
+        """Averages the training images' targets over segments; evaluation keeps the plain ones."""
+        names = match_items(self.train_dataset.image_filenames, self.items)
+        segments = Segments.read(folder, names)
+        for name in self.stores:
+            self._lookups["train"].pool(name, segments)
 
     def _place_features(self) -> None:
         """Places the rows in GPU memory, RAM or files, and starts the prefetch for files."""

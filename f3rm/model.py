@@ -241,8 +241,8 @@ class FeatureFieldModel(NerfactoModel):
         query = self._active_query() if request.similarity else None
         if query is not None:
             under = rgb if request.composite else None
-            weight = self.heads[query.head].weight
-            images.update(self.controls.pictures(hidden, under, query, weight))
+            weights = {name: head.weight for name, head in self.heads.items()}
+            images.update(self.controls.pictures(hidden, under, query, weights))
         return images
 
     def _active_query(self) -> ActiveQuery | None:

@@ -38,7 +38,7 @@ def weights_at_hand(ref: BackboneRef) -> Path | None:
     path = local_weights(ref)
     if path is not None:
         return path
-    if ref.adapter == "clip":
+    if ref.adapter in ("clip", "pe"):
         repository, names = importlib.import_module(_CLIP_SOURCE).hub_files(ref)
         return cached_file(repository, names) if repository else None
     if ref.adapter == "llava":

@@ -34,6 +34,7 @@ CARDS: Mapping[str, Card] = {
     "facebook/dinov3-vitl16-pretrain-lvd1689m": Card("DINOv3 License", 303),
     "google/tipsv2-l14": Card("CC-BY-4.0", 488),
     "google/siglip2-large-patch16-512": Card("Apache-2.0", 882),
+    "PE-Core-L-14-336": Card("Apache-2.0", 671),
     "nvidia/C-RADIOv4-H": Card("NVIDIA Open Model License", 652),
     "ViT-B-16-quickgelu,facebook/dino-vitb8": Card("MIT and Apache-2.0", 235),
     "wentao-yuan/robopoint-v1-vicuna-v1.5-13b": Card("Apache-2.0", 335),

@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "f3rm.backbones"
 
 _SHIPPED = {
     "clip": "f3rm.backbones.clip.backbone:ClipBackbone",
+    "pe": "f3rm.backbones.clip.pe:PeBackbone",
     "dino": "f3rm.backbones.dino.backbone:DinoBackbone",
     "dinov2": "f3rm.backbones.dino.backbone:DinoBackbone",
     "dinov3": "f3rm.backbones.dino.backbone:DinoBackbone",
@@ -32,8 +33,12 @@ _SHIPPED = {
     "module": "f3rm.backbones.module.backbone:ModuleBackbone",
     "proxyclip": "f3rm.backbones.clip.proxy:ProxyBackbone",
 }
-_DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
-"""Import names of packages that pip knows by another name."""
+_NEWER = ("timm>=1.0.17", "open_clip_torch>=3")
+_DISTRIBUTIONS = {
+    "open_clip": "open_clip_torch",
+    "timm": "--no-deps -U " + " ".join(f'"{package}"' for package in _NEWER),
+}
+"""What pip installs for a package; Nerfstudio pins an old timm, which nothing in it imports."""
 
 
 def load_backbone(
@@ -69,6 +74,11 @@ def load_backbone(
 def adapter_names() -> tuple[str, ...]:
     """Returns the names of all adapters, shipped and installed, sorted; imports none."""
     return tuple(sorted(_adapters()))
+
+
+def newer_packages() -> tuple[str, ...]:
+    """Returns what PE needs and Nerfstudio's pins forbid; pip installs it with ``--no-deps``."""
+    return _NEWER
 
 
 def _adapters() -> dict[str, EntryPoint]:

@@ -12,8 +12,7 @@ from f3rm.evaluation.page import PageViews, next_commands, page_html, splat_comm
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.report import Evaluation
 from f3rm.evaluation.subject import Subject
-from f3rm.evaluation.vocabulary import Vocabulary
-from f3rm.language.relevancy import Against
+from f3rm.evaluation.vocabulary import Speaker, Vocabulary
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.synthetic.truth import SceneTruth
 
@@ -33,9 +32,8 @@ class Drawing:
         *,
         truth: SceneTruth | None,
         vocabulary: Vocabulary | None,
-        head: str | None,
+        speaker: Speaker | None,
         queries: Sequence[str],
-        against: Against,
     ) -> "Drawing":
         """Creates the folder, before views are rendered: what cannot be written fails at once.
 
@@ -44,16 +42,14 @@ class Drawing:
             subject: What is evaluated.
             truth: The dataset's truth; None for photographs of one's own.
             vocabulary: The phrases that panels show; None for none.
-            head: The head to ask; None for the first with a text tower.
+            speaker: What answers; None where the field has no language.
             queries: Phrases that the page asks; if empty, names of objects in its views.
-            against: What phrases are compared with beside negatives.
 
         Raises:
-            F3rmError: If the folder cannot be written to, or the head cannot be asked.
+            F3rmError: If the folder cannot be written to, or a text tower cannot be loaded.
         """
         folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
-        page = PageViews(subject, truth, head=head, queries=queries, against=against)
-        return cls(folder, page)
+        return cls(folder, PageViews(subject, truth, speaker=speaker, queries=queries))
 
     def add(
         self, index: int, photograph: Tensor, outputs: CameraOutputs, view: ScoredView | None

@@ -6,14 +6,16 @@ numbers that need them are None, and a note says why.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from f3rm import __version__
-from f3rm.errors import DatasetError, F3rmError, HeadSpec, StrPath
+from f3rm.errors import DatasetError, F3rmError, StrPath
 from f3rm.evaluation.drawing import Drawing
 from f3rm.evaluation.finding import ROUND_SHAPES, score_finding
 from f3rm.evaluation.held_out import score_views
@@ -25,12 +27,12 @@ from f3rm.evaluation.query_scores import MIN_PIXELS, mean_of
 from f3rm.evaluation.report import Evaluation, collect_rows, head_numbers, summarise
 from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.surface_scores import NUM_POINTS, SurfaceScores, score_surfaces
-from f3rm.evaluation.vocabulary import Language, open_language
-from f3rm.feature_field import FeatureHead
-from f3rm.language.questions import Questioner, choose_head
-from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Against, Rule
+from f3rm.evaluation.vocabulary import Language, Speaker, open_language
+from f3rm.language.heads import choose_head, scales_of, translated
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Rule
+from f3rm.language.text_map import TextMap
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
-from f3rm.scene.scene import Scene, load
+from f3rm.scene.scene import load
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
@@ -44,6 +46,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     data: StrPath | None = None,
     nerfacto: StrPath | None = None,
     head: str | None = None,
+    language: StrPath | None = None,
     rule: Rule = "lerf",
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
@@ -58,6 +61,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         data: The dataset's folder, if it was moved since training; of a ``.ply`` always.
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
+        language: Name or file of the language that it is asked in; None for the head's own.
         rule: How phrases are scored, of the teacher too.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
@@ -75,30 +79,29 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     _check_held_out(subject)
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
-    spec = choose_head(subject.source.heads, head)
-    against = _against(scene, rule, spec)
-    language = _open_language(subject.source.heads, truth, spec, notes, against)
+    scene.language = language
+    known = translated(subject.source.heads, scene.language)
+    spec = choose_head(known, head)
+    speaker = None
+    if spec is not None:
+        against = partial(scene.questioner.against, rule)
+        speaker = Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden, against)
+    asked = _open_language(speaker, truth, notes)
     drawing = None
     if pictures is not None:
-        vocabulary = language.vocabulary if language else None
+        vocabulary = asked.vocabulary if asked else None
         drawing = Drawing.open(
-            pictures,
-            subject,
-            truth=truth,
-            vocabulary=vocabulary,
-            head=head,
-            queries=queries,
-            against=against,
+            pictures, subject, truth=truth, vocabulary=vocabulary, speaker=speaker, queries=queries
         )
     watch = drawing.add if drawing else None
     scores = score_views(
-        subject, language=language, seed=seed, show_progress=show_progress, watch=watch
+        subject, language=asked, seed=seed, show_progress=show_progress, watch=watch
     )
     surfaces, finding = SurfaceScores(), None
     if truth is not None:
-        surfaces = score_surfaces(subject, truth, language, seed=seed, show_progress=show_progress)
-    if truth is not None and language is not None:
-        finding = score_finding(scene, truth, language.head, rule)
+        surfaces = score_surfaces(subject, truth, asked, seed=seed, show_progress=show_progress)
+    if truth is not None and asked is not None:
+        finding = score_finding(scene, truth, head, rule)
     heads = head_numbers(scores, surfaces, list(subject.source.heads))
     rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
@@ -108,7 +111,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(subject, truth, language, rule=rule, seed=seed, device=place)
+    context = _context(subject, truth, asked, scene.language, rule=rule, seed=seed, device=place)
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(subject, found, device=place.type)
@@ -133,24 +136,19 @@ def _read_truth(run: LoadedRun | LoadedSplat, notes: list[str]) -> SceneTruth | 
         return None
 
 
-def _against(scene: Scene, rule: Rule, spec: HeadSpec | None) -> Against:
-    if spec is None:
-        return {}
-    return Questioner(scene.source.heads, lambda: scene.cells.hidden).against(rule, spec.name)
-
-
 def _open_language(
-    heads: Mapping[str, FeatureHead],
-    truth: SceneTruth | None,
-    spec: HeadSpec | None,
-    notes: list[str],
-    against: Against,
+    speaker: Speaker | None, truth: SceneTruth | None, notes: list[str]
 ) -> Language | None:
-    if spec is None:
+    if speaker is None:
         notes.append("The field has no language: train with CLIP to ask it in words.")
-    if spec is None or truth is None or not truth.queries:
+    if speaker is None or truth is None or not truth.queries:
         return None
-    return open_language(heads[spec.name], truth, **against)
+    asked = open_language(speaker, truth)
+    if len(speaker.heads) > 1:
+        counts = Counter(asked.heads[: len(asked.vocabulary.queries)])
+        shown = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        notes.append(f"Queries answered by each scale: {shown}.")
+    return asked
 
 
 def nerfacto_psnr(
@@ -181,7 +179,8 @@ def nerfacto_psnr(
 def _context(
     subject: Subject,
     truth: SceneTruth | None,
-    language: Language | None,
+    asked: Language | None,
+    language: TextMap | None,
     *,
     rule: Rule,
     seed: int,
@@ -196,7 +195,8 @@ def _context(
         "settings": {
             "seed": seed,
             "device": str(device),
-            "queries_head": language.head if language else None,
+            "queries_head": asked.heads[0] if asked else None,
+            "queries_language": language.name if language else "",
             "rule": rule,
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),

@@ -141,10 +141,14 @@ def _ask(
     name = subject.held_out.names[index]
     truth = language.truth.view(name)
     height, width = truth.ids.shape
-    store = subject.stores.get(language.head)
+    stores = {head: subject.stores[head] for head in language.heads if head in subject.stores}
     teacher = None
-    if store is not None:
-        teacher = teacher_scores(store, store.index(name), language.query)
+    if stores:
+        every = {
+            head: teacher_scores(store, store.index(name), language.query)
+            for head, store in stores.items()
+        }
+        teacher = np.stack([every[head][text] for text, head in enumerate(language.heads)])
     return ScoredView(
         name=name,
         photograph=to_picture(image, (height, width)),

@@ -26,16 +26,7 @@ from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.tables import shown
-from f3rm.feature_field import FeatureHead
-from f3rm.language.questions import choose_head
-from f3rm.language.relevancy import (
-    CANONICAL_NEGATIVES,
-    Against,
-    HiddenQuery,
-    make_query,
-    to_hidden,
-)
-from f3rm.language.text_encoder import TextEncoder
+from f3rm.evaluation.vocabulary import Speaker
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
 from f3rm.scene.splat.loading import LoadedSplat
@@ -103,12 +94,11 @@ class PageViews:
     Args:
         subject: What is evaluated; the page shows a few of its held-out views.
         truth: The dataset's truth; None for photographs of one's own.
-        head: The head to ask; None for the first with a text tower.
+        speaker: What answers; None where the field has no language.
         queries: Phrases to ask; if empty, the names that these views show most of.
-        against: What phrases are compared with beside negatives.
 
     Raises:
-        F3rmError: If the head cannot be asked.
+        BackboneUnavailableError: If the head's text tower cannot be loaded.
     """
 
     def __init__(
@@ -116,9 +106,8 @@ class PageViews:
         subject: Subject,
         truth: SceneTruth | None,
         *,
-        head: str | None,
+        speaker: Speaker | None,
         queries: Sequence[str],
-        against: Against,
     ) -> None:
         self._names, self._heads, self._truth = subject.held_out.names, subject.source.heads, truth
         count = len(self._names)
@@ -126,7 +115,9 @@ class PageViews:
         if not queries and truth is not None:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
         self._queries = queries
-        self._query = _hidden_query(self._heads, head, queries, against)
+        self._query = None
+        if speaker is not None and queries:
+            self._query = speaker.embedded(queries)[1]
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
@@ -171,18 +162,6 @@ def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
         pixels = [int(view.mask(query.ids).sum()) for view in views]
         areas[query.text] = min(pixels) + 0.01 * sum(pixels)
     return sorted(areas, key=lambda text: -areas[text])[:NUM_QUERIES]
-
-
-def _hidden_query(
-    heads: Mapping[str, FeatureHead], head: str | None, queries: Sequence[str], against: Against
-) -> HiddenQuery | None:
-    spec = choose_head(heads, head)
-    if spec is None or not queries:
-        return None
-    weight = heads[spec.name].weight.detach()
-    encoder = TextEncoder(spec.backbone)
-    prompts, negatives = encoder.encode(queries), encoder.encode(CANONICAL_NEGATIVES)
-    return to_hidden(make_query(prompts.to(weight), negatives.to(weight), **against), weight)
 
 
 def page_html(views: Sequence[str], metrics: Mapping[str, Any], commands: str) -> str:

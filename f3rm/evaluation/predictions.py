@@ -18,7 +18,7 @@ from torch.nn import functional
 from f3rm.camera_render import CameraOutputs, FeatureTargets
 from f3rm.feature_datamanager import FeatureLookup
 from f3rm.feature_field import FeatureHead
-from f3rm.language.relevancy import HiddenQuery, Query, similarity, similarity_from_hidden
+from f3rm.language.relevancy import AnyQuery, Query, similarity, similarity_from_hidden
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.source import Source
 from f3rm.store.geometry import Size
@@ -65,7 +65,7 @@ def psnr(model: NerfactoModel, rendered: CameraOutputs | dict[str, Tensor], imag
 @torch.no_grad()
 def field_scores(
     hidden: Float[Tensor, "rendered_height rendered_width hidden"],
-    query: HiddenQuery,
+    query: AnyQuery,
     file_size: Size,
 ) -> Float32[np.ndarray, "texts height width"]:
     """Returns the field's relevancy of every text at the photograph's pixels.
@@ -77,7 +77,7 @@ def field_scores(
         query: The phrases, in the head's hidden space.
         file_size: Height and width of the photograph's file.
     """
-    hidden = hidden.to(query.gram)
+    hidden = hidden.to(query.prompts)
     rows = [
         similarity_from_hidden(hidden[start:stop], query)
         for start, stop in _row_chunks(hidden.shape)

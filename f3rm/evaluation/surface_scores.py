@@ -22,7 +22,7 @@ from f3rm.evaluation.multiview import (
 )
 from f3rm.evaluation.subject import Subject
 from f3rm.evaluation.vocabulary import Language, Vocabulary
-from f3rm.language.relevancy import HiddenQuery, similarity_from_hidden
+from f3rm.language.relevancy import AnyQuery, similarity_from_hidden
 from f3rm.scene.frames import FileCamera
 from f3rm.scene.run_loading import Split
 from f3rm.scene.source import Source
@@ -49,12 +49,12 @@ class SurfaceScore:
 
 
 def point_scores(
-    source: Source, query: HiddenQuery, points: SurfacePoints
+    source: Source, query: AnyQuery, points: SurfacePoints
 ) -> Float[np.ndarray, "texts points"]:
     """Returns the relevancy of every text at points; 0 where a splat has nothing."""
 
     def scores(hidden: Tensor) -> Tensor:
-        return similarity_from_hidden(hidden.to(query.gram), query)
+        return similarity_from_hidden(hidden.to(query.prompts), query)
 
     everywhere = torch.ones(len(points.positions), dtype=torch.bool)
     texts = query.prompts.shape[1]

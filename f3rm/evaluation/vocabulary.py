@@ -4,18 +4,20 @@ A score is LERF's relevancy of a phrase against the four canonical phrases, or b
 Scores of the field come from hidden vectors, so its C channels are never built.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from typing_extensions import Unpack
+from torch import Tensor
 
-from f3rm.language.questions import Head
+from f3rm.language.heads import Head, language_of, query_of
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     Against,
-    HiddenQuery,
+    AnyQuery,
     Query,
+    ScaledQuery,
+    best_scales,
     make_query,
-    to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.synthetic.truth import AbsentPrompt, SceneTruth
@@ -82,38 +84,73 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Language:
-    """The vocabulary of a scene, embedded for one head.
+    """The vocabulary of a scene, embedded for one head, or for the heads of several scales.
 
     Attributes:
-        head: The head's name.
         truth: The scene's ground truth.
         vocabulary: Its phrases.
-        query: The phrases as prompts, in the order of :attr:`Vocabulary.texts`, against LERF's
-            negatives, as typed, without a template.
-        hidden_query: The same in the head's hidden space.
+        heads: The head that answers each phrase, in the order of :attr:`Vocabulary.texts`.
+        query: The phrases as prompts, in this order, against LERF's negatives, as typed, without a
+            template.
+        hidden_query: The same in the hidden space of the heads.
     """
 
-    head: str
     truth: SceneTruth
     vocabulary: Vocabulary
+    heads: tuple[str, ...]
     query: Query
-    hidden_query: HiddenQuery
+    hidden_query: AnyQuery
 
 
-def open_language(head: Head, truth: SceneTruth, **against: Unpack[Against]) -> Language:
-    """Embeds a scene's phrases with a head's text tower.
+@dataclass(frozen=True)
+class Speaker:
+    """What answers: a head with a text tower, or the heads of several scales.
+
+    Attributes:
+        heads: The heads, at least one.
+        surface: Returns hidden vectors of the whole scene, by which scales are chosen; None takes
+            the first.
+        against: From a head's name to what phrases are compared with beside LERF's negatives; None
+            for nothing.
+    """
+
+    heads: tuple[Head, ...]
+    surface: Callable[[], Tensor] | None = None
+    against: Callable[[str], Against] | None = None
+
+    def embedded(self, texts: Sequence[str]) -> tuple[Query, AnyQuery]:
+        """Embeds phrases against LERF's negatives, as typed: for features, and for hidden vectors.
+
+        Raises:
+            BackboneUnavailableError: If the text tower cannot be loaded.
+        """
+        first = self.heads[0]
+        encoder = TextEncoder(first.spec.backbone)
+        vectors = encoder.encode([*texts, *CANONICAL_NEGATIVES]).to(first.weight.detach())
+        prompts, negatives = vectors.split((len(texts), len(CANONICAL_NEGATIVES)))
+        beside = [self.against(head.spec.name) if self.against else {} for head in self.heads]
+        scales = [
+            query_of(head, prompts, negatives, **against)
+            for head, against in zip(self.heads, beside, strict=True)
+        ]
+        query = make_query(prompts, negatives, text_map=language_of(first), **beside[0])
+        return query, best_scales(scales, self.surface)
+
+
+def open_language(speaker: Speaker, truth: SceneTruth) -> Language:
+    """Embeds a scene's phrases.
 
     Args:
-        head: A head with a text tower.
+        speaker: What answers them.
         truth: A scene with at least one query.
-        **against: What phrases are compared with beside LERF's negatives.
 
     Raises:
         BackboneUnavailableError: If the text tower cannot be loaded.
     """
-    vocabulary, weight = Vocabulary.of(truth), head.weight.detach()
-    texts = vocabulary.texts
-    embeddings = TextEncoder(head.spec.backbone).encode([*texts, *CANONICAL_NEGATIVES])
-    prompts, negatives = embeddings.to(weight).split((len(texts), len(CANONICAL_NEGATIVES)))
-    query = make_query(prompts, negatives, **against)
-    return Language(head.spec.name, truth, vocabulary, query, to_hidden(query, weight))
+    vocabulary = Vocabulary.of(truth)
+    query, hidden_query = speaker.embedded(vocabulary.texts)
+    chosen = [0] * len(query.prompts)
+    if isinstance(hidden_query, ScaledQuery):
+        chosen = hidden_query.chosen
+    heads = tuple(speaker.heads[index].spec.name for index in chosen)
+    return Language(truth, vocabulary, heads, query, hidden_query)

@@ -21,11 +21,13 @@ from f3rm.language.relevancy import (
     Query,
     Rule,
     averaged,
+    best_scales,
     make_query,
     similarity_from_hidden,
     to_hidden,
 )
 from f3rm.language.text_encoder import QueryText
+from f3rm.language.text_map import TextMap
 
 ScoreKind = Literal["relevancy", "cosine"]
 Several = Literal["averaged", "each alone"]
@@ -46,6 +48,7 @@ class Words:
         positives: Their embeddings, shape (positives, channels).
         negatives: Embeddings of the negative phrases, shape (negatives, channels).
         are_known: Whether the text tower knows all words of each positive phrase.
+        text_map: The language that they are asked in; None for the head's own text tower.
         calibration: That of the backbone, where it has one.
     """
 
@@ -54,6 +57,7 @@ class Words:
     positives: Float[Tensor, "positives channels"]
     negatives: Float[Tensor, "negatives channels"]
     are_known: tuple[bool, ...]
+    text_map: TextMap | None = None
     calibration: Calibration | None = None
 
 
@@ -108,6 +112,8 @@ class ActiveQuery:
         is_present: Whether each prompt is known to be in the scene: examples are, words may not be.
         is_known: Whether the text tower knows all words of each prompt; true of examples.
         settings: How scores are computed and shown.
+        scales: Heads of several scales, of which the best one answers each prompt in words; empty
+            where the head alone answers.
     """
 
     head: str
@@ -116,6 +122,7 @@ class ActiveQuery:
     is_present: tuple[bool, ...]
     is_known: tuple[bool, ...]
     settings: DisplaySettings
+    scales: tuple[str, ...] = ()
 
     @property
     def compares(self) -> tuple[bool, ...]:
@@ -125,13 +132,28 @@ class ActiveQuery:
     def scores(
         self,
         hidden: Float[Tensor, "*batch hidden"],
-        head_weight: Float[Tensor, "channels hidden"],
+        weights: Mapping[str, Float[Tensor, "channels _"]],
     ) -> Float[Tensor, "*batch prompts"]:
-        """Scores composited hidden vectors for every prompt, without the C feature channels."""
-        scores = [
-            similarity_from_hidden(hidden, to_hidden(query, head_weight)) for query in self.queries
-        ]
+        """Scores composited hidden vectors for every prompt, without the C feature channels.
+
+        Args:
+            hidden: The hidden vectors of a picture, by which scales are chosen.
+            weights: The weights of the heads by name.
+        """
+        scores: list[Tensor] = []
+        for query, is_words in zip(self.queries, self._are_words, strict=True):
+            heads = self.scales if is_words and self.scales else (self.head,)
+            scales = [to_hidden(query, weights[head]) for head in heads]
+            scores.append(similarity_from_hidden(hidden, best_scales(scales, lambda: hidden)))
         return torch.cat(scores, dim=-1)
+
+    @property
+    def _are_words(self) -> tuple[bool, ...]:
+        """Whether each query is in words: examples come last, and are known to be there."""
+        starts = [0]
+        for query in self.queries[:-1]:
+            starts.append(starts[-1] + len(query.prompts))
+        return tuple(not self.is_present[start] for start in starts)
 
 
 def active_query(
@@ -140,6 +162,7 @@ def active_query(
     examples: Sequence[Example],
     mean: Float[Tensor, " channels"] | None,
     settings: DisplaySettings,
+    scales: tuple[str, ...] = (),
     *,
     is_negative: bool = True,
 ) -> ActiveQuery | None:
@@ -151,6 +174,7 @@ def active_query(
         examples: Points and images; those without a feature of this head are left out.
         mean: The mean of all unit features, which the rule ``scene`` contrasts words with.
         settings: How scores are computed and shown.
+        scales: Heads of several scales that answer words together; empty for the head alone.
         is_negative: Whether the mean is a further negative of positive examples.
     """
     fitting = [example for example in examples if head in example.features]
@@ -163,10 +187,19 @@ def active_query(
     num_words = 0
     known: tuple[bool, ...] = ()
     if words is not None:
-        against: Against = {"mean": mean} if settings.rule == "scene" else {}
+        against: Against = {}
+        if settings.rule == "scene" and words.text_map is None:
+            against = {"mean": mean}  # the mean is in the space of the features
         if settings.rule == "backbone":
             against = {"calibration": words.calibration}
-        names, query = _query(words.labels, words.positives, words.negatives, settings, **against)
+        names, query = _query(
+            words.labels,
+            words.positives,
+            words.negatives,
+            settings,
+            text_map=words.text_map,
+            **against,
+        )
         labels, queries, num_words = names, [query], len(names)
         together = settings.several == "averaged"
         known = (all(words.are_known),) if together else words.are_known[:num_words]
@@ -185,7 +218,7 @@ def active_query(
         return None
     present = tuple(index >= num_words for index in range(len(labels)))
     known += (True,) * (len(labels) - num_words)
-    return ActiveQuery(head, tuple(labels), tuple(queries), present, known, settings)
+    return ActiveQuery(head, tuple(labels), tuple(queries), present, known, settings, scales)
 
 
 def _query(
@@ -195,6 +228,7 @@ def _query(
     settings: DisplaySettings,
     *,
     most: int = MOST_PROMPTS,
+    text_map: TextMap | None = None,
     **against: Unpack[Against],
 ) -> tuple[list[str], Query]:
     """Returns the labels and the query of at most so many prompts."""
@@ -202,7 +236,13 @@ def _query(
         negatives = negatives[:0]
     if settings.several == "averaged":
         labels, positives = [" + ".join(labels)], averaged(positives)
-    query = make_query(positives[:most], negatives, temperature=settings.temperature, **against)
+    query = make_query(
+        positives[:most],
+        negatives,
+        temperature=settings.temperature,
+        text_map=text_map,
+        **against,
+    )
     return [shortened(label) for label in labels[:most]], query
 
 

@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypedDict, get_args, runtime_checkable
+from functools import partial
+from pathlib import Path
+from typing import TypedDict, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
-from f3rm.errors import F3rmError, HeadSpec
+from f3rm.errors import F3rmError, StrPath
 from f3rm.language.expressions import (
     Either,
     Expression,
@@ -20,19 +23,29 @@ from f3rm.language.expressions import (
     split_questions,
     wholes_of,
 )
+from f3rm.language.heads import (
+    Head,
+    LanguageError,
+    choose_head,
+    language_of,
+    query_of,
+    scales_of,
+    translated,
+)
 from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
     TEMPERATURE,
     Against,
-    HiddenQuery,
+    AnyQuery,
     Rule,
-    make_query,
+    best_scales,
     mean_unit_feature,
     similarity_from_hidden,
-    to_hidden,
 )
 from f3rm.language.text_encoder import TextEncoder
+from f3rm.language.text_map import TextMap, language_files, load_language
+from f3rm.language.threshold import found_from
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +56,6 @@ AS_IT_STANDS = ("{}",)
 
 MOST_QUESTIONS = 255
 """Questions of one call: a picture of labels has a byte per pixel, and one value is for none."""
-
-
-@runtime_checkable
-class Head(Protocol):
-    """A feature head, as far as a question needs it."""
-
-    @property
-    def spec(self) -> HeadSpec:
-        """Name, channels and backbone."""
-        ...
-
-    @property
-    def weight(self) -> Float[Tensor, "channels hidden"]:
-        """The linear map from hidden vectors to features."""
-        ...
 
 
 class QuestionOptions(TypedDict, total=False):
@@ -74,10 +72,6 @@ class QuestionOptions(TypedDict, total=False):
     rule: Rule
     """``lerf``, relevancy to the negatives; ``scene``, contrasted with the scene's mean too; or
     ``backbone``, standard deviations above what the backbone gives anywhere."""
-
-
-class LanguageError(F3rmError):
-    """A field, or the head that is asked, has no text tower."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +91,11 @@ class Question:
 
     label: str
     expression: Expression
-    query: HiddenQuery
+    query: AnyQuery
     thresholds: Mapping[Expression, float] = field(default_factory=dict[Expression, float])
     unknown: str = ""
     rivals: tuple[str, ...] = ()
-    rival_query: HiddenQuery | None = None
+    rival_query: AnyQuery | None = None
     is_present: bool = False
 
     @property
@@ -112,7 +106,7 @@ class Question:
     @property
     def device(self) -> torch.device:
         """The device that hidden vectors must be on."""
-        return self.query.gram.device
+        return self.query.prompts.device
 
     def scores(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
         """Scores hidden vectors, composited or at points."""
@@ -154,22 +148,58 @@ class Questioner:
         heads: The heads by name.
         surface: Returns hidden vectors of the whole scene, shape (points, hidden), which the rule
             ``scene`` contrasts with; None where no scene is known.
+        folder: The run's folder, which may have languages; None where there is none.
+
+    Attributes:
+        language: The language that one of the heads is asked in; None for their own text towers.
     """
 
     def __init__(
-        self, heads: Mapping[str, Head], surface: Callable[[], Tensor] | None = None
+        self,
+        heads: Mapping[str, Head],
+        surface: Callable[[], Tensor] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        self._heads = heads
+        self._own_heads = heads
         self._surface = surface
+        self._folder = folder
+        self._warned: set[str] = set()
+        self.speak(None)
+
+    def speak(self, language: StrPath | TextMap | None) -> None:
+        """Chooses a language by its name or file; None for the heads' own text towers.
+
+        Raises:
+            TextMapError: If there is no such language, or it fits no head.
+            BackboneUnavailableError: If its file is not readable.
+        """
+        if language is not None and not isinstance(language, TextMap):
+            specs = {name: head.spec for name, head in self._own_heads.items()}
+            files = {} if self._folder is None else language_files(self._folder, specs)
+            language = load_language(language, files)
+        self._heads = translated(self._own_heads, language)
+        self.language = language
         self._means: dict[str, Tensor] = {}
         self._encoders: dict[str, TextEncoder] = {}
-        self._warned: set[str] = set()
 
     def warn_of_unknown(self, question: Question) -> None:
         """Logs, once, that the text tower does not know words of a question."""
         if question.unknown and question.unknown not in self._warned:
             self._warned.add(question.unknown)
             logger.warning("%s", question.unknown)
+
+    def asked(self, text: str | Question, **options: Unpack[QuestionOptions]) -> Question:
+        """Returns a question with thresholds for its parts; see :meth:`ask` for words.
+
+        Raises:
+            F3rmError: As :meth:`ask` raises it.
+        """
+        if isinstance(text, Question):
+            return text
+        asked = self.ask(text, **options)
+        if self._surface is None:
+            return asked
+        return asked.with_thresholds(partial(found_from, compares=True), self._surface)
 
     def ask(
         self,
@@ -205,14 +235,17 @@ class Questioner:
                 "cosines have no common scale. Leave negatives out for the canonical ones."
             )
             raise F3rmError(msg)
-        weight = self._heads[spec.name].weight.detach()
-        against, encoder = self.against(rule, spec.name), self._encoder(spec.name)
-        others = _embed(encoder, negatives, templates).to(weight) if negatives else None
+        heads, encoder = scales_of(self._heads, spec, head), self._encoder(spec.name)
+        others = _embed(encoder, negatives, templates) if negatives else None
+        against = [self.against(rule, each.spec.name) for each in heads]
 
-        def hidden_query(phrases: Sequence[str]) -> HiddenQuery:
-            prompts = _embed(encoder, phrases, templates).to(weight)
-            query = make_query(prompts, others, temperature=temperature, **against)
-            return to_hidden(query, weight)
+        def hidden_query(phrases: Sequence[str]) -> AnyQuery:
+            prompts = _embed(encoder, phrases, templates)
+            scales = [
+                query_of(each, prompts, others, temperature=temperature, **beside)
+                for each, beside in zip(heads, against, strict=True)
+            ]
+            return best_scales(scales, self._surface)
 
         phrases, known = phrases_of(expression), encoder.known_words()
         rivals = rivals_of(phrases[0], known) if isinstance(expression, Phrase) else ()
@@ -253,9 +286,44 @@ class Questioner:
         if self._surface is None:
             raise F3rmError("rule='scene' must be asked of a scene: open it with f3rm.load.")
         if head not in self._means:
-            weight = self._heads[head].weight.detach()
-            self._means[head] = mean_unit_feature(self._surface(), weight)
+            weight, language = self._heads[head].weight.detach(), language_of(self._heads[head])
+            self._means[head] = mean_unit_feature(self._surface(), weight, language)
         return {"mean": self._means[head]}
+
+
+class Askable:
+    """What is asked in words, in the heads' own languages or in another one.
+
+    Attributes:
+        questioner: Turns the words into questions.
+    """
+
+    questioner: Questioner
+
+    @property
+    def language(self) -> TextMap | None:
+        """The language that words are asked in; None for the heads' own text towers.
+
+        It can be set to the name of a language of the run, or to the path of its file; see
+        :mod:`f3rm.language.text_map`. Questions that were asked before keep theirs.
+        """
+        return self.questioner.language
+
+    @language.setter
+    def language(self, wanted: StrPath | TextMap | None) -> None:
+        self.questioner.speak(wanted)
+
+    def question(self, text: str | Question, **options: Unpack[QuestionOptions]) -> Question:
+        """Parses a question and embeds its phrases; one that is embedded is returned as it is.
+
+        Raises:
+            LanguageError: If the field or the head has no text tower.
+            ExpressionError: If the question cannot be parsed.
+            F3rmError: If options cannot be used.
+        """
+        asked = self.questioner.asked(text, **options)
+        self.questioner.warn_of_unknown(asked)  # its scores say nothing
+        return asked
 
 
 def _embed(
@@ -271,30 +339,6 @@ def _embed(
     sentences = [t.replace("{}", phrase) for phrase in phrases for t in templates]
     embeddings = encoder.encode(sentences).view(len(phrases), len(templates), -1)
     return embeddings.mean(dim=1)  # of unit vectors; make_query normalises
-
-
-def choose_head(heads: Mapping[str, Head], wanted: str | None) -> HeadSpec | None:
-    """Returns the wanted head, or the first that has a text tower, or None where none has.
-
-    Args:
-        heads: The heads by name.
-        wanted: Name of a head, or None.
-
-    Raises:
-        F3rmError: If the wanted head does not exist or has no text tower.
-    """
-    with_text = [head.spec for head in heads.values() if head.spec.has_text]
-    if wanted is None:
-        return with_text[0] if with_text else None
-    if wanted not in heads:
-        msg = f"There is no head {wanted!r}; this field has {', '.join(heads) or 'none'}."
-        raise F3rmError(msg)
-    spec = heads[wanted].spec
-    if not spec.has_text:
-        names = ", ".join(repr(other.name) for other in with_text) or "none of this run"
-        msg = f"The head {wanted!r} has no text tower. Heads that have one: {names}."
-        raise LanguageError(msg)
-    return spec
 
 
 def questions_in(query: Query) -> list[str | Question]:
@@ -340,13 +384,11 @@ def question_like(
         temperature: Soft-max temperature of the relevancy.
         is_present: Whether the examples are from the scene.
     """
-    weight = head.weight.detach()
-    query = make_query(examples.to(weight), background.to(weight)[None], temperature=temperature)
     phrases = [Phrase(f"{label} {number + 1}") for number in range(len(examples))]
     return Question(
         label=label,
         expression=Either(tuple(phrases)) if len(phrases) > 1 else phrases[0],
-        query=to_hidden(query, weight),
+        query=query_of(head, examples, background[None], temperature=temperature),
         is_present=is_present,
     )
 

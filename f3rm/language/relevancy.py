@@ -13,10 +13,12 @@ the cosine is above that of features of anything, less 4.5: no phrase is a negat
 ``benchmarks/presence.py`` compares these with other rules.
 
 *Source:* LERF (Kerr et al. 2023) section 3.4. The score is the *pairwise* soft-max's minimum; a
-soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives.
+soft-max over all phrases at once, as in f3rm, cannot pass 1/N with N negatives. Of several scales
+the one with a prompt's highest score answers, as there.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from f3rm.backbones.calibration import Calibration
+from f3rm.language.text_map import TextMap
 
 CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
 """LERF's negatives: phrases that fit any content."""
@@ -106,7 +109,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Query:
-    """Prompts and negatives, as unit vectors in a head's feature space.
+    """Prompts and negatives, as unit vectors in a head's feature space, or in that of a language.
 
     Attributes:
         prompts: One embedding per prompt, shape (prompts, channels); each gets a score of its own.
@@ -114,6 +117,7 @@ class Query:
             scores are cosines.
         temperature: Soft-max temperature tau, > 0.
         contrast: The prompts as seen from the scene's mean feature; None for LERF's rule.
+        text_map: Maps features into the space of the prompts; None where they are in it.
         standard: The backbone's cosines to the prompts, which then count in place of negatives.
     """
 
@@ -121,6 +125,7 @@ class Query:
     negatives: Float[Tensor, "negatives channels"]
     temperature: float = TEMPERATURE
     contrast: Contrast | None = None
+    text_map: TextMap | None = None
     standard: Standard | None = None
 
     @property
@@ -139,14 +144,17 @@ class HiddenQuery:
         gram: ``W^T W``, shape (hidden, hidden), so that ``|W H|^2 = H^T G H``.
         temperature: Soft-max temperature tau.
         contrast: That of the query; None for LERF's rule.
+        decode: From hidden vectors to those of a language whose map is not linear; prompts,
+            negatives and contrast are in its space then, and ``gram`` is None.
         standard: That of the query.
     """
 
     prompts: Float[Tensor, "hidden prompts"]
     negatives: Float[Tensor, "hidden negatives"]
-    gram: Float[Tensor, "hidden hidden"]
+    gram: Float[Tensor, "hidden hidden"] | None
     temperature: float
     contrast: Contrast | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
     standard: Standard | None = None
 
     @property
@@ -155,12 +163,40 @@ class HiddenQuery:
         return self.negatives.shape[-1] > 0 or self.standard is not None
 
 
+@dataclass(frozen=True)
+class ScaledQuery:
+    """A query to the heads of several scales: each prompt is answered by one of them.
+
+    Attributes:
+        scales: The query in the hidden space of each head.
+        chosen: Of each prompt, the index of its head in :attr:`scales`.
+    """
+
+    scales: tuple[HiddenQuery, ...]
+    chosen: tuple[int, ...]
+
+    @property
+    def prompts(self) -> Tensor:
+        """The prompts at the first scale."""
+        return self.scales[0].prompts
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether scores are relevancies in [0, 1], not cosines."""
+        return self.scales[0].has_negatives
+
+
+AnyQuery = HiddenQuery | ScaledQuery
+"""A query to one head, or to the heads of several scales."""
+
+
 def make_query(
     prompts: Float[Tensor, "prompts channels"],
     negatives: Float[Tensor, "negatives channels"] | None = None,
     *,
     temperature: float = TEMPERATURE,
     mean: Float[Tensor, " channels"] | None = None,
+    text_map: TextMap | None = None,
     calibration: Calibration | None = None,
 ) -> Query:
     """Normalises embeddings into a query.
@@ -170,6 +206,7 @@ def make_query(
         negatives: Embeddings of any length; None for plain cosines.
         temperature: Soft-max temperature, > 0.
         mean: Mean of the scene's unit features, for the scene's own contrast; None for LERF's rule.
+        text_map: Maps features into the space of the embeddings; None where they are in it.
         calibration: The backbone's, to compare with it alone; None for the other rules.
 
     Raises:
@@ -188,6 +225,7 @@ def make_query(
         negatives=functional.normalize(negatives, dim=-1),
         temperature=temperature,
         contrast=None if mean is None else _contrast(prompts, mean),
+        text_map=text_map,
         standard=None if calibration is None else Standard(*calibration.cosines(prompts)),
     )
 
@@ -231,7 +269,8 @@ def similarity(
     features: Float[Tensor, "*batch channels"], query: Query
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores features of any length against every prompt, from the C channels."""
-    units = functional.normalize(features, dim=-1, eps=_EPSILON)
+    vectors = features if query.text_map is None else query.text_map(features)
+    units = functional.normalize(vectors, dim=-1, eps=_EPSILON)
     if query.standard is not None:
         return query.standard.scores(units @ query.prompts.T)
     scores = relevancy(
@@ -257,6 +296,19 @@ def _contrasted(
 
 def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> HiddenQuery:
     """Carries a query into the hidden space of the head ``f = W H``, in the head's dtype."""
+    language = query.text_map
+    if language is not None and language.matrix is None:
+        return HiddenQuery(
+            prompts=query.prompts.to(head_weight).T,
+            negatives=query.negatives.to(head_weight).T,
+            gram=None,
+            temperature=query.temperature,
+            contrast=query.contrast,
+            standard=query.standard,
+            decode=lambda hidden: language(hidden @ head_weight.T),
+        )
+    if language is not None and language.matrix is not None:
+        head_weight = language.matrix.to(head_weight) @ head_weight
     contrast = query.contrast
     if contrast is not None:
         contrast = Contrast(
@@ -275,11 +327,43 @@ def to_hidden(query: Query, head_weight: Float[Tensor, "channels hidden"]) -> Hi
     )
 
 
+def best_scales(
+    scales: Sequence[HiddenQuery], hidden: Callable[[], Float[Tensor, "*batch hidden"]] | None
+) -> AnyQuery:
+    """Lets each prompt be answered by the head with its highest score, as LERF does per picture.
+
+    Args:
+        scales: The same query in the hidden space of one or several heads.
+        hidden: Returns the hidden vectors that are compared, where there are several heads; None
+            takes the first.
+    """
+    if len(scales) == 1 or hidden is None:
+        return scales[0]
+    vectors = hidden().to(scales[0].prompts)
+    scores = [similarity_from_hidden(vectors, each).flatten(0, -2) for each in scales]
+    highest = [each.amax(0) if len(each) else each.new_zeros(each.shape[1]) for each in scores]
+    best = torch.stack(highest).argmax(0)  # (prompts)
+    return ScaledQuery(tuple(scales), tuple(int(index) for index in best))
+
+
 def similarity_from_hidden(
-    hidden: Float[Tensor, "*batch hidden"], query: HiddenQuery
+    hidden: Float[Tensor, "*batch hidden"], query: AnyQuery
 ) -> Float[Tensor, "*batch prompts"]:
     """Scores composited hidden vectors: :func:`similarity` of ``W H`` without building it."""
-    squared = (hidden @ query.gram * hidden).sum(-1, keepdim=True)
+    if isinstance(query, ScaledQuery):
+        used = {scale: query.scales[scale] for scale in query.chosen}
+        every = {scale: similarity_from_hidden(hidden, each) for scale, each in used.items()}
+        columns = [every[scale][..., prompt] for prompt, scale in enumerate(query.chosen)]
+        return torch.stack(columns, dim=-1)
+    if query.decode is not None:  # its vectors have many channels: a batch of them at a time
+        decoded = replace(query, decode=None)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        starts = range(0, max(len(rows), 1), _BATCH)
+        vectors = (query.decode(rows[start : start + _BATCH]) for start in starts)
+        scores = torch.cat([similarity_from_hidden(each, decoded) for each in vectors])
+        return scores.view(*hidden.shape[:-1], query.prompts.shape[-1])
+    weighted = hidden if query.gram is None else hidden @ query.gram
+    squared = (weighted * hidden).sum(-1, keepdim=True)
     length = squared.clamp_min(_EPSILON**2).sqrt()
     if query.standard is not None:
         return query.standard.scores(hidden @ query.prompts / length)
@@ -292,11 +376,20 @@ def similarity_from_hidden(
 
 
 def mean_unit_feature(
-    hidden: Float[Tensor, "points hidden"], head_weight: Float[Tensor, "channels hidden"]
-) -> Float[Tensor, " channels"]:
-    """Returns the mean of the unit features of hidden vectors, a batch of features at a time."""
-    total = head_weight.new_zeros(len(head_weight))
-    for start in range(0, len(hidden), _BATCH):
+    hidden: Float[Tensor, "points hidden"],
+    head_weight: Float[Tensor, "channels hidden"],
+    text_map: TextMap | None = None,
+) -> Float[Tensor, " text_channels"]:
+    """Returns the mean of the unit features of hidden vectors, a batch of features at a time.
+
+    Args:
+        hidden: The hidden vectors.
+        head_weight: The weight of their head.
+        text_map: Maps features into the space of the mean; None for the features themselves.
+    """
+    sums: list[Tensor] = []
+    for start in range(0, max(len(hidden), 1), _BATCH):
         features = hidden[start : start + _BATCH].to(head_weight) @ head_weight.T
-        total += functional.normalize(features, dim=-1, eps=_EPSILON).sum(0)
-    return total / max(len(hidden), 1)
+        vectors = features if text_map is None else text_map(features)
+        sums.append(functional.normalize(vectors, dim=-1, eps=_EPSILON).sum(0))
+    return torch.stack(sums).sum(0) / max(len(hidden), 1)

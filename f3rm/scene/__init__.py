@@ -6,6 +6,7 @@ from f3rm.lazy import getter
 
 if TYPE_CHECKING:
     from f3rm.language.questions import PROMPT_TEMPLATES as PROMPT_TEMPLATES
+    from f3rm.language.text_map import TextMap as TextMap
     from f3rm.scene.boxes import OrientedBox as OrientedBox
     from f3rm.scene.found import Found as Found, Identified as Identified, Instance as Instance
     from f3rm.scene.frames import FrameName as FrameName
@@ -23,6 +24,7 @@ __getattr__ = getter(
         "PROMPT_TEMPLATES": "f3rm.language.questions",
         "Scene": "f3rm.scene.scene",
         "SurfacePoints": "f3rm.scene.surface",
+        "TextMap": "f3rm.language.text_map",
         "load": "f3rm.scene.scene",
     },
 )

@@ -211,10 +211,7 @@ def _unfit(path: Path, error: Exception) -> RunError:
 
 
 def _load_checkpoint(newest: Path, pipeline: VanillaPipeline) -> int:
-    """Loads a checkpoint and returns its step.
-
-    *Source:* Nerfstudio's ``eval_load_checkpoint``, whose module takes ten seconds to import.
-    """
+    """Loads a checkpoint as Nerfstudio's ``eval_load_checkpoint`` does; returns its step."""
     missing: list[str] = []
 
     def note_missing(_: Module, keys: Any) -> None:

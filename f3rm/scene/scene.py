@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from f3rm.errors import F3rmError
 from f3rm.language.questions import (
+    Askable,
     Query,
     Question,
     Questioner,
@@ -23,7 +24,7 @@ from f3rm.language.questions import (
     questions_in,
 )
 from f3rm.language.relevancy import TEMPERATURE
-from f3rm.language.threshold import RELEVANCY_FLOOR, found_from
+from f3rm.language.threshold import RELEVANCY_FLOOR
 from f3rm.scene.casting import NUM_RAYS
 from f3rm.scene.examples import ExampleEncoder, Like
 from f3rm.scene.finding.find import Wish, find_instances
@@ -72,7 +73,7 @@ def load(
     return Scene(opened, surface_rays=surface_rays, show_progress=show_progress)
 
 
-class Scene(FieldAtPoints):
+class Scene(FieldAtPoints, Askable):
     """A trained run or a splat, open for questions.
 
     Positions, cameras and lengths are in the named frame: ``dataset`` (that of transforms.json, the
@@ -91,7 +92,8 @@ class Scene(FieldAtPoints):
         super().__init__(source, run.train.cameras)
         self.run = run
         self._surface_rays = surface_rays
-        self._questioner = Questioner(source.heads, lambda: self.cells.hidden)
+        folder = run.config_path.parent
+        self.questioner = Questioner(source.heads, lambda: self.cells.hidden, folder)
         self._examples = ExampleEncoder(run, self)
         sample = partial(source.sample_surface, show_progress=show_progress)
         kept = KeptSurface(run, sample) if isinstance(run, LoadedRun) else sample
@@ -193,24 +195,6 @@ class Scene(FieldAtPoints):
             examples, self.head(head), name=name, temperature=temperature, frame=frame
         )
 
-    def question(self, text: str | Question, **options: Unpack[QuestionOptions]) -> Question:
-        """Parses a question and embeds its phrases; one that is embedded is returned as it is.
-
-        Raises:
-            LanguageError: If the field or the head has no text tower.
-            ExpressionError: If the question cannot be parsed.
-            F3rmError: If options cannot be used.
-        """
-        asked = self._asked(text, **options)
-        self._questioner.warn_of_unknown(asked)  # its scores say nothing
-        return asked
-
-    def _asked(self, text: str | Question, **options: Unpack[QuestionOptions]) -> Question:
-        if isinstance(text, Question):
-            return text
-        asked = self._questioner.ask(text, **options)
-        return asked.with_thresholds(partial(found_from, compares=True), lambda: self.cells.hidden)
-
     def surface_points(
         self,
         num_rays: int = NUM_RAYS,
@@ -311,7 +295,7 @@ class Scene(FieldAtPoints):
         if like is not None:
             head, warmth = options.get("head"), options.get("temperature", TEMPERATURE)
             question = self.like(like, head=head, temperature=warmth, frame=frame)
-        asked = [self._asked(text, **options) for text in questions_in(question or "")]
+        asked = [self.questioner.asked(each, **options) for each in questions_in(question or "")]
         scored = [score_surface(self.surface, each, threshold) for each in asked]
         upwards = known.up(is_level=frame == "metres") if up is None else np.asarray(up, float)
         wish = Wish(known, frame, upwards, smallest)

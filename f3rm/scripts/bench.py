@@ -8,12 +8,15 @@ from f3rm.extract.tables.bench import BenchError, as_table, benchmark
 from f3rm.extract.tables.live import FeatureExtractor
 from f3rm.scripts.command import Command
 from f3rm.scripts.taps import choose_spec
+from f3rm.store.spec import resolve_feature_type
 
 
 @dataclass
 class Bench(Command):
     """Time the extraction of features on random images: images per second, latency, peak memory."""
 
+    feature_type: str | None = None
+    """A feature type with its own tap and image size, in place of --backbone and --tap."""
     backbone: str | None = None
     """The model: adapter:model@weights; f3rm models lists adapters."""
     tap: tuple[str, ...] = ()
@@ -39,7 +42,17 @@ class Bench(Command):
         Raises:
             F3rmError: If the model cannot be loaded or a number is impossible.
         """
-        spec = choose_spec(self.spec, self.backbone, self.tap).spec
+        if self.feature_type is None:
+            spec = choose_spec(self.spec, self.backbone, self.tap).spec
+        else:
+            if self.backbone or self.tap or self.spec:
+                msg = (
+                    "--feature-type has a model and a tap: leave out --backbone, --tap and --spec."
+                )
+                raise BenchError(msg)
+            spec, *others = resolve_feature_type(self.feature_type)
+            if others:
+                raise BenchError(f"--feature-type must be one model, got {self.feature_type!r}.")
         sizes = [_size(text) for text in self.sizes]
         extractor = FeatureExtractor(spec, device=self.device)
         rows = benchmark(

@@ -34,6 +34,8 @@ class Eval(Command):
     """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head to ask; without it the first that has a text tower."""
+    language: str | None = None
+    """Name or .safetensors file of a language, to ask a head that has no text tower, as RADIO's."""
     data: Path | None = None
     """The dataset, where it was moved since training; of a .ply always."""
     seed: int = 0
@@ -52,6 +54,7 @@ class Eval(Command):
             data=self.data,
             nerfacto=self.nerfacto,
             head=self.head,
+            language=self.language,
             rule=self.rule,
             pictures=self.pictures,
             queries=self.queries,

@@ -69,6 +69,8 @@ class Export(Command):
     """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head, where the run has several; without it the first that fits."""
+    language: str | None = None
+    """Name or .safetensors file of a language, to ask a head that has no text tower, as RADIO's."""
     colour: Colour = "rgb"
     """Of points and object: the photographs' colours, the PCA of the features, or the score."""
     frame: FrameName = "dataset"
@@ -102,6 +104,7 @@ class Export(Command):
             )
         check_file(self.out, _SUFFIXES[self.kind], what=self.kind)  # opening the run takes long
         scene = load(self.config, data=self.data, device=self.device, show_progress=True)
+        scene.language = self.language
         # The head of other colours may have no text tower.
         head = self.head if self.kind != "points" or self.colour == "similarity" else None
         questions = asked.questions(scene, self.frame, **how_asked(head, self.rule))

@@ -52,6 +52,8 @@ class Find(Command):
     backbone counts deviations from what the backbone gives anywhere, where it is calibrated."""
     head: str | None = None
     """The feature head; without it the first that has a text tower, or of --like the first."""
+    language: str | None = None
+    """Name or .safetensors file of a language, to ask a head that has no text tower, as RADIO's."""
     frame: FrameName | None = None
     """dataset, metres or nerfstudio; without it metres where the dataset gives its scale."""
     data: Path | None = None
@@ -74,6 +76,7 @@ class Find(Command):
             check_file(self.picture, PICTURE_SUFFIXES, what="a picture")
         with contextlib.redirect_stdout(sys.stderr):  # Nerfstudio prints while it opens a run
             scene = f3rm.load(self.config, data=self.data, device=self.device, show_progress=True)
+        scene.language = self.language
         frame = self.frame or ("metres" if "metres" in scene.frames.known else "dataset")
         answers = scene.find(
             list(asked.words) or asked.questions(scene, frame, **options),

@@ -39,6 +39,8 @@ class Label(Command):
     """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head; without it the first that has a text tower, or of --like the first."""
+    language: str | None = None
+    """Name or .safetensors file of a language, to ask a head that has no text tower, as RADIO's."""
     frame: FrameName = "dataset"
     """Frame of the points: dataset (of transforms.json), metres, or nerfstudio (the run's own)."""
     rays: int = Sampling.rays
@@ -61,6 +63,7 @@ class Label(Command):
             msg = "Labels are missing: --like 'fox = VIEW@X,Y; shield = VIEW@X,Y', or --query."
             raise F3rmError(msg)
         scene = f3rm.load(self.config, data=self.data, device=self.device, show_progress=True)
+        scene.language = self.language
         counts = export_labels(
             scene,
             self.out,

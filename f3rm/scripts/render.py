@@ -67,6 +67,8 @@ class Render(Command):
     backbone counts deviations from what the backbone gives anywhere, where it is calibrated."""
     head: str | None = None
     """The feature head; without it the first that has a text tower."""
+    language: str | None = None
+    """Name or .safetensors file of a language, to ask a head that has no text tower, as RADIO's."""
     legend: bool = True
     """Whether to add a legend below the pictures."""
     data: Path | None = None
@@ -84,6 +86,7 @@ class Render(Command):
         options = how_asked(self.head, self.rule, self.negatives)
         outputs, writer = self._outputs(asked), make_writer(self.out, fps=self.fps)
         scene = f3rm.load(self.config, data=self.data, device=self.device)
+        scene.language = self.language
         path = choose_path(scene, self.views, between=self.between, downscale=self.downscale)
         questions = asked.questions(scene, **options) if set(outputs) & ASKING else []
         scale = self._scale(scene, path, outputs, questions)

@@ -5,7 +5,8 @@ itself. A file that passes here is no larger than a person's specification, alia
 
 ``DINO+CLIP[tap=-1|dense(nacclip);window=336,224]`` is DINO with its defaults, and CLIP with another
 dense rule and in windows. Settings are ``tap``, ``side`` (length of the shorter image side in
-pixels), ``window`` (side and step in pixels) and ``scales`` (factors).
+pixels), ``window`` (side and step in pixels), ``scales`` (factors whose maps are averaged) and
+``pyramid`` (factors that get a head each, of which the best one answers a prompt).
 """
 
 import difflib
@@ -24,6 +25,9 @@ from f3rm.errors import F3rmError, FeatureTypeError, StrPath, as_path
 
 Settings = TypeVar("Settings")
 Value = TypeVar("Value")
+
+PYRAMID = "pyramid"
+"""The setting that makes a specification per scale; no field of one."""
 
 SettingValue = int | tuple[str] | tuple[int, int] | tuple[float, ...]
 
@@ -240,5 +244,6 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[str], SettingValue], str]] = {
     "side": ("size", int, "a whole number of pixels"),
     "window": ("window", _window, "a side and a step in pixels"),
     "scales": ("scales", _scales, "factors"),
+    "pyramid": (PYRAMID, _scales, "factors"),
 }
 """Name in brackets -> field of the specification or preparation, parser, meaning in messages."""

@@ -20,6 +20,7 @@ from f3rm.errors import BackboneRef, F3rmError, FeatureTypeError, StrPath, as_pa
 from f3rm.store.codecs import CodecSpec, parse_codec
 from f3rm.store.geometry import Prep
 from f3rm.store.settings import (
+    PYRAMID,
     absolute_if_local,
     by_type,
     parse_weights,
@@ -265,6 +266,7 @@ PRESETS: Mapping[str, FeatureSpec] = {
     "SIGLIP2": _preset(
         "siglip2", _on_hub("siglip2", "google/siglip2-large-patch16-512"), _VALUES, 1024
     ),
+    "PE": _preset("pe", BackboneRef("pe", "PE-Core-L-14-336", "meta"), _VALUES, 896),
     "RADIO": _preset("radio", _on_hub("radio", "nvidia/C-RADIOv4-H"), "final", 1024),
     "PROXYCLIP": _preset(
         "proxyclip",
@@ -316,7 +318,7 @@ def resolve_feature_type(
             the device.
 
     Returns:
-        One specification per part, in the order of ``text``.
+        One specification per part, or per scale of its pyramid, in the order of ``text``.
 
     Raises:
         FeatureTypeError: If a name is unknown or used twice, or an override names a type that is
@@ -336,30 +338,36 @@ def resolve_feature_type(
             f"--feature-type must name each type once, got {text!r} with {repeated[0]} twice. Drop "
             "one."
         )
-    specs = {
-        part: _changed(
-            _lookup(part),
-            {
-                **changes,
-                "background": BACKGROUNDS[background],
-                "precision": precision,
-                "codec": codec,
-            },
-        )
-        for part, changes in named
-    }
+    common = {"background": BACKGROUNDS[background], "precision": precision, "codec": codec}
+    specs = {part: _changed(_lookup(part), {**changes, **common}) for part, changes in named}
     for part, path in by_type("--weights", parse_weights(weights), parts).items():
         backbone = replace(specs[part].backbone, weights=absolute_if_local(path))
         specs[part] = replace(specs[part], backbone=backbone)
     for part, side in by_type("short_side", short_side or {}, parts).items():
         specs[part] = _changed(specs[part], {"size": side})
-    return tuple(specs.values())
+    scales = {part: changes.get(PYRAMID, (1.0,)) for part, changes in named}
+    return tuple(each for part, spec in specs.items() for each in _by_scale(spec, scales[part]))
+
+
+def _by_scale(spec: FeatureSpec, scales: Any) -> list[FeatureSpec]:
+    """Returns a specification per scale; the one of scale 1 has the plain name and cache."""
+    if scales == (1.0,):
+        return [spec]
+    names = [spec.name if scale == 1 else f"{spec.name}-{100 * scale:.0f}" for scale in scales]
+    if len(set(names)) < len(names):
+        raise FeatureTypeError(
+            f"--feature-type: pyramid must have different factors, got {scales}."
+        )
+    return [
+        replace(spec, name=name, prep=replace(spec.prep, scales=(scale,)))
+        for name, scale in zip(names, scales, strict=True)
+    ]
 
 
 def _changed(spec: FeatureSpec, changes: Mapping[str, Any]) -> FeatureSpec:
     """Replaces fields of a specification, or of its preparation."""
     prep = {name: value for name, value in changes.items() if hasattr(spec.prep, name)}
-    own = {name: value for name, value in changes.items() if name not in prep}
+    own = {name: value for name, value in changes.items() if name not in {*prep, PYRAMID}}
     return replace(spec, prep=replace(spec.prep, **prep), **own)
 
 

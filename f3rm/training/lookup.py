@@ -13,6 +13,7 @@ from torch import Tensor
 from f3rm.errors import DatasetError, printable
 from f3rm.store.items import ImageItem
 from f3rm.store.reader import FeatureStore, GatherMode
+from f3rm.training.segments import Segments
 
 
 class ImageTargets:
@@ -63,7 +64,26 @@ class FeatureLookup:
         name, store = next(iter(stores.items()))
         found = [store.image_size(int(row)) for row in self._rows[name]]
         files = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)  # a split may be empty
+        self._files = files
         self._scale = files / sizes  # file pixels per trained pixel, (y, x)
+        self._segments: dict[str, tuple[Segments, Tensor]] = {}
+
+    def pool(self, name: str, segments: Segments) -> None:
+        """Replaces a head's features by their means over the segments that pixels are in.
+
+        Pixels in no segment keep their own.
+
+        Args:
+            name: The head.
+            segments: Segments of the dataset's images, in their order.
+        """
+
+        def features(image: int, places: Tensor) -> Tensor:
+            rows = self._rows[name][torch.full((len(places),), image)]
+            file_yx = places * self._files[image] - 0.5
+            return self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode, device="cpu")
+
+        self._segments[name] = (segments, segments.means(features))
 
     def features(
         self, name: str, indices: Int[Tensor, "rays 3"], device: torch.device | str | None = None
@@ -81,7 +101,14 @@ class FeatureLookup:
         # centres, not corners, are whole numbers.
         file_yx = (yx + 0.5) * self._scale[image] - 0.5
         rows = self._rows[name][image]
-        return self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode, device=device)
+        own = self.stores[name].gather(rows, file_yx.flip(-1), mode=self._mode, device=device)
+        if name not in self._segments:
+            return own
+        segments, means = self._segments[name]
+        ids = segments.at(image, (yx + 0.5) / self.sizes[image])
+        pooled = means[ids.clamp_min(0)]
+        known = (ids >= 0) & ~pooled[:, 0].isnan()
+        return torch.where(known[:, None].to(own.device), pooled.to(own), own)
 
 
 def match_items(paths: Sequence[Path], items: Sequence[ImageItem]) -> list[str]:

@@ -23,6 +23,7 @@ from f3rm.feature_field import FeatureHead
 from f3rm.language.active_query import ActiveQuery
 from f3rm.language.image_encoder import image_below
 from f3rm.language.text_encoder import QueryText, TextEncoder
+from f3rm.language.text_map import TextMap, language_files
 from f3rm.viewer.elements import Markdown, ViewerLink, escaped
 from f3rm.viewer.panels import (
     NO_QUERY,
@@ -118,16 +119,16 @@ class FeatureControls(nn.Module):
         """
         if not self.attached:
             self._encode_words()
-        head, settings = self.ask.head, self.look.settings(coloured=self.attached)
-        is_negative = self.ask.canonical
-        return self._state.active_query(head, means.get(head), settings, is_negative=is_negative)
+        settings, is_negative = self.look.settings(coloured=self.attached), self.ask.canonical
+        mean = means.get(self._state.head_of(self.ask.head))
+        return self._state.active_query(self.ask.head, mean, settings, is_negative=is_negative)
 
     def pictures(
         self,
         hidden: Float[Tensor, "*batch hidden"],
         rgb: Float[Tensor, "*batch 3"] | None,
         query: ActiveQuery,
-        head_weight: Float[Tensor, "channels hidden"],
+        weights: Mapping[str, Float[Tensor, "channels hidden"]],
     ) -> dict[str, Tensor]:
         """Draws the score maps of a query; in a viewer, an error is shown and nothing is drawn.
 
@@ -135,13 +136,13 @@ class FeatureControls(nn.Module):
             hidden: Composited hidden vectors.
             rgb: The picture under the composite; None for no composite.
             query: From :meth:`active_query`.
-            head_weight: The weight of the query's head.
+            weights: The weights of the heads by name.
 
         Raises:
             RuntimeError: Without a viewer, whatever torch raises.
         """
         with self._errors_shown():
-            drawn = draw(query.scores(hidden, head_weight), query, rgb, self.shown)
+            drawn = draw(query.scores(hidden, weights), query, rgb, self.shown)
             if rgb is not None:
                 self.legend.show(legend(query, drawn))
             return drawn.images
@@ -224,6 +225,7 @@ class FeatureControls(nn.Module):
         self._worker.submit(name, work, delay=delay)
 
     def _on_attach(self) -> None:
+        self._do("languages", self._offer_languages)
         self._do("restore", self._offer_saved)
         self._on_change(None)
 
@@ -265,7 +267,8 @@ class FeatureControls(nn.Module):
     def _add_image(self, *, is_positive: bool) -> str:
         self._say("Encoding the image ...")
         path = image_below(self._image_folder or self.link.data_folder, self.point.image)
-        label = self._state.add_image(self.ask.head, path, self.point.crop, is_positive=is_positive)
+        head = self._state.head_of(self.ask.head)
+        label = self._state.add_image(head, path, self.point.crop, is_positive=is_positive)
         return f"{label} is {'a positive' if is_positive else 'a negative'}."
 
     def _on_forget(self, element: Any) -> None:
@@ -275,6 +278,12 @@ class FeatureControls(nn.Module):
 
     def _file(self) -> QueryFile:
         return QueryFile(self.link.run_folder)
+
+    def _offer_languages(self) -> str:
+        files = language_files(self.link.run_folder, self._state.specs)
+        languages = [TextMap.load(file) for file in files.values()]
+        self.ask.offer_heads(self._state.set_languages(languages, TextEncoder))
+        return ""
 
     def _offer_saved(self, chosen: str | None = None) -> str:
         self.saved.offer(sorted(self._file().read()), chosen)

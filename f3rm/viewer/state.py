@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from f3rm.errors import F3rmError, HeadSpec
+from f3rm.errors import BackboneRef, F3rmError, HeadSpec
 from f3rm.language.active_query import (
     ActiveQuery,
     DisplaySettings,
@@ -24,6 +24,7 @@ from f3rm.language.active_query import (
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.known_words import unknown_reason, unknown_words
 from f3rm.language.text_encoder import QueryText, TextEncoder
+from f3rm.language.text_map import TextMap, TextMapError, head_of_language
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class QueryState:
         self.specs: dict[str, HeadSpec] = {}
         self.examples: tuple[Example, ...] = ()
         self._text_encoders: dict[str, TextEncoder] = {}
+        self._languages: dict[str, tuple[str, TextMap]] = {}
+        self._scales: dict[str, tuple[str, ...]] = {}
         self._image_encoders: dict[str, ImageEncoder] = {}
         self._answer: _Answer | None = None
 
@@ -71,9 +74,52 @@ class QueryState:
         if tuple(self.specs.values()) != tuple(specs):
             self.specs = {spec.name: spec for spec in specs}
             self._text_encoders = {s.name: make_encoder(s.backbone) for s in specs if s.has_text}
+            self._scales = _scales(specs)
+            together = {
+                choice: make_encoder(self.specs[names[0]].backbone)
+                for choice, names in self._scales.items()
+            }
+            self._text_encoders = {**together, **self._text_encoders}
             self._image_encoders = {spec.name: ImageEncoder(spec) for spec in specs}
+            self._languages = {}
             self._answer = None
-        return [*self._text_encoders, *(spec.name for spec in specs if not spec.has_text)]
+        return self._choices
+
+    def set_languages(
+        self, languages: Sequence[TextMap], make_encoder: Callable[..., TextEncoder]
+    ) -> list[str]:
+        """Offers heads in other languages than their own, as choices beside the heads.
+
+        Args:
+            languages: The languages of the run; those that fit no head are left out.
+            make_encoder: Builds a text encoder for a backbone.
+
+        Returns:
+            All choices, those with language first.
+        """
+        for language in languages:
+            try:
+                head = head_of_language(language, self.specs)
+            except TextMapError as error:
+                logger.warning("%s", error)
+                continue
+            choice = f"{head} in {language.name}"
+            self._languages[choice] = (head, language)
+            self._text_encoders[choice] = make_encoder(language.text)
+        return self._choices
+
+    @property
+    def _choices(self) -> list[str]:
+        return [
+            *self._text_encoders,
+            *(name for name in self.specs if name not in self._text_encoders),
+        ]
+
+    def head_of(self, choice: str) -> str:
+        """Returns the head of a choice: of several scales the first, which answers examples."""
+        if choice in self._languages:
+            return self._languages[choice][0]
+        return self._scales.get(choice, (choice,))[0]
 
     def active_query(
         self, head: str, mean: Tensor | None, settings: DisplaySettings, *, is_negative: bool
@@ -81,11 +127,12 @@ class QueryState:
         """Returns the query of a head; None where nothing is asked.
 
         Args:
-            head: The head's name.
+            head: The head's name, or a head in a language, or several scales.
             mean: The mean of all unit features; None where it is not known.
             settings: How scores are computed and shown.
             is_negative: Whether the mean is a negative of every example.
         """
+        choice, head = head, self.head_of(head)
         spec, answer = self.specs.get(head), self._answer
         if spec is None:
             return None
@@ -94,15 +141,16 @@ class QueryState:
             for example in self.examples
             if head in example.features and len(example.features[head]) == spec.channels
         ]
-        words = answer.words if answer is not None and answer.head == head else None
+        words = answer.words if answer is not None and answer.head == choice else None
         mean = None if mean is None else mean.detach().float().cpu()
-        return active_query(head, words, fitting, mean, settings, is_negative=is_negative)
+        scales = self._scales.get(choice, ())
+        return active_query(head, words, fitting, mean, settings, scales, is_negative=is_negative)
 
     def encode(self, head: str, text: QueryText, say: Callable[[str], None]) -> str:
         """Embeds typed words for a head; never raises.
 
         Args:
-            head: The head's name.
+            head: The head's name, or a head in a language, or several scales.
             text: The words; the last ones are not embedded again.
             say: Receives a status before slow work.
 
@@ -127,8 +175,10 @@ class QueryState:
         embeddings = encoder.encode([*positives, *negatives])
         count, known = len(positives), encoder.known_words()
         are_known = tuple(not unknown_words([phrase], known) for phrase in positives)
-        vectors = embeddings[:count], embeddings[count:]
-        return Words(text, tuple(positives), *vectors, are_known, encoder.calibration())
+        text_map = self._languages[head][1] if head in self._languages else None
+        prompts, others = embeddings.split((count, len(negatives)))
+        calibration = encoder.calibration()
+        return Words(text, tuple(positives), prompts, others, are_known, text_map, calibration)
 
     def _describe(self, head: str, text: QueryText, words: Words | None) -> str:
         if words is not None:
@@ -183,3 +233,12 @@ class QueryState:
     def _add(self, label: str, features: Mapping[str, Tensor], *, is_positive: bool) -> None:
         units = {name: unit(feature) for name, feature in features.items()}
         self.examples = (*self.examples, Example(label, is_positive, units))
+
+
+def _scales(specs: Sequence[HeadSpec]) -> dict[str, tuple[str, ...]]:
+    """Returns the names of heads that distil one model with texts at several scales, by choice."""
+    models: dict[BackboneRef, list[str]] = {}
+    for spec in specs:
+        if spec.has_text:
+            models.setdefault(spec.backbone, []).append(spec.name)
+    return {f"best of {', '.join(n)}": tuple(n) for n in models.values() if len(n) > 1}

@@ -15,8 +15,8 @@ from f3rm.errors import DeviceError, F3rmError
 from f3rm.evaluation.evaluate import evaluate_run, nerfacto_psnr
 from f3rm.evaluation.predictions import field_scores, psnr, render_view, teacher_scores
 from f3rm.evaluation.report import HEAD_NUMBERS
-from f3rm.evaluation.vocabulary import open_language
-from f3rm.language.questions import choose_head
+from f3rm.evaluation.vocabulary import Speaker, open_language
+from f3rm.language.heads import choose_head
 from f3rm.language.relevancy import make_query, similarity, similarity_from_hidden, to_hidden
 from f3rm.language.text_encoder import TextEncoder
 from f3rm.scene.casting import hidden_of
@@ -182,7 +182,7 @@ def test_pictures_of_every_pair(found, numbers):
 
 def test_maps_are_what_the_similarity_of_each_pixel_is(run, runs):
     model, truth = field_model(run), SceneTruth.read(runs.data)
-    language = open_language(model.feature_field.head("clip"), truth)
+    language = open_language(Speaker((model.feature_field.head("clip"),)), truth)
     texts = list(language.vocabulary.texts)
     spec = model.feature_field.head("clip").spec
     embeddings = TextEncoder(spec.backbone).encode([*texts, "object", "things", "stuff", "texture"])
@@ -206,7 +206,7 @@ def test_maps_are_what_the_similarity_of_each_pixel_is(run, runs):
 
 def test_scores_of_a_smaller_render_are_interpolated_to_the_files_pixels(run, runs):
     model, truth = field_model(run), SceneTruth.read(runs.data)
-    language = open_language(model.feature_field.head("clip"), truth)
+    language = open_language(Speaker((model.feature_field.head("clip"),)), truth)
     hidden = torch.randn(18, 24, 16, generator=torch.Generator().manual_seed(0))
     small = field_scores(hidden, language.hidden_query, (18, 24))
     large = field_scores(hidden, language.hidden_query, (36, 48))

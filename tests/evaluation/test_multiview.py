@@ -22,7 +22,7 @@ from f3rm.evaluation.surface_scores import (
     score_points,
     seen_views,
 )
-from f3rm.evaluation.vocabulary import Label, Vocabulary, open_language
+from f3rm.evaluation.vocabulary import Label, Speaker, Vocabulary, open_language
 from f3rm.language.relevancy import similarity
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.frames import FileCamera
@@ -196,7 +196,7 @@ def test_without_points_there_are_no_cosines(run, truth, held_out, scale):
 
 def test_answers_at_points_are_the_similarity_there(run, truth, points):
     model = field_model(run)
-    language = open_language(model.feature_field.head("clip"), truth)
+    language = open_language(Speaker((model.feature_field.head("clip"),)), truth)
     scores = point_scores(FieldSource(run), language.hidden_query, points)
     features = model.feature_field.head("clip")(model.feature_field.hidden(points.positions))
     expected = similarity(features, language.query).T.detach().numpy()

@@ -27,7 +27,7 @@ def test_an_example_scores_as_a_click_in_the_viewer():
     shown = active_query("dino", None, [click], BACKGROUND, DisplaySettings())
     assert shown is not None
     asked = question_like("mug", feature[None], HEAD, BACKGROUND, is_present=True)
-    expected = shown.scores(HIDDEN, HEAD.weight)[:, 0]
+    expected = shown.scores(HIDDEN, {"dino": HEAD.weight})[:, 0]
     torch.testing.assert_close(asked.scores(HIDDEN), expected)
     assert (asked.label, asked.compares) == ("mug", True)
 

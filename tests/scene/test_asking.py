@@ -1,6 +1,7 @@
 """Asked by examples and by several questions at once: what comes back is what was asked."""
 
 import json
+import shutil
 
 import numpy as np
 import open3d
@@ -8,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from f3rm.errors import F3rmError
+from f3rm.errors import BackboneRef, F3rmError
+from f3rm.language.heads import LanguageError
+from f3rm.language.relevancy import make_query, similarity
+from f3rm.language.text_map import TextMap, TextMapError
 from f3rm.scene.export import export_labels
 from f3rm.scene.export.points import Sampling
 from f3rm.scene.export.sightings import best_views
 from f3rm.scene.found import NONE_OF_THESE
 from f3rm.scene.views import find_view
+from tests.viewer.colour_backbone import COLOURS, ColourBackbone
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +204,36 @@ def test_questions_that_are_too_long_too_many_or_empty_are_refused_at_once(scene
     ]:
         with pytest.raises(F3rmError, match=message):
             scene.find(question)
+
+
+def test_a_head_without_texts_is_asked_in_a_language(scene, run, tmp_path):
+    """``mute`` sees what ``colours`` sees, so the identity is a language of it, and so is what a
+    network has learnt of the identity."""
+    channels = len(COLOURS)
+    text = BackboneRef("colours", "colours", "none")
+    TextMap({"linear.weight": torch.eye(channels)}, text).save(tmp_path / "plain.safetensors")
+    points = scene.surface_points(frame="nerfstudio").positions[:200]
+    expected = similarity(
+        scene.features(points, "mute", frame="nerfstudio"),
+        make_query(*ColourBackbone(text).encode_text(["orange", "grey", "blue"]).split((1, 2))),
+    )[:, 0]
+    with pytest.raises(LanguageError, match="'mute' has no text tower"):
+        scene.question("orange", head="mute")
+    own = scene.similarity(points, "orange", negatives=["grey", "blue"], frame="nerfstudio")
+    try:
+        scene.language = tmp_path / "plain.safetensors"
+        assert scene.language.name == "plain"
+        asked = scene.question("orange", negatives=["grey", "blue"])  # mute is asked by default
+        scored = scene.similarity(points, asked, frame="nerfstudio")
+        torch.testing.assert_close(scored, expected, rtol=0, atol=1e-5)
+        folder = run.config.parent / "languages"
+        shutil.copytree(tmp_path, folder)
+        scene.language = "plain"
+        assert scene.find("orange thing", head="mute").certainty in ("found", "uncertain")
+        with pytest.raises(TextMapError, match=r"no language 'plane'; did you mean plain\?"):
+            scene.language = "plane"
+    finally:
+        scene.language = None
+        shutil.rmtree(run.config.parent / "languages", ignore_errors=True)
+    again = scene.similarity(points, "orange", negatives=["grey", "blue"], frame="nerfstudio")
+    torch.testing.assert_close(again, own)

@@ -11,7 +11,7 @@ import yaml
 
 import f3rm
 from f3rm.errors import DeviceError, F3rmError, ImplementationError
-from f3rm.language.questions import LanguageError
+from f3rm.language.heads import LanguageError
 from f3rm.model import FeatureFieldModelConfig
 from f3rm.scene.finding.find import Wish, find_instances
 from f3rm.scene.finding.scored import score_surface

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from f3rm.errors import F3rmError
+from f3rm.errors import BackboneRef, F3rmError
+from f3rm.language.text_map import TextMap
 from f3rm.scripts.asking import Asked, read_examples
 from f3rm.scripts.cli import main
+from tests.viewer.colour_backbone import COLOURS
 
 
 def test_a_table_has_a_row_for_each_instance_and_says_why_others_are_missing(run, tmp_path, capsys):
@@ -99,3 +102,13 @@ def test_nothing_asked_and_other_pictures_are_refused(capsys):
         assert message in capsys.readouterr().err
     assert main(["label", "nowhere"]) == 1
     assert "Labels are missing" in capsys.readouterr().err
+
+
+def test_a_head_without_texts_is_asked_in_a_language(run, tmp_path, capsys):
+    text = BackboneRef("colours", "colours", "none")
+    TextMap({"linear.weight": torch.eye(len(COLOURS))}, text).save(tmp_path / "plain.safetensors")
+    words = ["find", str(run.config), "orange thing", "--head", "mute", "--json"]
+    assert main(words) == 1
+    assert "no text tower" in capsys.readouterr().err
+    assert main([*words, "--language", str(tmp_path / "plain.safetensors")]) == 0
+    assert '"orange thing"' in capsys.readouterr().out

@@ -261,7 +261,7 @@ def test_trouble_while_drawing_is_shown_and_renders_go_on(controls, viewer, capl
     controls.ask.a_positives.value = "mug"
     wait(lambda: controls.active_query(MEANS) is not None)
     asked = controls.active_query(MEANS)
-    narrow = torch.zeros(5, 16)  # a head of other channels than the query's
+    narrow = {"clip": torch.zeros(5, 16)}  # a head of other channels than the query's
     assert controls.pictures(torch.zeros(4, 16), torch.zeros(4, 3), asked, narrow) == {}
     _says(controls, "mat1 and mat2")
     controls.link.attached = None

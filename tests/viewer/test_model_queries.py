@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from f3rm.camera_render import CameraOutputs, FrameCache, RenderRequest
-from f3rm.errors import BackboneUnavailableError, F3rmError
-from f3rm.language.relevancy import make_query, similarity
+from f3rm.errors import BackboneRef, BackboneUnavailableError, F3rmError
+from f3rm.language.relevancy import CANONICAL_NEGATIVES, make_query, similarity
+from f3rm.language.text_map import TextMap
 from f3rm.viewer import controls, pictures
 from tests.nerf_fixtures import camera, feature_model, head, rays
 from tests.viewer.viewer_fixtures import FakeViewer, embedding, install_towers, press, wait
@@ -220,3 +221,35 @@ def test_buttons_are_pressed_without_a_camera(tmp_path, towers):
     press(model.controls.pca.a_refresh)
     press(model.controls.pca.b_reset)
     assert [action.action for action in viewer.machine.actions][:2] == ["rerender", "rerender"]
+
+
+def test_a_viewer_offers_a_head_in_each_language_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("f3rm.viewer.controls._DEBOUNCE_SECONDS", 0.05)
+    install_towers(monkeypatch, channels=5)
+    bias = torch.linspace(-1, 1, 5)
+    language = TextMap(
+        {"linear.weight": torch.randn(5, 6), "linear.bias": bias}, BackboneRef("siglip2", "a", "b")
+    )
+    language.save(tmp_path / "languages" / "siglip.safetensors")
+    TextMap({"linear.weight": torch.ones(5, 99)}, language.text).save(
+        tmp_path / "languages" / "of_another_head.safetensors"
+    )
+    model = _lively(head("dino", 6, has_text=False))
+    viewer = FakeViewer(model, tmp_path)
+    panel = model.controls.ask
+    wait(lambda: "dino in siglip" in panel.d_head.options)
+    assert panel.d_head.options == ["dino in siglip", "dino"]
+    model.controls.look.b_score.value = "relevancy"
+    panel.d_head.value = "dino in siglip"
+    panel.a_positives.value = "red mug"
+    wait(lambda: "similarity" in viewer.render(model, camera()))
+    hidden = model.get_outputs_for_camera(camera(), request=RenderRequest(hidden=True)).hidden
+    means = {"dino": model.heads["dino"].pca_mean}
+    query = model.controls.active_query(means)
+    vectors = torch.stack([embedding(text, 5) for text in ("red mug", *CANONICAL_NEGATIVES)])
+    expected = similarity(
+        language(model.heads["dino"](hidden)), make_query(vectors[:1], vectors[1:])
+    )
+    weights = {name: head.weight for name, head in model.heads.items()}
+    scores = query.scores(hidden, weights)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)

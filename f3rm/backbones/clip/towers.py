@@ -104,7 +104,7 @@ def load_image_tower(ref: BackboneRef, source: ClipSource) -> ImageTower:
     model = _build(ref, {**source.config, "text_cfg": _SMALLEST_TEXT})
     visual = cast("ImageTower", model.visual)
     state = read_state_dict(source.checkpoint, keep=_is_visual)
-    _fill(ref, visual, {name.removeprefix(_VISUAL_PREFIX): state[name] for name in state})
+    fill(ref, visual, {name.removeprefix(_VISUAL_PREFIX): state[name] for name in state})
     return visual.eval().requires_grad_(requires_grad=False)
 
 
@@ -123,7 +123,7 @@ def load_text_tower(ref: BackboneRef, source: ClipSource) -> TextTower:
         for name, tensor in state.items()
         if name not in ("input_resolution", "context_length", "vocab_size")
     }
-    _fill(ref, network, named)
+    fill(ref, network, named)
     text = source.config["text_cfg"]
     tokenizer = open_clip.SimpleTokenizer(
         context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
@@ -149,7 +149,7 @@ def _build(
             raise unavailable(ref, reason) from error
 
 
-def _fill(ref: BackboneRef, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def fill(ref: BackboneRef, module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copies weights into a module in fp32; only the logit scale and bias may be absent."""
     try:
         result = module.load_state_dict(state, strict=False)

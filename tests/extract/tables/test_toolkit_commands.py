@@ -107,6 +107,17 @@ def test_bench_prints_what_it_measured(capsys):
     assert "360x640" in capsys.readouterr().err
 
 
+def test_bench_takes_a_feature_type_as_it_is(capsys):
+    arguments = ["bench", "--feature-type", "TINYCLIP[side=48]", "--sizes", "32x48"]
+    arguments += ["--batches", "1", "--iterations", "1", "--warmup", "0", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "clip tinyclip on cpu" in capsys.readouterr().out
+    assert main([*arguments, "--tap", "final"]) == 1
+    assert "leave out --backbone" in capsys.readouterr().err
+    assert main(["bench", "--feature-type", "DINO+TINYCLIP"]) == 1
+    assert "must be one model" in capsys.readouterr().err
+
+
 def test_benchmark_counts_its_runs_and_refuses_none(monkeypatch):
     calls: list[int] = []
     real = GridBackbone.encode_image
