@@ -32,7 +32,7 @@ from f3rm.language.heads import choose_head, scales_of, translated
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Rule
 from f3rm.language.text_map import TextMap
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
-from f3rm.scene.scene import load
+from f3rm.scene.scene import Scene, load
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
@@ -81,12 +81,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
     scene.language = language
-    known = translated(subject.source.heads, scene.language)
-    spec = choose_head(known, head)
-    speaker = None
-    if spec is not None:
-        against = partial(scene.questioner.against, rule or "lerf")
-        speaker = Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden, against)
+    speaker = _speaker(scene, head, rule or "lerf")
     asked = _open_language(speaker, truth, notes)
     drawing = None
     if pictures is not None:
@@ -112,8 +107,8 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    settings = {"rule": rule or "lerf", "seed": seed, "device": str(place)}
-    context = _context(subject, truth, asked, scene.language, settings)
+    context = _context(subject, truth, asked, scene.language)
+    context["settings"] |= {"rule": rule or "lerf", "seed": seed, "device": str(place)}
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(subject, found, device=place.type)
@@ -136,6 +131,15 @@ def _read_truth(run: LoadedRun | LoadedSplat, notes: list[str]) -> SceneTruth | 
     except DatasetError as error:
         notes.append(f"No ground truth, so no queries are scored. {error}")
         return None
+
+
+def _speaker(scene: Scene, head: str | None, rule: Rule) -> Speaker | None:
+    known = translated(scene.source.heads, scene.language)
+    spec = choose_head(known, head)
+    if spec is None:
+        return None
+    against = partial(scene.questioner.against, rule)
+    return Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden, against)
 
 
 def _open_language(
@@ -183,7 +187,6 @@ def _context(
     truth: SceneTruth | None,
     asked: Language | None,
     language: TextMap | None,
-    settings: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "versions": {
@@ -192,7 +195,6 @@ def _context(
             "nerfstudio": version("nerfstudio"),
         },
         "settings": {
-            **settings,
             "queries_head": asked.heads[0] if asked else None,
             "queries_language": language.name if language else "",
             "temperature": TEMPERATURE,

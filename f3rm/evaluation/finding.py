@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from f3rm.evaluation.query_scores import mean_of
 from f3rm.evaluation.surface_scores import seen_views
+from f3rm.language.questions import QuestionOptions
 from f3rm.language.relevancy import Rule
 from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
 from f3rm.scene.found import Instance
@@ -77,9 +78,12 @@ def score_finding(
         F3rmError: If the head cannot be asked.
     """
     limits = ceilings(scene, truth)
+    options = QuestionOptions(head=head)
+    if rule is not None:
+        options["rule"] = rule
 
     def asked(text: str) -> tuple[tuple[Instance, ...], dict[str, Any]]:
-        found = scene.find(text, frame="metres", head=head, rule=rule)
+        found = scene.find(text, frame="metres", **options)
         plain = {"certainty": found.certainty, "reason": found.reason, "instances": len(found)}
         return found.instances, {**plain, "best_score": found.best_score}
 

@@ -217,7 +217,8 @@ def test_questions_are_combined(known):
 
 
 def _found(scene, truth):
-    finding = score_finding(scene, truth, None)
+    # LERF's: words without a colour have none of these colours, and so are none of what is there.
+    finding = score_finding(scene, truth, None, "lerf")
     pairs = zip(truth.absent, finding.absent, strict=True)
     absent = [{"kind": prompt.kind} | row for prompt, row in pairs]
     rows = {"queries": finding.queries, "absent": absent}
