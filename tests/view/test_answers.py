@@ -54,7 +54,8 @@ def test_an_answer_colours_the_gaussians_of_its_object(asking, cone):
 
 def test_an_answer_has_boxes_with_names_and_sizes(asking, cone):
     answer = asking.find(asking.ask("pink; yellow", "colours"))
-    (box,) = asking.boxes(answer)
+    box, *unsure = asking.boxes(answer)
+    assert all("(uncertain)" in other.label for other in unsure)
     assert box.label.startswith("pink 1: ")
     assert box.label.endswith(" m")
     sides = [float(side) for side in box.label.split(": ")[1][:-2].split(" x ")]
