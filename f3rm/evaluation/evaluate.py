@@ -78,6 +78,8 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     scene = load(os.fspath(config), data=None if data is None else os.fspath(data), device=device)
     run, subject = scene.run, Subject.of(scene)
     _check_held_out(subject)
+    if nerfacto is not None and isinstance(run, LoadedSplat):
+        raise F3rmError("--nerfacto is compared with runs of f3rm, got a splat. Leave it out.")
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(run, notes)
     scene.language = language
@@ -101,9 +103,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     heads = head_numbers(scores, surfaces, list(subject.source.heads))
     rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
-    if nerfacto is not None:
-        if isinstance(run, LoadedSplat):
-            raise F3rmError("--nerfacto is compared with runs of f3rm, got a splat. Leave it out.")
+    if nerfacto is not None and not isinstance(run, LoadedSplat):
         plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
