@@ -309,11 +309,11 @@ def attached(place: Place) -> dict[str, Any]:
     pictures: list[Tensor] = []
     for path in (saved, made.config_path):
         run = load_run(path, device=torch.device(place.device))
-        camera = run.held_out.cameras[0:1].to(run.model.device)
+        camera = run.train.cameras[0:1].to(run.model.device)
         camera.rescale_output_resolution(8 / float(camera.height[0, 0]))
         pictures.append(run.model.get_outputs_for_camera(camera)["rgb"])
     expect(torch.equal(*pictures), "attaching changed the colours")
-    return {"cosine": next(iter(made.cosines.values()))}
+    return {"heads": list(made.heads), "cosines": dict(made.cosines)}
 
 
 def steps(place: Place) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 from unittest import mock
 
 import torch
@@ -100,7 +100,7 @@ def training_step(
     """
     is_plain = kind.startswith("nerfacto")
     channels = [] if is_plain else [int(count) for count in heads.split("+")]
-    config = NerfactoModelConfig if is_plain else FeatureFieldModelConfig
+    config: Any = NerfactoModelConfig if is_plain else FeatureFieldModelConfig
     model = build_model(config(implementation=implementation), channels, device)
     if kind == "nerfacto_fast":
         use_fast_encodings(model)

@@ -38,7 +38,7 @@ COLUMNS = ("mIoU", "localisation", "boundary IoU")
 
 def boundary(mask: np.ndarray) -> np.ndarray:
     """Returns the inner edge of a mask, 2 % of the picture's diagonal wide."""
-    steps = max(1, round(0.02 * float(np.hypot(*mask.shape))))
+    steps = max(1, round(0.02 * float(np.hypot(mask.shape[0], mask.shape[1]))))
     padded = np.pad(mask.astype(np.uint8), 1)
     inside = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=steps)[1:-1, 1:-1]
     return mask & (inside == 0)

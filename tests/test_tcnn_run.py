@@ -119,7 +119,7 @@ def test_it_answers_at_points_in_float32(scene):
     torch.testing.assert_close(features, scene.head()(hidden).detach())
     scores = scene.similarity(points, "orange")
     assert scores.shape == (len(points),)
-    assert ((scores > 0) & (scores < 1)).all()
+    assert ((scores >= 0) & (scores < 1)).all()
     assert scene.similarity(points, "orange", negatives=[]).abs().max() <= 1 + 1e-5
     identified = scene.identify(points, "orange; blue", none_threshold=0.0)
     assert set(identified.names) <= {"orange", "blue"}

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from f3rm.backbones.base import Backbone, Tower
+from f3rm.backbones.calibration import Calibration
 from f3rm.backbones.layers import LayerInfo
 from f3rm.backbones.registry import adapter_names, load_backbone
 from f3rm.backbones.tap_values import apply_ops
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "Calibration",
     "LayerInfo",
     "ModuleBackbone",
     "Op",

@@ -33,6 +33,7 @@ from f3rm.language.relevancy import CANONICAL_NEGATIVES, TEMPERATURE, Rule
 from f3rm.language.text_map import TextMap
 from f3rm.scene.opening import load
 from f3rm.scene.run_loading import LoadedRun, RunError, check_same_views, load_run
+from f3rm.scene.scene import Scene
 from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.store.device import resolve_device
 from f3rm.store.items import dataset_root
@@ -47,7 +48,7 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     nerfacto: StrPath | None = None,
     head: str | None = None,
     language: StrPath | None = None,
-    rule: Rule = "lerf",
+    rule: Rule | None = None,
     pictures: StrPath | None = None,
     queries: Sequence[str] = (),
     seed: int = 0,
@@ -62,7 +63,8 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
         nerfacto: ``config.yml`` of a plain Nerfacto run on the same dataset, for its PSNR.
         head: The head to ask; None takes the first with a text tower.
         language: Name or file of the language that it is asked in; None for the head's own.
-        rule: How phrases are scored, of the teacher too.
+        rule: How phrases are scored, of the teacher too; None for LERF's rule, which others measure
+            by, in pictures and at points, and for that of :meth:`Scene.find` where it finds.
         pictures: Folder for pictures and a page; None draws none.
         queries: Phrases that the page asks; if empty, names of objects in the views that it shows.
         seed: Seed of all random draws.
@@ -76,16 +78,14 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     place = resolve_device(device)
     scene = load(os.fspath(config), data=None if data is None else os.fspath(data), device=device)
     subject = Subject.of(scene)
+    run = subject.run
     _check_held_out(subject)
+    if nerfacto is not None and isinstance(run, LoadedSplat):
+        raise F3rmError("--nerfacto is compared with runs of f3rm, got a splat. Leave it out.")
     notes = [] if subject.stores else ["No valid feature cache: nothing about the teacher."]
     truth = _read_truth(subject.run, notes)
     scene.language = language
-    known = translated(subject.source.heads, scene.language)
-    spec = choose_head(known, head)
-    speaker = None
-    if spec is not None:
-        against = partial(scene.questioner.against, rule)
-        speaker = Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden, against)
+    speaker = _speaker(scene, head, rule or "lerf")
     asked = _open_language(speaker, truth, notes)
     drawing = None
     if pictures is not None:
@@ -105,13 +105,12 @@ def evaluate_run(  # noqa: PLR0913 - one call with every choice, by keyword
     heads = head_numbers(scores, surfaces, list(subject.source.heads))
     rows = collect_rows(scores, surfaces, finding, subject.held_out.names)
     plain = None
-    if nerfacto is not None:
-        if isinstance(subject.run, LoadedSplat):
-            raise F3rmError("--nerfacto is compared with runs of f3rm, got a splat. Leave it out.")
-        plain = nerfacto_psnr(subject.run, nerfacto, device=place, show_progress=show_progress)
+    if nerfacto is not None and not isinstance(run, LoadedSplat):
+        plain = nerfacto_psnr(run, nerfacto, device=place, show_progress=show_progress)
     numbers = {**summarise(rows, surfaces, heads), "nerfacto_psnr": plain}
     numbers["seconds"] = round(time.perf_counter() - started, 1)
-    context = _context(subject, truth, asked, scene.language, rule=rule, seed=seed, device=place)
+    context = _context(subject, truth, asked, scene.language)
+    context["settings"] |= {"rule": rule or "lerf", "seed": seed, "device": str(place)}
     found = Evaluation(numbers, rows, heads, context, tuple(notes))
     if drawing:
         drawing.finish(subject, found, device=place.type)
@@ -134,6 +133,15 @@ def _read_truth(run: LoadedRun | LoadedSplat, notes: list[str]) -> SceneTruth | 
     except DatasetError as error:
         notes.append(f"No ground truth, so no queries are scored. {error}")
         return None
+
+
+def _speaker(scene: Scene, head: str | None, rule: Rule) -> Speaker | None:
+    known = translated(scene.source.heads, scene.language)
+    spec = choose_head(known, head)
+    if spec is None:
+        return None
+    against = partial(scene.questioner.against, rule)
+    return Speaker(scales_of(known, spec, head), lambda: scene.cells.hidden, against)
 
 
 def _open_language(
@@ -181,10 +189,6 @@ def _context(
     truth: SceneTruth | None,
     asked: Language | None,
     language: TextMap | None,
-    *,
-    rule: Rule,
-    seed: int,
-    device: torch.device,
 ) -> dict[str, Any]:
     return {
         "versions": {
@@ -193,11 +197,8 @@ def _context(
             "nerfstudio": version("nerfstudio"),
         },
         "settings": {
-            "seed": seed,
-            "device": str(device),
             "queries_head": asked.heads[0] if asked else None,
             "queries_language": language.name if language else "",
-            "rule": rule,
             "temperature": TEMPERATURE,
             "canonical_phrases": list(CANONICAL_NEGATIVES),
             "mask_rule": f"relevancy > {RELEVANCY_THRESHOLD}",

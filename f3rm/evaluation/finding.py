@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from f3rm.evaluation.query_scores import mean_of
 from f3rm.evaluation.surface_scores import seen_views
+from f3rm.language.questions import QuestionOptions
 from f3rm.language.relevancy import Rule
 from f3rm.scene.boxes import OrientedBox, box_iou, fit_box
 from f3rm.scene.found import Instance
@@ -63,7 +64,7 @@ class Finding:
 
 
 def score_finding(
-    scene: Scene, truth: SceneTruth, head: str | None, rule: Rule = "lerf"
+    scene: Scene, truth: SceneTruth, head: str | None, rule: Rule | None = None
 ) -> Finding:
     """Asks a scene for every query of its truth and for every absent prompt.
 
@@ -71,15 +72,18 @@ def score_finding(
         scene: The scene.
         truth: The scene's truth.
         head: The head to ask; None takes the first with a text tower.
-        rule: How phrases are scored.
+        rule: How phrases are scored; None as :meth:`Scene.find` does.
 
     Raises:
         F3rmError: If the head cannot be asked.
     """
     limits = ceilings(scene, truth)
+    options = QuestionOptions(head=head)
+    if rule is not None:
+        options["rule"] = rule
 
     def asked(text: str) -> tuple[tuple[Instance, ...], dict[str, Any]]:
-        found = scene.find(text, frame="metres", head=head, rule=rule)
+        found = scene.find(text, frame="metres", **options)
         plain = {"certainty": found.certainty, "reason": found.reason, "instances": len(found)}
         return found.instances, {**plain, "best_score": found.best_score}
 

@@ -128,12 +128,12 @@ class Speaker:
         encoder = TextEncoder(first.spec.backbone)
         vectors = encoder.encode([*texts, *CANONICAL_NEGATIVES]).to(first.weight.detach())
         prompts, negatives = vectors.split((len(texts), len(CANONICAL_NEGATIVES)))
-        beside: list[Against] = [
-            self.against(head.spec.name) if self.against else {} for head in self.heads
-        ]
+        nothing: Against = {}
+        against = self.against or (lambda _: nothing)
+        beside = [against(head.spec.name) for head in self.heads]
         scales = [
-            query_of(head, prompts, negatives, **against)
-            for head, against in zip(self.heads, beside, strict=True)
+            query_of(head, prompts, negatives, **rule)
+            for head, rule in zip(self.heads, beside, strict=True)
         ]
         query = make_query(prompts, negatives, text_map=language_of(first), **beside[0])
         return query, best_scales(scales, self.surface)

@@ -187,20 +187,8 @@ def active_query(
     num_words = 0
     known: tuple[bool, ...] = ()
     if words is not None:
-        against: Against = {}
-        if settings.rule == "scene" and words.text_map is None:
-            against = {"mean": mean}  # the mean is in the space of the features
-        if settings.rule == "backbone":
-            against = {"calibration": words.calibration}
-        names, query = _query(
-            words.labels,
-            words.positives,
-            words.negatives,
-            settings,
-            text_map=words.text_map,
-            **against,
-        )
-        labels, queries, num_words = names, [query], len(names)
+        labels, query = _query_of_words(words, mean, settings)
+        queries, num_words = [query], len(labels)
         together = settings.several == "averaged"
         known = (all(words.are_known),) if together else words.are_known[:num_words]
     if positives and num_words < MOST_PROMPTS:
@@ -219,6 +207,18 @@ def active_query(
     present = tuple(index >= num_words for index in range(len(labels)))
     known += (True,) * (len(labels) - num_words)
     return ActiveQuery(head, tuple(labels), tuple(queries), present, known, settings, scales)
+
+
+def _query_of_words(
+    words: Words, mean: Float[Tensor, " channels"] | None, settings: DisplaySettings
+) -> tuple[list[str], Query]:
+    against: Against = {}
+    if settings.rule == "scene" and words.text_map is None:
+        against = {"mean": mean}  # the mean is in the space of the features
+    if settings.rule == "backbone":
+        against = {"calibration": words.calibration}
+    labels, positives, negatives = words.labels, words.positives, words.negatives
+    return _query(labels, positives, negatives, settings, text_map=words.text_map, **against)
 
 
 def _query(

@@ -35,6 +35,7 @@ from f3rm.language.heads import (
 from f3rm.language.known_words import rivals_of, unknown_reason
 from f3rm.language.relevancy import (
     CANONICAL_NEGATIVES,
+    DEFAULT_RULE,
     TEMPERATURE,
     Against,
     AnyQuery,
@@ -70,8 +71,8 @@ class QuestionOptions(TypedDict, total=False):
     templates: Sequence[str]
     """Sentences with ``{}`` that phrases are put into; without it phrases are used as typed."""
     rule: Rule
-    """``lerf``, relevancy to the negatives; ``scene``, contrasted with the scene's mean too; or
-    ``backbone``, standard deviations above what the backbone gives anywhere."""
+    """How scores are made: see :data:`f3rm.language.relevancy.Rule`. Without it ``scene``; plain
+    cosines without negatives."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,7 @@ class Questioner:
         surface: Callable[[], Tensor] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._own_heads = heads
-        self._surface = surface
-        self._folder = folder
+        self._own_heads, self._surface, self._folder = heads, surface, folder
         self._warned: set[str] = set()
         self.speak(None)
 
@@ -211,7 +210,7 @@ class Questioner:
         negatives: Sequence[str] = CANONICAL_NEGATIVES,
         temperature: float = TEMPERATURE,
         templates: Sequence[str] = AS_IT_STANDS,
-        rule: str = "lerf",
+        rule: str | None = None,
     ) -> Question:
         """Parses and embeds one question; see :class:`QuestionOptions` and :func:`parse`.
 
@@ -240,6 +239,7 @@ class Questioner:
                 "cosines have no common scale. Leave negatives out for the canonical ones."
             )
             raise F3rmError(msg)
+        rule = rule or (DEFAULT_RULE if negatives and self._surface is not None else "lerf")
         heads, encoder = scales_of(self._heads, spec, head), self._encoder(spec.name)
         others = embed_phrases(encoder, negatives, templates) if negatives else None
         against = [self.against(rule, each.spec.name) for each in heads]

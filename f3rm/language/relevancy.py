@@ -39,6 +39,9 @@ Rule = Literal["lerf", "scene", "backbone"]
 """``lerf`` is relevancy to the negatives; ``scene`` is also contrasted with the scene's mean;
 ``backbone`` compares with what the backbone's features are like in general."""
 
+DEFAULT_RULE: Rule = "scene"
+"""Of the rules that every scene has the better one in rooms, and as good on tables."""
+
 _PRESENT = 4.5
 """Standard deviations that half of the score stands for. Of 30 phrases that photographs of a fox's
 head do not show, one comes above it somewhere, and all three that they show do (CONSE)."""

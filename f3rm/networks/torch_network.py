@@ -170,7 +170,11 @@ class HashGrid(nn.Module):
         )
 
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
-        """Interpolates the features of every level at positions in [0, 1]^3."""
+        """Interpolates the features of every level at positions, clamped to [0, 1]^3."""
+        return self.inside(positions.clamp(0, 1))
+
+    def inside(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points encoding"]:
+        """Does so at positions that are in [0, 1]^3 already, without launching a clamp."""
         if is_fast(positions, self.table, self.implementation):
             return interpolate(positions, self.table, self.levels, self.implementation)
         return self.reference(positions)
@@ -204,14 +208,14 @@ class TorchNetwork(HiddenNetwork):
     def forward(self, positions: Float[Tensor, "points 3"]) -> Float[Tensor, "points hidden"]:
         """Computes non-negative hidden vectors of positions in [0, 1]^3."""
         if torch.is_grad_enabled():
-            return self._layers_of(positions, self.grid(positions))
+            return self._layers_of(positions, self.grid.inside(positions))
         # Part by part, so that only the hidden vectors grow with the number of points. On a CPU the
         # parts are small, so that a layer's output is still in cache for the next layer.
         hidden = self.grid.table.new_empty(len(positions), self.config.hidden_dim)
         at_once = _ROWS_AT_ONCE if positions.device.type == "cpu" else _POINTS_AT_ONCE
         parts = (tensor.split(_POINTS_AT_ONCE) for tensor in (positions, hidden))
         for points, outs in zip(*parts, strict=True):
-            tensors = (t.split(at_once) for t in (points, self.grid(points), outs))
+            tensors = (t.split(at_once) for t in (points, self.grid.inside(points), outs))
             for part, row, out in zip(*tensors, strict=True):
                 out.copy_(self._layers_of(part, row))
         return hidden

@@ -15,7 +15,7 @@ from f3rm.scene.frames import FrameName
 from f3rm.scene.scene import Scene
 
 
-def how_asked(head: str | None, rule: Rule, negatives: str | None = None) -> QuestionOptions:
+def how_asked(head: str | None, rule: Rule | None, negatives: str | None = None) -> QuestionOptions:
     """Returns the options of a command as those of questions, without what is the default.
 
     Args:
@@ -27,7 +27,7 @@ def how_asked(head: str | None, rule: Rule, negatives: str | None = None) -> Que
         F3rmError: If a negative cannot be read.
     """
     options = QuestionOptions(head=head)
-    if rule != "lerf":
+    if rule is not None:
         options["rule"] = rule
     if negatives is not None:
         options["negatives"] = [str(phrase) for phrase in questions_in(negatives)]

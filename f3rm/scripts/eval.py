@@ -30,8 +30,9 @@ class Eval(Command):
     """Phrases that index.html asks; without them names of objects in the views that it shows."""
     nerfacto: Path | None = None
     """config.yml of a plain Nerfacto run on the same dataset, to report its PSNR too."""
-    rule: Rule = "lerf"
-    """How words are scored; see f3rm find --help."""
+    rule: Rule | None = None
+    """How words are scored, of the teacher too; see f3rm find --help. Without it what is found by
+    scene, and pictures and points by lerf, as others measure."""
     head: str | None = None
     """The feature head to ask; without it the first that has a text tower."""
     language: str | None = None

@@ -67,7 +67,7 @@ class Export(Command):
     """Of object and boxes: whether what matches several queries belongs to the best one only."""
     threshold: float | None = None
     """Least score of a point that matches the query; without it chosen from the scene's scores."""
-    rule: Rule = "lerf"
+    rule: Rule | None = None
     """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head, where the run has several; without it the first that fits."""

@@ -47,9 +47,9 @@ class Find(Command):
     """Least score of a match; without it chosen from the scene's scores."""
     negatives: str | None = None
     """Phrases with semicolons that words must beat; without it object, things, stuff, texture."""
-    rule: Rule = "lerf"
-    """lerf is relevancy to the negatives; scene also contrasts with the scene's mean feature;
-    backbone counts deviations from what the backbone gives anywhere, where it is calibrated."""
+    rule: Rule | None = None
+    """lerf is relevancy to the negatives; scene, also without it, contrasts with the scene's mean
+    feature, too; backbone counts deviations from what it gives anywhere, if calibrated."""
     head: str | None = None
     """The feature head; without it the first that has a text tower, or of --like the first."""
     language: str | None = None

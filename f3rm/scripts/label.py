@@ -36,7 +36,7 @@ class Label(Command):
     """With commas: train and eval for the photographs, interpolate, or a camera path (.json)."""
     threshold: float | None = None
     """Least score of every label; without it 0.5 of several examples, else chosen by the scene."""
-    rule: Rule = "lerf"
+    rule: Rule | None = None
     """How words are scored; see f3rm find --help."""
     head: str | None = None
     """The feature head; without it the first that has a text tower, or of --like the first."""

@@ -62,9 +62,9 @@ class Render(Command):
     """The score that gets the last colour."""
     negatives: str | None = None
     """Phrases with semicolons that a query must beat; without it object, things, stuff, texture."""
-    rule: Rule = "lerf"
-    """lerf is relevancy to the negatives; scene also contrasts with the scene's mean feature;
-    backbone counts deviations from what the backbone gives anywhere, where it is calibrated."""
+    rule: Rule | None = None
+    """lerf is relevancy to the negatives; scene, also without it, contrasts with the scene's mean
+    feature, too; backbone counts deviations from what it gives anywhere, if calibrated."""
     head: str | None = None
     """The feature head; without it the first that has a text tower."""
     language: str | None = None

@@ -175,7 +175,8 @@ def read_labels(file: Path) -> NDArray[np.uint16]:
 
 
 def _read_npz(file: Path) -> Shaped[np.ndarray, "..."]:
-    with np.load(file, allow_pickle=False) as content:
+    # Opened here: NumPy leaves open what is no archive.
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
         return content[content.files[0]]
 
 

@@ -60,7 +60,6 @@ RULES = (
     Rule("f3rm doctor", "1 where ns-train f3rm cannot run", codes=(0, 1)),
     Rule("ns-train", "hours on a GPU; the viewer would wait for Ctrl-C", adds=_TRAINING),
     Rule("ns-train splatfacto", "needs a GPU", "parse"),
-    Rule("ns-export gaussian-splat", "needs a GPU", "parse"),
     Rule("ns-export pointcloud", "a million points", adds="--num-points 500"),
     Rule("ns-render interpolate", "large pictures", adds="--downscale-factor 8"),
     Rule("ns-viewer", "serves until Ctrl-C", "serve", "--viewer.websocket-host 127.0.0.1"),

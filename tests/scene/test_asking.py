@@ -122,7 +122,8 @@ def test_a_place_belongs_to_the_best_of_several_questions(known):
     query = ["pink", "orange", "pink or orange"]
     mask = known.render(camera, ["mask"], query=query)["mask"]
     assert int(mask.sum(-1).max()) <= 1
-    apart = known.render(camera, ["mask"], query=query, compete=False)["mask"]
+    options = {"compete": False, "thresholds": [0.5] * 3}
+    apart = known.render(camera, ["mask"], query=query, **options)["mask"]
     assert torch.equal(apart[..., 2], apart[..., :2].any(-1))
 
 
@@ -219,11 +220,12 @@ def test_a_head_without_texts_is_asked_in_a_language(scene, run, tmp_path):
     )[:, 0]
     with pytest.raises(LanguageError, match="'mute' has no text tower"):
         scene.question("orange", head="mute")
-    own = scene.similarity(points, "orange", negatives=["grey", "blue"], frame="nerfstudio")
+    options = {"negatives": ["grey", "blue"], "rule": "lerf"}
+    own = scene.similarity(points, "orange", **options, frame="nerfstudio")
     try:
         scene.language = tmp_path / "plain.safetensors"
         assert scene.language.name == "plain"
-        asked = scene.question("orange", negatives=["grey", "blue"])  # mute is asked by default
+        asked = scene.question("orange", **options)  # mute is asked by default
         scored = scene.similarity(points, asked, frame="nerfstudio")
         torch.testing.assert_close(scored, expected, rtol=0, atol=1e-5)
         folder = run.config.parent / "languages"
@@ -235,5 +237,5 @@ def test_a_head_without_texts_is_asked_in_a_language(scene, run, tmp_path):
     finally:
         scene.language = None
         shutil.rmtree(run.config.parent / "languages", ignore_errors=True)
-    again = scene.similarity(points, "orange", negatives=["grey", "blue"], frame="nerfstudio")
+    again = scene.similarity(points, "orange", **options, frame="nerfstudio")
     torch.testing.assert_close(again, own)

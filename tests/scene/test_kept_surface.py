@@ -100,7 +100,11 @@ class _Trap:
         return pytest.fail, ("a pickle was loaded",)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", os.urandom(100), pickle.dumps(_Trap())])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", bytes(range(100)), pickle.dumps(_Trap())],
+    ids=["empty", "text", "bytes", "pickle"],
+)
 def test_a_damaged_file_is_sampled_anew_and_replaced(run, content):
     sampler = _Sampler()
     kept = KeptSurface(run, sampler)

@@ -61,9 +61,8 @@ def test_similarity_is_that_of_the_full_features(scene, points):
     phrases = ["a red thing", "grey", "blue"]
     text = TextEncoder(head.spec.backbone).encode(phrases)
     expected = similarity(features, make_query(text[:1], text[1:], temperature=0.2))[:, 0]
-    found = scene.similarity(
-        points, "a red thing", negatives=phrases[1:], temperature=0.2, frame="nerfstudio"
-    )
+    options = {"negatives": phrases[1:], "temperature": 0.2, "rule": "lerf"}
+    found = scene.similarity(points, "a red thing", **options, frame="nerfstudio")
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     cosine = scene.similarity(points, "a red thing", negatives=[], frame="nerfstudio")
     torch.testing.assert_close(
@@ -85,9 +84,10 @@ def test_the_scenes_rule_contrasts_with_the_mean_of_its_surface(scene, points):
     options = {"rule": "scene", "frame": "nerfstudio"}
     found = scene.similarity(points, "red", negatives=[], **options)
     torch.testing.assert_close(found, expected.detach(), atol=1e-3, rtol=1e-3)
-    plain = scene.similarity(points, "red", frame="nerfstudio")
+    plain = scene.similarity(points, "red", rule="lerf", frame="nerfstudio")
     both = scene.similarity(points, "red", **options)
     torch.testing.assert_close(both, (plain * found.clamp_min(0)).sqrt(), atol=1e-3, rtol=1e-3)
+    assert torch.equal(scene.similarity(points, "red", frame="nerfstudio"), both)  # the default
     with pytest.raises(F3rmError, match="rule must be one of lerf, scene, backbone, got 'otsu'"):
         scene.similarity(points, "red", rule="otsu")
 
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_said_to_be_absent(scene, known):
         assert asked.threshold("yellow") == math.inf
         reason = asked.find("orange", threshold=1.5).reason
         assert reason.endswith(" is below the threshold 1.50")
-    assert known.find("yellow").best_score == pytest.approx(LEAST_RELEVANCY, abs=1e-3)
+    assert known.find("yellow", rule="lerf").best_score == pytest.approx(LEAST_RELEVANCY, abs=1e-3)
     assert known.find("yellow", threshold=0.01)  # who says so gets it
 
 
@@ -217,7 +217,8 @@ def test_questions_are_combined(known):
 
 
 def _found(scene, truth):
-    finding = score_finding(scene, truth, None)
+    # LERF's: words without a colour have none of these colours, and so are none of what is there.
+    finding = score_finding(scene, truth, None, "lerf")
     pairs = zip(truth.absent, finding.absent, strict=True)
     absent = [{"kind": prompt.kind} | row for prompt, row in pairs]
     rows = {"queries": finding.queries, "absent": absent}

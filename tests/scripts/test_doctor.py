@@ -68,7 +68,7 @@ def test_with_a_gpu_it_can_run_and_the_report_fits_one_screen(capsys):
     assert len(shown.out.splitlines()) <= 40
     found = rows(shown.out)
     assert found["GPU"] == "Test GPU, 24.0 GiB, compute capability 8.6"
-    assert found["hash grids"] == "torch on cuda: tiny-cuda-nn is not installed"
+    assert found["hash grids"].startswith("torch on cuda: tiny-cuda-nn is not installed")
     assert torch.__version__.startswith(found["torch"])
     assert found["ffmpeg"] == "/usr/bin/ffmpeg"
     assert found["TINYCLIP"].endswith("tinyclip")

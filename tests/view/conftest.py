@@ -9,9 +9,8 @@ from f3rm.view.answers import Asking
 from f3rm.view.shown import shown_splat
 from tests.run_fixtures import colours
 from tests.scene_fixtures import write_splat_scene
-from tests.viewer.conftest import browser
 
-__all__ = ["browser", "colours"]
+__all__ = ["colours"]
 
 GAUSSIANS = 4000
 """A browser without a GPU draws so many several times a second, if nothing else runs."""

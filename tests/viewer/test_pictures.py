@@ -38,7 +38,7 @@ def _asked(*positives, negatives=1, **settings):
 
 def test_scores_equal_those_of_the_full_channels():
     asked = _asked("mug", "cup", several="each alone", negatives=3)
-    scores = asked.scores(HIDDEN, WEIGHT)
+    scores = asked.scores(HIDDEN, {"clip": WEIGHT})
     (query,) = asked.queries
     assert len(query.prompts) == 2
     torch.testing.assert_close(scores, similarity(HIDDEN @ WEIGHT.T, query), atol=1e-5, rtol=0)
@@ -54,13 +54,13 @@ def test_words_are_contrasted_with_the_mean_by_the_scenes_rule_and_examples_are_
         similarity(HIDDEN @ WEIGHT.T, make_query(words.positives, words.negatives, mean=mean)),
         similarity(HIDDEN @ WEIGHT.T, make_query(example.features["clip"][None])),
     ]
-    scores = asked.scores(HIDDEN, WEIGHT)
+    scores = asked.scores(HIDDEN, {"clip": WEIGHT})
     torch.testing.assert_close(scores, torch.cat(expected, dim=-1), atol=1e-5, rtol=0)
 
 
 def test_each_positive_has_its_output_and_all_have_one():
     asked = _asked("mug", "cup", several="each alone")
-    scores = asked.scores(HIDDEN, WEIGHT)
+    scores = asked.scores(HIDDEN, {"clip": WEIGHT})
     images = draw(scores, asked, RGB).images
     assert list(images) == ["similarity", "similarity_1", "similarity_2", "similarity_composite"]
     both = torch.maximum(images["similarity_1"], images["similarity_2"])
@@ -150,7 +150,7 @@ def test_no_more_queries_than_colours():
     labels = [f"thing {number}" for number in range(20)]
     asked = _asked(*labels, several="each alone")
     assert len(asked.labels) == len(asked.queries[0].prompts) == len(PALETTE)
-    assert len(draw(asked.scores(HIDDEN, WEIGHT), asked, RGB).thresholds) == len(PALETTE)
+    assert len(draw(asked.scores(HIDDEN, {"clip": WEIGHT}), asked, RGB).thresholds) == len(PALETTE)
 
 
 def test_an_image_and_its_crop_are_the_mean_of_their_patch_features(tmp_path):

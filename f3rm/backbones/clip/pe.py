@@ -15,7 +15,10 @@ import open_clip
 import timm
 import torch
 from jaxtyping import Float
-from timm.layers import apply_rot_embed_cat, resample_abs_pos_embed
+from timm.layers import (  # pyright: ignore[reportMissingImports] - not in the pinned timm
+    apply_rot_embed_cat,
+    resample_abs_pos_embed,
+)
 from torch import Tensor, nn
 
 from f3rm.backbones.base import Tower

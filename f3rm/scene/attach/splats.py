@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,13 +113,7 @@ def attach_to_splat(
         implementation=lifting.implementation,
         check=not lifting.anyway,
     )
-    taken = [spec.name for spec in specs if spec.name in loaded.source.heads]
-    if taken:
-        msg = (
-            f"The splat has a head {taken[0]!r} already. Give another --feature-type, or remove "
-            f"{feature_file(loaded.file, taken[0]).name!r}."
-        )
-        raise F3rmError(msg)
+    _check_new(loaded, specs)
     stores = {
         spec.name: _open_features(loaded, spec, settings, device, show_progress=show_progress)
         for spec in specs
@@ -137,16 +131,25 @@ def attach_to_splat(
         made[spec.name] = _lifted(
             loaded, spec, store, views, lifting, agreement, show_progress=show_progress
         )
+    reliable = {name: head.reliability[head.weights > 1].mean() for name, head in made.items()}
     files = tuple(write_head(loaded.file, head) for head in made.values())
     return AttachedToSplat(
         files=files,
         agreement=agreement,
-        reliability={
-            name: float(head.reliability[head.weights > 1].mean()) for name, head in made.items()
-        },
+        reliability={name: float(mean) for name, mean in reliable.items()},
         views=len(photographs),
         seconds=time.perf_counter() - start,
     )
+
+
+def _check_new(splat: LoadedSplat, specs: Sequence[FeatureSpec]) -> None:
+    taken = [spec.name for spec in specs if spec.name in splat.source.heads]
+    if taken:
+        msg = (
+            f"The splat has a head {taken[0]!r} already. Give another --feature-type, or remove "
+            f"{feature_file(splat.file, taken[0]).name!r}."
+        )
+        raise F3rmError(msg)
 
 
 def _open_features(

@@ -162,18 +162,16 @@ def load_splat(
     items = read_items(found.data)  # Nerfstudio's own errors name no file
     outputs, held_out = _parsed(found)
     frames = Frames.of_dataset(outputs, found.data)
-    names = match_items(outputs.image_filenames, items)
-    train = Split(tuple(names), outputs.cameras, None)
+    train, left_out = (
+        Split(tuple(match_items(each.image_filenames, items)), each.cameras, None)
+        for each in (outputs, held_out)
+    )
     gaussians = found.gaussians.to(device)
     known = [head.provenance[DATASET_FROM_SOURCE] for head in heads.values()]
     if known and source_frame == "auto":
         source = Frame(frames.get("dataset").scene_from_frame @ _matrix(known[0], found.file))
     else:
-        candidates = _candidates(outputs, frames, found.file)
-        if found.file != found.config_path and source_frame == "auto":
-            source_frame = "nerfstudio"
-        if source_frame != "auto":
-            candidates = {source_frame: candidates[source_frame]}
+        candidates = _candidates(outputs, frames, found, source_frame)
         source = _agreeing(
             gaussians, candidates, train, outputs, implementation=implementation, check=check
         )
@@ -190,7 +188,7 @@ def load_splat(
             implementation=implementation,
         ),
         train=train,
-        held_out=Split(tuple(match_items(held_out.image_filenames, items)), held_out.cameras, None),
+        held_out=left_out,
         paths=tuple(outputs.image_filenames),
         held_out_paths=tuple(held_out.image_filenames),
         provenance={name: head.provenance for name, head in heads.items()},
@@ -234,8 +232,13 @@ def _parsed(found: _Found) -> tuple[DataparserOutputs, DataparserOutputs]:
         raise DatasetError(msg) from error
 
 
-def _candidates(outputs: DataparserOutputs, frames: Frames, ply: Path) -> dict[str, Frame]:
-    """Returns the frames that a splat of the dataset may be in."""
+def _candidates(
+    outputs: DataparserOutputs, frames: Frames, found: _Found, source_frame: SourceFrame
+) -> dict[str, Frame]:
+    """Returns the frames that a splat of the dataset may be in: of a run, and if named, one."""
+    ply = found.file
+    if found.file != found.config_path and source_frame == "auto":
+        source_frame = "nerfstudio"
     parsed = np.eye(4)
     parsed[:3] = outputs.dataparser_transform.double().cpu().numpy()[:3]
     parsed = np.diag([*[outputs.dataparser_scale] * 3, 1.0]) @ parsed
@@ -247,11 +250,12 @@ def _candidates(outputs: DataparserOutputs, frames: Frames, ply: Path) -> dict[s
     )  # fmt: skip
     if beside is not None:
         nerfstudio = parsed @ np.linalg.inv(_read_transform(beside))
-    return {
+    known = {
         "dataset": frames.get("dataset"),
         "nerfstudio": Frame(nerfstudio),
         "colmap": Frame(parsed),
     }
+    return known if source_frame == "auto" else {source_frame: known[source_frame]}
 
 
 def _read_transform(path: Path) -> Float64[np.ndarray, "4 4"]:

@@ -5,6 +5,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -25,9 +26,15 @@ NAME = "PE-Core-T-16-384"
 REF = BackboneRef("pe", NAME, "meta")
 
 
+def published_config(name) -> Any:
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    return config
+
+
 def source(name=NAME):
     half = (0.5, 0.5, 0.5)
-    return ClipSource(open_clip.get_model_config(name), Path("unused"), half, half)
+    return ClipSource(published_config(name), Path("unused"), half, half)
 
 
 def random_weights(module):
@@ -72,7 +79,7 @@ def test_a_dense_feature_is_the_embedding_of_a_patch_that_is_pooled_alone(backbo
 
 
 def test_both_towers_are_loaded_from_a_folder(tmp_path):
-    config = open_clip.get_model_config(NAME)
+    config = published_config(NAME)
     config["text_cfg"] |= {"layers": 2, "width": 64, "heads": 2, "vocab_size": 49408}
     settings = {name: value for name, value in config.items() if name != "custom_text"}
     model = random_weights(open_clip.CustomTextCLIP(**settings))
@@ -96,10 +103,10 @@ def test_both_towers_are_loaded_from_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["PE-Core-B-16", "PE-Core-L-14-336", "PE-Core-bigG-14-448"])
 def test_published_models_have_the_names_and_shapes_that_are_read(name):
-    config = open_clip.get_model_config(name)
+    config = published_config(name)
     settings = {key: value for key, value in config.items() if key != "custom_text"}
     with torch.device("meta"):
-        model = open_clip.CustomTextCLIP(**settings)
+        model: Any = open_clip.CustomTextCLIP(**settings)
         ours = make_trunk(source(name)).state_dict()
     theirs = model.visual.trunk.state_dict()
     assert {key: value.shape for key, value in ours.items()} == {

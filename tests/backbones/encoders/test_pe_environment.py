@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_with_the_packages_that_nerfstudio_pins_one_line_says_what_to_install():
     try:
-        from timm.layers import apply_rot_embed_cat  # noqa: F401, PLC0415
+        from timm.layers import apply_rot_embed_cat  # noqa: F401, PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
         said = r'pip install --no-deps -U "timm>=1\.0\.17" "open_clip_torch>=3"'
         with pytest.raises(BackboneUnavailableError, match=said):
