@@ -88,8 +88,8 @@ ROWS: dict[str, dict[str, str]] = {
 
 def _rows(labels: Mapping[str, str], found: Result) -> str:
     lines = ["| | |", "|---|---|"]
-    shown = {label: found[key] for key, label in labels.items() if key in found}
-    lines += [f"| {label} | {_shown(value)} |" for label, value in shown.items()]
+    shown = [(label, found[key]) for key, label in labels.items() if key in found]
+    lines += [f"| {label} | {_shown(value)} |" for label, value in shown]
     for key, peaks in found.items():
         if key.startswith("peak_mib_") and peaks:
             each = ", ".join(f"{name} {_shown(value)}" for name, value in peaks.items())

@@ -73,7 +73,8 @@ class Page:
         self.server.on_client_connect(self._look_at_scene)
 
     def close(self) -> None:
-        """Stops serving."""
+        """Stops serving, once what runs is done."""
+        self._worker.close()
         self.server.stop()
 
     def _add_elements(self) -> None:

@@ -34,6 +34,15 @@ class Worker:
                 self._thread.start()
             self._changed.notify()
 
+    def close(self) -> None:
+        """Drops the jobs that wait, and waits for the one that runs."""
+        with self._changed:
+            self._jobs.clear()
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def _run(self) -> None:
         try:
             while (job := self._next()) is not None:

@@ -99,6 +99,12 @@ def test_the_page_has_a_place_for_every_table(suite, benchmark_module):
         suite.render("# Empty", record)
 
 
+def test_rows_of_one_label_are_all_shown(benchmark_module):
+    labels = {"one": "a frame", "two": "the same", "three": "another", "four": "the same"}
+    shown = benchmark_module("tables")._rows(labels, {"one": 1, "two": 2, "three": 3, "four": 4})
+    assert [line.split(" | ")[1] for line in shown.splitlines()[2:]] == ["1 |", "2 |", "3 |", "4 |"]
+
+
 def test_memory_and_time_are_those_of_the_gpu_that_computes(benchmark_module, monkeypatch):
     second, asked = torch.device("cuda:1"), []
 

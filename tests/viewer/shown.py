@@ -132,8 +132,14 @@ class Shown(Opened):
         return self.pipeline.datamanager.train_dataset.cameras
 
     def close(self):
+        machines = list(self.viewer.render_statemachines.values())
         if self.page is not None:
             self.page.close()
+        for machine in machines:
+            machine.running = False
+        queries = [each for each in threading.enumerate() if each.name == "f3rm-queries"]
+        for thread in (*machines, *queries):  # what they send would find the server shut down
+            thread.join(self.patience)
         self.viewer.viser_server.stop()
 
     def describe(self):

@@ -18,10 +18,6 @@ pytestmark = [
     pytest.mark.slow,
     # Nerfstudio's viewer looks at every property of a pipeline, also at torchmetrics' old ones.
     pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning"),
-    # A thread of viser's may still send a message when its server has shut down.
-    pytest.mark.filterwarnings(
-        "ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning"
-    ),
 ]
 
 VIEW = 1
