@@ -7,7 +7,7 @@ colours and density train as plain Nerfacto's do, bit by bit on the CPU.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -106,14 +106,15 @@ class FeatureFieldModel(NerfactoModel):
     without them the heads come from the checkpoint.
     """
 
-    config: FeatureFieldModelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config: FeatureFieldModelConfig
 
     def populate_modules(self) -> None:
         """Builds Nerfacto, then the feature field under a forked random state."""
         device = self.kwargs.get("device", "cpu")
         network = self._network_config()
         implementation = resolve_implementation(self.config.implementation, device, network)
-        self.config.implementation = "tcnn" if implementation == "tcnn" else "torch"  # Nerfacto's
+        nerfactos = "tcnn" if implementation == "tcnn" else "torch"  # the run's stays as asked
+        self.config = replace(self.config, implementation=nerfactos)  # pyright: ignore[reportIncompatibleVariableOverride]
         with lazy_lpips():
             super().populate_modules()
         use_fast_encodings(self, implementation)

@@ -111,8 +111,8 @@ class Scene(FieldAtPoints, Askable):
             LanguageError: If the field or the head has no text tower.
             F3rmError: If points, frame, question or options cannot be used.
         """
-        asked = self.question(question, **options)
-        return self._at(self._positions(points, frame), asked.scores, None)
+        positions = self._positions(points, frame)
+        return self._at(positions, self.question(question, **options).scores, None)
 
     def identify(
         self,
@@ -136,8 +136,8 @@ class Scene(FieldAtPoints, Askable):
             LanguageError: If the field or the head has no text tower.
             F3rmError: If points, frame, labels or options cannot be used.
         """
-        asked = [self.question(label, **options) for label in questions_in(labels)]
         positions = self._positions(points, frame)
+        asked = [self.question(label, **options) for label in questions_in(labels)]
         scores = self._at(positions, partial(all_scores, asked), len(asked), outside=-torch.inf)
         return Identified.of(tuple(q.label for q in asked), scores, none_threshold)
 
@@ -328,10 +328,10 @@ class Scene(FieldAtPoints, Askable):
         """
         names = check_outputs(outputs, asked=query is not None)
         seen = self.frames.get(frame).cameras_to_scene(single(camera))
-        asked = [] if query is None else [self.question(q, **options) for q in questions_in(query)]
-        known, least = self.frames.get(frame), thresholds
         for each in thresholds or ():
             check_number("thresholds", each, above=-1)
+        asked = [] if query is None else [self.question(q, **options) for q in questions_in(query)]
+        known, least = self.frames.get(frame), thresholds
         if least is None and ANSWERING & set(names):  # casts the surface rays: only where needed
             least = [score_surface(self.surface, q, None).threshold for q in asked]
         wanted = Wanted(

@@ -129,7 +129,8 @@ def test_the_command_writes_and_says_what_is_next(tmp_path, capsys):
     assert cli.main(words) == 0
     first = capsys.readouterr().out
     assert "Wrote 2 views of 16 x 24" in first
-    assert f"ns-train f3rm --data {tmp_path / 's'}" in first
+    shipped = "--pipeline.datamanager.feature-type TINYCLIP"
+    assert f"ns-train f3rm {shipped} --data {tmp_path / 's'}" in first
     assert "2 x " in first.splitlines()[1]  # the twins
     assert "f3rm eval" in first
     assert not (tmp_path / "s" / "preview.png").exists()
