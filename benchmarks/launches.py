@@ -4,13 +4,15 @@
 backward and Adam, on the CPU with the machine code for hash grids, which dispatches nothing of its
 own; each count has *dispatched* operations and *kernels*, those that are no views of a tensor:
 
-- ``nerfacto``: plain Nerfacto's step.
+- ``nerfacto_as_is``: plain Nerfacto's step, with nothing but its hash grids replaced.
+- ``nerfacto``: the same with all that f3rm replaces in it, bit by bit.
 - ``adds_C``: what f3rm adds to it, with heads of C channels.
-- ``adds_C_autocast``: the same in mixed precision, whose casts count.
+- each with ``_autocast``: in mixed precision, whose casts count.
 """
 
 import torch
 from command import make_parser, show
+from nerfstudio.field_components.encodings import HashEncoding
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from step import build_model, whole_step
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,19 +48,23 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(heads: str, *, autocast: bool = False) -> Counter:
+def count(heads: str, *, autocast: bool = False, as_is: bool = False) -> Counter:
     """Counts a step; sizes of tables change nothing, so they are small.
 
     Args:
         heads: Channels of the heads, joined by +; empty for Nerfacto.
         autocast: Whether it computes in mixed precision.
+        as_is: Whether only hash grids are replaced.
     """
     channels = [int(each) for each in heads.split("+") if each]
     config = FeatureFieldModelConfig if channels else NerfactoModelConfig
     model = build_model(
         config(implementation="torch", log2_hashmap_size=12), channels, torch.device("cpu")
     )
-    use_fast_encodings(model)
+    for part in (
+        [each for each in model.modules() if isinstance(each, HashEncoding)] if as_is else [model]
+    ):
+        use_fast_encodings(part)
     step = whole_step(model, f3rm_method.config.optimizers, channels, _RAYS, autocast=autocast)
     step()  # makes Adam's state
     with Counter() as counter:
@@ -72,6 +78,8 @@ def measure() -> dict[str, object]:
     for suffix, autocast in (("", False), ("_autocast", True)):
         plain = count("", autocast=autocast)
         result[f"nerfacto{suffix}"] = (plain.dispatched, plain.kernels)
+        untouched = count("", autocast=autocast, as_is=True)
+        result[f"nerfacto_as_is{suffix}"] = (untouched.dispatched, untouched.kernels)
         for heads in HEADS:
             ours = count(heads, autocast=autocast)
             added = (ours.dispatched - plain.dispatched, ours.kernels - plain.kernels)

@@ -38,7 +38,7 @@ from f3rm.compat import lazy_lpips
 from f3rm.errors import BackboneRef, HeadSpec
 from f3rm.f3rm_config import f3rm_method
 from f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
-from f3rm.networks.base import Implementation
+from f3rm.networks.base import Implementation, parameters_of
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 from f3rm.renderer import FeatureRenderer, render_per_sample
 
@@ -101,9 +101,10 @@ def training_step(
     is_plain = kind.startswith("nerfacto")
     channels = [] if is_plain else [int(count) for count in heads.split("+")]
     config: Any = NerfactoModelConfig if is_plain else FeatureFieldModelConfig
-    model = build_model(config(implementation=implementation), channels, device)
+    named = parameters_of(implementation) if is_plain else implementation  # no Triton in Nerfacto
+    model = build_model(config(implementation=named), channels, device)
     if kind == "nerfacto_fast":
-        use_fast_encodings(model)
+        use_fast_encodings(model, implementation)
     step = whole_step(model, f3rm_method.config.optimizers, channels, num_rays)
     if kind != "per_sample":
         return step

@@ -52,6 +52,7 @@ SIZES: dict[str, dict[str, str]] = {
 ON_GPU = {
     "step": "--rays 4096",
     "step tcnn": "--rays 4096 --implementation tcnn",
+    "step triton": "--rays 4096 --implementation triton",
     "extract 336": "--side 336 --images 64",
     "extract 1024": "--side 1024 --images 64",
     "render": "--side 256",
@@ -77,11 +78,12 @@ AT_LEAST = {
 
 
 def chosen(size: str, device: str) -> dict[str, str]:
-    """Returns the arguments of each run on a device; without tiny-cuda-nn its own is left out."""
+    """Returns the arguments of each run on a device, without those whose package is missing."""
     if device == "cpu":
         return SIZES[size]
-    has_tcnn = importlib.util.find_spec("tinycudann") is not None
-    return {name: words for name, words in ON_GPU.items() if has_tcnn or "tcnn" not in name}
+    packages = {"step tcnn": "tinycudann", "step triton": "triton"}
+    missing = {run for run, name in packages.items() if importlib.util.find_spec(name) is None}
+    return {name: words for name, words in ON_GPU.items() if name not in missing}
 
 
 def run(name: str, arguments: str, device: str) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def difference(device: torch.device) -> str:
         What differs, as a clause; empty if nothing does.
     """
     generator = torch.Generator().manual_seed(0)
-    for features in (2, 8):  # Nerfacto's, and the feature field's
+    for features in (2, 8, 4):  # of Nerfacto, of f3rm and of f3rm-lite: each is a kernel of its own
         config = NetworkConfig(3, features, log2_hashmap_size=12, start_res=8, max_res=64)
         with torch.random.fork_rng(devices=[]):
             grid = HashGrid(config)

@@ -82,6 +82,22 @@ class OrientedBox:
         }
 
 
+def meeting(
+    box: OrientedBox,
+    origins: Float[np.ndarray, "*rays 3"],
+    directions: Float[np.ndarray, "*rays 3"],
+    *,
+    margin: float = 0.0,
+) -> Bool[np.ndarray, "*rays"]:
+    """Tells which rays meet a box, made larger by ``margin`` on each side."""
+    starts, slopes = (origins - box.centre) @ box.axes, directions @ box.axes
+    reach = box.extent / 2 + margin
+    with np.errstate(all="ignore"):  # along a face: infinity, or in it NaN, which fmin passes over
+        first, second = (-reach - starts) / slopes, (reach - starts) / slopes
+    enters = np.fmin(first, second).max(axis=-1, initial=0.0)
+    return enters <= np.fmax(first, second).min(axis=-1)
+
+
 def checked_up(up: Sequence[float] | Vector) -> Vector:
     """Returns an up direction that was given as an argument.
 

@@ -88,10 +88,6 @@ class Source(Protocol):
         """
         ...
 
-    def plain_outputs(self, camera: Cameras) -> dict[str, Tensor]:
-        """Renders a camera of shape (1,) as :meth:`bands` does, without hidden vectors."""
-        ...
-
     def at_pixels(
         self, camera: Cameras, coords: Float[Tensor, "pixels 2"], *, hidden: bool = True
     ) -> CameraOutputs:
@@ -144,10 +140,6 @@ class ModelSource:
     ) -> Bool[Tensor, "height width"]:
         """Takes the pixels whose surface is near a point."""
         return render_mask(self.bands(camera), points, _MASK_REACH * spacing)
-
-    def plain_outputs(self, camera: Cameras) -> dict[str, Tensor]:
-        """Renders a camera without hidden vectors."""
-        return self.model.get_outputs_for_camera(camera.to(self.device), request=RGB_ONLY)
 
     def at_pixels(
         self, camera: Cameras, coords: Float[Tensor, "pixels 2"], *, hidden: bool = True

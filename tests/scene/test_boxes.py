@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from f3rm.errors import F3rmError
-from f3rm.scene.boxes import OrientedBox, box_iou, fit_box, upright_axes
+from f3rm.scene.boxes import OrientedBox, box_iou, fit_box, meeting, upright_axes
 
 UP = np.array([0.0, 0.0, 1.0])
 SIZES = st.tuples(*[st.floats(0.1, 3)] * 3)
@@ -54,6 +54,26 @@ def test_the_overlap_is_that_of_random_points(first, second):
     assert box_iou(first, second) == pytest.approx(expected, abs=0.02)
     assert box_iou(first, second) == pytest.approx(box_iou(second, first), abs=1e-4)
     assert box_iou(first, first) == pytest.approx(1, abs=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(BOXES, SHIFTS, st.floats(0, 0.2))
+def test_a_ray_meets_a_box_where_one_of_its_points_is_inside(box, eye, margin):
+    towards = np.random.default_rng(0).normal(size=(20, 10, 3))
+    towards[0, :6] = np.concatenate((np.eye(3), -np.eye(3)))  # along faces
+    towards /= np.linalg.norm(towards, axis=-1, keepdims=True)
+    lines = np.broadcast_to(np.array(eye, float), towards.shape), towards
+    along = np.linspace(0, 10, 1001)[:, None]
+    for origin, direction, meets in zip(
+        *(each.reshape(-1, 3) for each in lines),
+        meeting(box, *lines, margin=margin).ravel(),
+        strict=True,
+    ):
+        points = origin + along * direction
+        if meets:  # the points are steps apart
+            assert box.contains(points, margin=margin + 0.01).any()
+        else:
+            assert not box.contains(points, margin=margin - 1e-9).any()
 
 
 def test_corners_lie_on_the_box_and_boxes_one_above_the_other_share_nothing():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import trimesh
 from nerfstudio.cameras.cameras import CameraType
+from scipy.spatial import KDTree
 
 import f3rm
 from f3rm.colours.pca import pca_colours
@@ -144,6 +145,28 @@ def test_an_object_is_cut_out_as_points_and_as_a_mesh(scene, run, tmp_path):
     vertices = metres.from_scene(dataset.to_scene(torch.from_numpy(mesh.vertices))).numpy()
     beside = ~true_box(thing).contains(vertices, margin=0.02)
     assert beside.mean() < 0.08
+
+
+def test_a_mesh_of_an_object_is_that_of_whole_pictures(scene, tmp_path, monkeypatch):
+    size, drawn = Meshing(views=6, height=60), []
+    cast = type(scene.source).at_pixels
+
+    def noted(source, camera, coords, *, hidden=True):
+        drawn.append(len(coords))
+        return cast(source, camera, coords, hidden=hidden)
+
+    monkeypatch.setattr(type(scene.source), "at_pixels", noted)
+    mesh = export_mesh(scene, tmp_path / "object.ply", size, query="orange")
+    few = sum(drawn)
+    drawn.clear()
+    monkeypatch.setattr(
+        "f3rm.scene.export.mesh.meeting",
+        lambda _box, origins, _directions, **_: np.ones(origins.shape[:-1], dtype=bool),
+    )
+    whole = export_mesh(scene, tmp_path / "whole.ply", size, query="orange")
+    assert 0 < few < sum(drawn) / 2
+    for some, others in ((mesh, whole), (whole, mesh)):  # rays in other batches: other roundings
+        assert KDTree(some.vertices).query(others.vertices)[0].max() < 1e-4
 
 
 def test_a_mesh_of_the_scene_lies_on_its_surfaces(scene, tmp_path):

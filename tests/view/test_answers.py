@@ -97,7 +97,7 @@ def test_a_click_asks_what_is_like_the_place(asking, scene, cone):
 
 def test_a_ray_hits_where_a_picture_has_its_depth(asking, scene):
     camera = scene.run.train.cameras[3:4]
-    depth = scene.source.plain_outputs(camera)["depth"]
+    depth = scene.render(camera, ["depth"], frame="nerfstudio")["depth"][..., None]
     bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
     for y, x in ((36, 48), (50, 30), (60, 70)):
         origin, direction = bundle.origins[y, x].double(), bundle.directions[y, x].double()

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from f3rm.errors import StrPath, as_path
 from f3rm.language.questions import Query, Question, questions_in
-from f3rm.scene.boxes import OrientedBox
+from f3rm.scene.boxes import OrientedBox, meeting
 from f3rm.scene.casting import DEPTH_AGREEMENT, LEAST_ACCUMULATION
 from f3rm.scene.export.files import (
     MESH_SUFFIXES,
@@ -47,6 +48,7 @@ _OBJECT_VOXELS = 48
 """Voxels along the longest side of an object."""
 _REACH = 2.5
 """Cells around an instance's points and box that still belong to it."""
+_MARGIN = _REACH * SPACING
 _SMOOTHED = 32
 """Nearest vertices that the score of one is the mean of."""
 _LEAST_SHARE = 0.01
@@ -239,13 +241,20 @@ def _check(meshing: Meshing) -> None:
 def _depth_views(
     scene: Scene, meshing: Meshing, boxes: list[OrientedBox], *, show_progress: bool
 ) -> Iterator[DepthView]:
-    """Renders training views; with boxes only surfaces in or near one of them have a depth."""
+    """Renders training views; with boxes only the rays that meet one, in the views that do."""
     cameras = scene.cameras(frame="nerfstudio")
     count = min(meshing.views, len(cameras))
     chosen = np.linspace(0, len(cameras) - 1, count).round().astype(int)
     for index in track(chosen, total=count, label="views", show=show_progress):
         camera = pinhole(cameras[int(index) : int(index) + 1], meshing.height)
-        yield _depth_view(scene, camera, boxes)
+        bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
+        wanted = torch.ones(bundle.shape, dtype=torch.bool)
+        if boxes:
+            lines = bundle.origins.double().numpy(), bundle.directions.double().numpy()
+            met = [meeting(box, *lines, margin=_MARGIN) for box in boxes]
+            wanted = torch.from_numpy(np.any(met, axis=0))
+        if wanted.any():
+            yield _depth_view(scene, camera, bundle, wanted, boxes)
 
 
 def pinhole(camera: Cameras, height: int) -> Cameras:
@@ -271,36 +280,38 @@ def pinhole(camera: Cameras, height: int) -> Cameras:
     )
 
 
-def _depth_view(scene: Scene, camera: Cameras, boxes: list[OrientedBox]) -> DepthView:
-    outputs = scene.source.plain_outputs(camera)
-    bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
-    along, expected = outputs["depth"].cpu(), outputs["expected_depth"].cpu()
-    seen = outputs["accumulation"].cpu() >= LEAST_ACCUMULATION
-    seen &= (along - expected).abs() <= DEPTH_AGREEMENT * along
-    positions = bundle.origins + bundle.directions * along  # (height, width, 3)
+def _depth_view(
+    scene: Scene,
+    camera: Cameras,
+    bundle: RayBundle,
+    wanted: Bool[Tensor, "height width"],
+    boxes: list[OrientedBox],
+) -> DepthView:
+    """Renders the wanted pixels of a camera; with boxes only surfaces in one have a depth."""
+    outputs = scene.source.at_pixels(camera, wanted.nonzero() + 0.5, hidden=False)
+    rendered = (outputs[name].cpu()[:, 0] for name in ("depth", "expected_depth", "accumulation"))
+    along, expected, accumulation = rendered  # each (pixels, 1)
+    directions = bundle.directions[wanted]
+    kept = accumulation >= LEAST_ACCUMULATION
+    kept &= (along - expected).abs() <= DEPTH_AGREEMENT * along
+    positions = (bundle.origins[wanted] + directions * along).double().numpy()
+    if boxes:
+        inside = np.any([box.contains(positions, margin=_MARGIN) for box in boxes], axis=0)
+        kept &= torch.from_numpy(inside)[:, None]
     # Nerfacto's depth is along the ray, Open3D's along the optical axis.
     pose = camera.camera_to_worlds[0].double()
-    depth = along[..., 0] * (bundle.directions @ -pose[:, 2].float())
-    kept = seen[..., 0] & _near(positions, boxes)
-    rgb = (outputs["rgb"].cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    depth, rgb = torch.zeros(wanted.shape), torch.zeros(*wanted.shape, 3, dtype=torch.uint8)
+    depth[wanted] = torch.where(kept[:, 0], along[:, 0] * (directions @ -pose[:, 2].float()), 0.0)
+    rgb[wanted] = (outputs["rgb"].cpu()[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
     scene_from_camera = np.eye(4)
     scene_from_camera[:3] = (pose * torch.tensor([1.0, -1.0, -1.0, 1.0])).numpy()
     fx, fy, cx, cy = (float(v[0]) for v in (camera.fx, camera.fy, camera.cx, camera.cy))
     return DepthView(
-        rgb=np.ascontiguousarray(rgb.numpy()),
-        depth=np.ascontiguousarray(torch.where(kept, depth, 0.0).float().numpy()),
+        rgb=rgb.numpy(),
+        depth=depth.numpy(),
         intrinsics=np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]]),
         camera_from_scene=np.linalg.inv(scene_from_camera),
     )
-
-
-def _near(positions: Float[Tensor, "height width 3"], boxes: list[OrientedBox]) -> Tensor:
-    """Tells which positions are in or near one of the boxes; all are, without any box."""
-    if not boxes:
-        return torch.ones(positions.shape[:2], dtype=torch.bool)
-    flat = positions.reshape(-1, 3).double().numpy()
-    inside = np.any([box.contains(flat, margin=_REACH * SPACING) for box in boxes], axis=0)
-    return torch.from_numpy(inside).reshape(positions.shape[:2])
 
 
 def restricted(mesh: TriangleMesh, kept: Bool[np.ndarray, " vertices"]) -> TriangleMesh:

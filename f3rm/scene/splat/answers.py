@@ -201,11 +201,6 @@ class SplatSource:
         yield self._rendered(camera, self.hidden)
 
     @torch.no_grad()
-    def plain_outputs(self, camera: Cameras) -> dict[str, Tensor]:
-        """Renders a camera without hidden vectors."""
-        return self._rendered(camera, self.hidden[:, :0])[1]
-
-    @torch.no_grad()
     def at_pixels(
         self, camera: Cameras, coords: Float[Tensor, "pixels 2"], *, hidden: bool = True
     ) -> CameraOutputs:
