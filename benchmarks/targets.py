@@ -198,19 +198,19 @@ def distil(kind: str, data: Path, out: Path, steps: int) -> Result:
     return found.to_dict()
 
 
-def against_plain(name: str, found: Sequence[Result], plain: Sequence[Result]) -> Mean | None:
-    """Returns the mean over queries of what a kind of target adds to a measure of the plain one."""
+def against_plain(name: str, found: Sequence[Result], plain: Sequence[Result]) -> str:
+    """Returns what a kind of target adds to a measure of the plain one, the mean over queries."""
     differences = [
-        {
-            "queries": [
-                {name: mine[name] - other[name]}
-                for mine, other in zip(one["queries"], before["queries"], strict=True)
-                if mine[name] is not None and other[name] is not None
-            ]
-        }
+        [
+            mine[name] - other[name]
+            for mine, other in zip(one["queries"], before["queries"], strict=True)
+            if mine[name] is not None and other[name] is not None
+        ]
         for one, before in zip(found, plain, strict=True)
     ]
-    return mean_over(name, differences)
+    mean = mean_over(name, [{"queries": [{name: each} for each in one]} for one in differences])
+    every = np.concatenate(differences)
+    return f"{_shown(mean)}; more in {(every > 0).sum()} of {len(every)}"
 
 
 def fields_table(results: Mapping[str, Sequence[Result]]) -> str:
@@ -223,11 +223,13 @@ def fields_table(results: Mapping[str, Sequence[Result]]) -> str:
     heads = [*MEASURES.values(), *(f"{MEASURES[name]} - plain's" for name in differ)]
     lines = [f"| target | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for kind, found in results.items():
-        gains = [against_plain(name, found, results["plain"]) for name in differ]
-        means = [mean_over(name, found) for name in MEASURES]
-        teachers = [mean_over(f"teacher_{name}", found) for name in MEASURES]
-        for label, cells in ((kind, [*means, *gains]), ("its 2D teacher", [*teachers, None, None])):
-            lines.append(f"| {label} | {' | '.join(map(_shown, cells))} |")
+        gains = ["", ""]
+        if kind != "plain":
+            gains = [against_plain(name, found, results["plain"]) for name in differ]
+        means = [_shown(mean_over(name, found)) for name in MEASURES]
+        teachers = [_shown(mean_over(f"teacher_{name}", found)) for name in MEASURES]
+        for label, cells in ((kind, [*means, *gains]), ("its 2D teacher", [*teachers, "", ""])):
+            lines.append(f"| {label} | {' | '.join(cells)} |")
     over = {name: mean_over(name, results["plain"]) for name in MEASURES}
     counts = [f"{MEASURES[n]} {mean.count} {mean.unit}" for n, mean in over.items() if mean]
     return "\n".join([*lines, "", f"Over {len(results['plain'])} scenes: {', '.join(counts)}."])
