@@ -134,6 +134,14 @@ def finished(job: Job, out: Path) -> dict[str, Any] | None:
     return json.loads(result.read_text()) if result.is_file() else None
 
 
+def begun(job: Job, out: Path) -> Path:
+    """Returns a job's folder, with its settings in it."""
+    folder = out / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(_plain(job), indent=2))
+    return folder
+
+
 def _plain(job: Job) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(job)))
 
@@ -141,7 +149,6 @@ def _plain(job: Job) -> dict[str, Any]:
 def run_job(job: Job, out: Path, datasets: Path) -> dict[str, Any]:
     """Makes, trains and evaluates; a training that is finished is used again."""
     folder = out / job.name
-    (folder / "job.json").write_text(json.dumps(_plain(job), indent=2))
     height, width = job.size
     data = datasets / f"{job.name}-{job.views}x{height}x{width}"
     make_scene(data, job.kind, SceneSettings(job.seed, job.views, height, width))
@@ -225,7 +232,8 @@ def _change(config: TrainerConfig, override: str, *, must_exist: bool = True) ->
     *parents, name = path.split(".")
     part = functools.reduce(_part, parents, config)
     if hasattr(part, name):
-        setattr(part, name, yaml.safe_load(value))
+        kind = type(part).__dataclass_fields__[name].type
+        setattr(part, name, Path(value) if Path in get_args(kind) else yaml.safe_load(value))
     elif must_exist:
         msg = f"--set must name a field of the configuration, got {path!r}."
         raise ValueError(msg)
@@ -241,8 +249,7 @@ def _start_worker(threads: int) -> None:
 
 def _worker(job: Job, out: Path, datasets: Path) -> dict[str, Any]:
     """Runs a job with everything that it prints in its folder's log."""
-    (out / job.name).mkdir(parents=True, exist_ok=True)
-    log = os.open(out / job.name / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(begun(job, out) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log, stream.fileno())

@@ -118,7 +118,7 @@ def _asked(row: Row) -> int:
 
 def _of_answers(who: str) -> dict[str, _Quotient]:
     per_pair = ("localisation", "localisation_mask")
-    per_query = ("miou", "miou_minmax", "miou_argmax", "average_precision")
+    per_query = ("miou", "miou_minmax", "miou_argmax", "miou_boundary", "average_precision")
     maxima = _each(f"{who}max_relevancies")
     return {
         **{f"{who}{name}": _Quotient("pairs", _of(f"{who}{name}", "views")) for name in per_pair},

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from f3rm.evaluation.metrics import (
     average_precision,
+    boundary,
     box_region,
     exclusive_mask,
     fixed_mask,
@@ -42,6 +43,7 @@ class PairScore:
         iou: Of the fixed rule's mask.
         iou_minmax: Of LangSplat's mask.
         iou_argmax: Of the pixels where the query beats every label of other objects.
+        iou_boundary: Of the edges of the fixed rule's mask and of the true one.
         max_relevancy: The highest score in the view.
     """
 
@@ -52,6 +54,7 @@ class PairScore:
     iou: float
     iou_minmax: float
     iou_argmax: float
+    iou_boundary: float
     max_relevancy: float
 
 
@@ -83,6 +86,7 @@ class QueryScore:
             "miou": mean_of([pair.iou for pair in pairs]),
             "miou_minmax": mean_of([pair.iou_minmax for pair in pairs]),
             "miou_argmax": mean_of([pair.iou_argmax for pair in pairs]),
+            "miou_boundary": mean_of([pair.iou_boundary for pair in pairs]),
             "average_precision": self.average_precision,
         }
 
@@ -187,14 +191,16 @@ def score_pair(
     wanted = vocabulary.queries[number].ids
     truth: Bool[np.ndarray, "height width"] = np.isin(ids, wanted)
     score = scores[number]
+    found = fixed_mask(score)
     return PairScore(
         view=view,
         pixels=int(truth.sum()),
         localised=is_localised(score, box_region(ids, wanted)),
         localised_mask=is_localised(score, truth),
-        iou=iou(fixed_mask(score), truth),
+        iou=iou(found, truth),
         iou_minmax=iou(minmax_mask(score), truth),
         iou_argmax=iou(exclusive_mask(scores, number, vocabulary.rivals(number)), truth),
+        iou_boundary=iou(boundary(found), boundary(truth)),
         max_relevancy=float(score.max()),
     )
 

@@ -16,6 +16,7 @@ PAIRED = {
     "miou": "mIoU, relevancy > 0.5",
     "miou_minmax": "mIoU, LangSplat's rule",
     "miou_argmax": "mIoU, best phrase wins",
+    "miou_boundary": "boundary IoU, relevancy > 0.5",
     "average_precision": "average precision",
     "presence_auroc": "present above absent, view",
     "presence_auroc_scene": "the same, whole scene",

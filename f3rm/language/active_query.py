@@ -214,7 +214,8 @@ def _query_of_words(
 ) -> tuple[list[str], Query]:
     against: Against = {}
     if settings.rule == "scene" and words.text_map is None:
-        against = {"mean": mean}  # the mean is in the space of the features
+        # In a language the mean of what it maps would count; that of the features does not give it.
+        against = {"mean": mean}
     if settings.rule == "backbone":
         against = {"calibration": words.calibration}
     labels, positives, negatives = words.labels, words.positives, words.negatives

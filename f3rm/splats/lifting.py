@@ -37,6 +37,7 @@ from f3rm.store.codecs import fit_codec, parse_codec
 from f3rm.store.images import prefetched
 from f3rm.store.progress import track
 from f3rm.store.reader import FeatureStore
+from f3rm.training.segments import Segments
 
 COEFFICIENTS = 64
 HIDDEN = COEFFICIENTS + 1
@@ -118,6 +119,7 @@ class Lifting:
         partial: File of the sums so far: an interrupted lifting goes on from there.
         key: What the sums depend on; those of another key are not used.
         show_progress: Whether bars count photographs.
+        segments: Segments of the store's photographs, over which features are averaged; or None.
     """
 
     implementation: ImplementationChoice = "auto"
@@ -125,21 +127,34 @@ class Lifting:
     partial: Path | None = None
     key: str = ""
     show_progress: bool = False
+    segments: Segments | None = None
 
 
 def feature_picture(
-    store: FeatureStore, basis: FeatureBasis, view: View
+    store: FeatureStore, basis: FeatureBasis, view: View, segments: Segments | None = None
 ) -> Float[Tensor, "height width hidden"]:
-    """Returns a photograph's features, as hidden vectors at the pixels of its camera."""
+    """Returns a photograph's features, as hidden vectors at the pixels of its camera.
+
+    Args:
+        store: The features.
+        basis: The coordinates of the hidden vectors.
+        view: The photograph.
+        segments: Segments of the store's photographs, over which features are averaged; or None.
+    """
     index = store.index(view.name)
     image = store.manifest.images[index]
     rows, cols = image.valid.cells()
     codes = basis.encode(store.feature_map(index))[rows.start : rows.stop, cols.start : cols.stop]
-    u, v = view.pixels().unbind(-1)
+    pixels = view.pixels()
+    u, v = pixels.unbind(-1)
     affine = image.affine
     across = u * affine.scale_x + affine.offset_x - cols.start
     down = v * affine.scale_y + affine.offset_y - rows.start
-    return sample_map(codes, torch.stack((across, down), dim=-1))
+    picture = sample_map(codes, torch.stack((across, down), dim=-1))
+    if segments is None:
+        return picture
+    places = (pixels.flip(-1) + 0.5) / torch.tensor(store.image_size(index))
+    return segments.averaged(index, picture, places)
 
 
 def lift(
@@ -188,7 +203,7 @@ def _summed(
     """Returns ``A' (f, 1)``, summed over all photographs."""
     sums, done = _resumed(len(gaussians), settings)
     sums, saved = sums.to(gaussians.means), time.monotonic()
-    pictures = _pictures(views[done:], store, basis)
+    pictures = _pictures(views[done:], store, basis, settings)
     shown = track(pictures, total=len(views) - done, label="lifting", show=settings.show_progress)
     try:
         for view, picture in shown:
@@ -206,10 +221,14 @@ def _summed(
 
 
 def _pictures(
-    views: Sequence[View], store: FeatureStore, basis: FeatureBasis
+    views: Sequence[View], store: FeatureStore, basis: FeatureBasis, settings: Lifting
 ) -> Iterator[tuple[View, Tensor]]:
     """Yields photographs with their features, which a thread reads ahead."""
-    pictures = prefetched(lambda view: feature_picture(store, basis, view), views, ahead=_AHEAD)
+
+    def read(view: View) -> Tensor:
+        return feature_picture(store, basis, view, settings.segments)
+
+    pictures = prefetched(read, views, ahead=_AHEAD)
     return zip(views, pictures, strict=True)
 
 
@@ -234,7 +253,7 @@ def _refined(
     order = np.concatenate([random.permutation(len(views)) for _ in range(rounds)])
     chosen = [views[number] for number in order[: settings.refine]]
     usual = weights[:, None] / len(views)
-    pictures = _pictures(chosen, store, basis)
+    pictures = _pictures(chosen, store, basis, settings)
     shown = track(
         pictures, total=len(chosen), label="refining", show=settings.show_progress, unit="steps"
     )

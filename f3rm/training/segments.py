@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -48,6 +49,11 @@ class Segments:
     sizes: Int[np.ndarray, "images 2"]
     first: Int[np.ndarray, " images"]
     count: int
+
+    @property
+    def key(self) -> str:
+        """Names the content."""
+        return xxhash.xxh3_128_hexdigest(self.labels.tobytes())
 
     @classmethod
     def read(cls, folder: Path, names: Sequence[str]) -> "Segments":
@@ -133,6 +139,26 @@ class Segments:
             sums.index_add_(0, ids, found)
             counts.index_add_(0, ids, torch.ones(len(ids)))
         return (torch.zeros(self.count, 0) if sums is None else sums) / counts[:, None]
+
+    def averaged(
+        self,
+        image: int,
+        values: Float[Tensor, "height width channels"],
+        places: Float[Tensor, "height width 2"],
+    ) -> Float[Tensor, "height width channels"]:
+        """Averages a picture over the segments of a photograph; what is in none keeps its values.
+
+        Args:
+            image: Index of the photograph.
+            values: The picture, on the CPU.
+            places: Where its pixels are in the photograph: (y, x) as a share of height and width.
+        """
+        places, pixels = places.reshape(-1, 2), values.flatten(0, 1)
+        ids = self.at(torch.full((len(places),), image), places)
+        found, segment = ids.unique(return_inverse=True)
+        sums = pixels.new_zeros(len(found), pixels.shape[1]).index_add_(0, segment, pixels)
+        means = (sums / segment.bincount()[:, None])[segment]
+        return torch.where((ids >= 0)[:, None], means, pixels).view_as(values)
 
 
 def _file_of(folder: Path, name: str) -> Path | None:

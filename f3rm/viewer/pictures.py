@@ -119,6 +119,8 @@ def legend(query: ActiveQuery, drawn: Drawn) -> str:
         lines.append(legend_entry(index + 1, label, shown, PALETTE[index]))
     if settings.rule == "backbone" and all(query.standard is None for query in query.queries):
         lines.append("The backbone has no calibration: scored by lerf")
+    if settings.rule == "scene" and any(query.text_map is not None for query in query.queries):
+        lines.append("The run keeps no mean of its features in this language: scored by lerf")
     kind = "relevancy (0.5: as near to a negative)" if any(query.compares) else "cosine"
     lines.append(f"Scale of {kind}: {settings.low:.2f} blue to {settings.high:.2f} red")
     return "  \n".join(lines)

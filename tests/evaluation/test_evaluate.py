@@ -33,6 +33,7 @@ ANSWERS = {
     "miou",
     "miou_minmax",
     "miou_argmax",
+    "miou_boundary",
     "average_precision",
     "present_max_relevancy",
     "absent_max_relevancy",

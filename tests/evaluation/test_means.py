@@ -23,6 +23,7 @@ def evaluation(seed, queries=8, absent=6, views=4):
             for name in ("localisation", "localisation_mask", "miou", "miou_minmax"):
                 scored[f"{who}{name}"] = rng.random()
             scored |= {f"{who}miou_argmax": rng.random(), f"{who}average_precision": rng.random()}
+            scored[f"{who}miou_boundary"] = rng.random()
         boxes = rng.random(int(rng.integers(1, 3))).tolist()
         scored |= {"box_ious": boxes, "box_iou_ceilings": boxes, "visible_ious": boxes}
         scored |= {"centre_error": rng.random(), "matched": len(boxes)}

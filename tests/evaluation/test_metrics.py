@@ -153,6 +153,17 @@ def test_the_minmax_mask_depends_on_neither_offset_nor_scale_and_is_empty_for_a_
     assert not metrics.minmax_mask(np.full((50, 60), 0.3)).any()
 
 
+@settings(max_examples=15, deadline=None)
+@given(SIDES, SEEDS, st.integers(1, 4))
+def test_the_boundary_is_a_mask_less_its_erosion(size, seed, grain):
+    grains = np.random.default_rng(seed).random(size) < 0.7
+    mask = np.kron(grains, np.ones((8 * grain, 8 * grain), bool))
+    width = max(1, round(0.02 * float(np.hypot(*mask.shape))))
+    padded = np.pad(mask.astype(np.uint8), 1)  # the picture's border is a border of the mask
+    inside = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    assert np.array_equal(metrics.boundary(mask), mask & (inside == 0))
+
+
 @given(arrays.arrays(np.float32, (3, 4, 5), elements=st.floats(0, 1, width=32)))
 def test_the_exclusive_mask_gives_a_pixel_to_one_phrase_at_most(scores):
     masks = [

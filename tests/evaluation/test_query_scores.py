@@ -55,6 +55,7 @@ def _answers(views, change=lambda scores: scores):
 
 NAMES = (
     *("localisation", "localisation_mask", "miou", "miou_minmax", "miou_argmax"),
+    "miou_boundary",
     *("average_precision", "absent_found", "presence_auroc", "presence_auroc_scene"),
 )
 
@@ -78,7 +79,7 @@ def test_a_copy_of_the_truth_gets_one_everywhere():
 def test_the_inverse_of_the_truth_gets_nothing_right():
     answers = _answers([_ids(0)], change=lambda scores: 1 - scores)
     means = _means(answers)
-    for name in ("localisation", "localisation_mask", "miou", "miou_argmax"):
+    for name in ("localisation", "localisation_mask", "miou", "miou_argmax", "miou_boundary"):
         assert means[name] == 0
     assert means["absent_found"] == 1
 

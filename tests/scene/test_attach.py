@@ -9,13 +9,14 @@ import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.utils.eval_utils import eval_setup
+from PIL import Image
 
 from f3rm.camera_render import RenderRequest
 from f3rm.errors import F3rmError
 from f3rm.f3rm_config import f3rm_lite_method
 from f3rm.feature_datamanager import FeatureDataManager
 from f3rm.model import FeatureFieldModel
-from f3rm.scene.attach import AttachSettings, attach
+from f3rm.scene.attach import AttachSettings, attach, heads
 from f3rm.scene.run_loading import RunError, load_run
 from f3rm.scripts.cli import main
 from tests.nerf_fixtures import NERFACTO_SIZES
@@ -101,6 +102,23 @@ def test_the_new_head_learns(plain, first, monkeypatch):
     assert first.steps == 60
 
 
+def test_targets_are_averaged_over_segments_as_by_training(plain, tmp_path, monkeypatch):
+    for photograph in (plain.parents[4] / "scene" / "images").iterdir():
+        Image.new("L", (4, 3), 1).save(tmp_path / f"{photograph.stem}.png")  # one segment
+    targets = []
+
+    def look(model, manager, recipe, **settings):
+        rays = torch.tensor([[0, 0, 0], [0, 20, 30], [0, 40, 50], [1, 0, 0], [1, 20, 30]])
+        targets.append(manager._lookups["train"].features("colours", rays))
+
+    monkeypatch.setattr(heads, "train_features", look)
+    for options in ([], ["--feature-masks", str(tmp_path)]):
+        arguments = ["--feature-type", "COLOURS", "--out", str(tmp_path), "--device", "cpu"]
+        assert main(["attach", str(plain), *arguments, *options]) == 0
+    own, averaged = (len(each.unique(dim=0)) for each in targets)
+    assert (own, averaged) == (5, 2)
+
+
 def test_the_source_is_not_touched_and_nothing_else_is_left(plain, first):
     folder = plain.parent
     before = {path: _digest(path) for path in folder.rglob("*") if path.is_file()}
@@ -139,6 +157,7 @@ def test_what_cannot_be_attached_is_explained(first, tmp_path):
     refused(r"has a head 'colours' already \(its heads: colours\)", feature_type="COLOURS+MUTE")
     refused("--steps must be at least 1, got 0", feature_type="MUTE", steps=0)
     refused("NOTHING", feature_type="NOTHING")
+    refused("no segments of these photographs", feature_type="MUTE", feature_masks=tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(first, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import f3rm
@@ -16,6 +17,7 @@ from f3rm.scene.attach import AttachSettings, LiftSettings, attach_to_splat
 from f3rm.scene.frames import FileCamera
 from f3rm.scene.splat.loading import LoadedSplat, dataset_from_source, load_splat
 from f3rm.scripts.cli import main
+from f3rm.splats.feature_file import read_heads
 from f3rm.splats.ply import read_ply, write_ply
 from f3rm.splats.views import PhotographsDisagreeError, compare
 from f3rm.synthetic.truth import SceneTruth
@@ -124,6 +126,21 @@ def test_heads_are_beside_the_splat_and_not_written_twice(lifted, made):
         attach_to_splat(ply, AttachSettings("COLOURS"), data=data, device="cpu")
     with pytest.raises(F3rmError, match="--refine must be at least 0"):
         attach_to_splat(ply, AttachSettings(), LiftSettings(refine=-1), data=data)
+
+
+def test_features_of_a_splat_are_averaged_over_segments(lifted, made, tmp_path):
+    data, ply = made
+    bare = tmp_path / "bare.ply"
+    bare.write_bytes(ply.read_bytes())
+    settings = AttachSettings("COLOURS", feature_masks=tmp_path)
+    with pytest.raises(DatasetError, match="no segments of these photographs"):
+        attach_to_splat(bare, settings, data=data, device="cpu")
+    for photograph in (data / "images").iterdir():
+        Image.new("L", (4, 3), 1).save(tmp_path / f"{photograph.stem}.png")  # one segment
+    attach_to_splat(bare, settings, data=data, device="cpu")
+    count = len(read_ply(ply))
+    averaged, own = (read_heads(file, count)["colours"].coefficients for file in (bare, ply))
+    assert averaged.var(0).sum() < 0.3 * own.var(0).sum()
 
 
 def test_a_splat_is_measured_as_a_field_is(lifted, made, tmp_path, capsys):

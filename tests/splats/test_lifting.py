@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from f3rm.splats.lifting import HIDDEN, FeatureBasis, Lifting, feature_picture, 
 from f3rm.splats.ply import SplatFileError, write_ply
 from f3rm.splats.rasterizer import Rasterizer
 from f3rm.splats.views import compare, sample_map
+from f3rm.training.segments import Segments
 from tests.splats.scenes import (
     ball,
     make_store,
@@ -88,6 +90,32 @@ def test_gaussians_take_the_features_of_their_side(tmp_path, views):
         cosine = torch.cosine_similarity(shown[inside], teacher[inside], dim=-1)
         assert cosine.mean() > 0.98
     assert lifted.reliability[lifted.weights > 1].mean() > 0.9
+
+
+def test_features_are_averaged_over_segments_before_they_are_lifted(tmp_path, views):
+    store = store_of(tmp_path, views, coloured(views))
+    basis = FeatureBasis.of_store(store)
+    labels = np.zeros(SIZE, np.uint16)
+    labels[:, 20:40], labels[:, 40:] = 1, 2
+    none = np.zeros((0, 0), np.uint16)
+    segments = Segments.of([labels, *[none] * 4, labels])
+    at = torch.from_numpy(labels.astype(np.int64))
+    for number, view in enumerate(views):
+        own = feature_picture(store, basis, view)
+        averaged = feature_picture(store, basis, view, segments)
+        if number in (0, 5):
+            for label in (1, 2):
+                mean = own[at == label].mean(0)
+                torch.testing.assert_close(
+                    averaged[at == label], mean.expand_as(own[at == label]), rtol=1e-4, atol=1e-5
+                )
+            own[at > 0] = averaged[at > 0]
+        assert torch.equal(averaged, own)
+    whole = Segments.of([np.ones(SIZE, np.uint16)] * 6)
+    lifted = lift(ball(), views, store, basis, Lifting(segments=whole))
+    plain = lift(ball(), views, store, basis)
+    seen = lifted.weights > 1
+    assert lifted.hidden[seen].var(0).sum() < 0.3 * plain.hidden[seen].var(0).sum()
 
 
 def test_reliability_falls_where_photographs_disagree(tmp_path, views):

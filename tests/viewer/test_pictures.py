@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +7,12 @@ from PIL import Image
 
 from f3rm.backbones.registry import load_backbone
 from f3rm.colours.palette import PALETTE, composite
-from f3rm.errors import F3rmError
+from f3rm.errors import BackboneRef, F3rmError
 from f3rm.language.active_query import ActiveQuery, DisplaySettings, Example, Words, active_query
 from f3rm.language.image_encoder import ImageEncoder, parse_crop
 from f3rm.language.relevancy import make_query, similarity
 from f3rm.language.text_encoder import QueryText
+from f3rm.language.text_map import TextMap
 from f3rm.viewer.pictures import Drawn, draw, legend
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile, QueryFileError
 from tests.backbones import random_clip as clip
@@ -107,6 +110,16 @@ def test_a_legend_names_every_colour_and_threshold():
     assert "relevancy" in text
     cosine = _asked("mug", score="cosine")
     assert "Scale of cosine" in legend(cosine, Drawn({}, (0.5,), ("found",)))
+
+
+def test_a_legend_says_where_the_rule_of_the_scene_is_not_known():
+    language = TextMap({"linear.weight": torch.eye(12)}, BackboneRef("clip", "", ""))
+    for text_map in (None, language):
+        words = replace(_words("mug"), text_map=text_map)
+        asked = active_query("clip", words, [], torch.ones(12), DisplaySettings(rule="scene"))
+        assert asked is not None
+        assert (asked.queries[0].contrast is None) == (text_map is not None)
+        assert ("scored by lerf" in legend(asked, Drawn({}, (), ()))) == (text_map is not None)
 
 
 def test_a_legend_says_how_certain_each_prompt_is():

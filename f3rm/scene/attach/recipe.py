@@ -41,6 +41,8 @@ class AttachSettings:
     """Weights other than the default, by type: CLIP=PATH DINO=PATH."""
     cache_dir: Path | None = None
     """Folder of the features, instead of the run's or DATA/features."""
+    feature_masks: Path | None = None
+    """Folder of segments of the photographs, over which targets are averaged, as with ns-train."""
     method: MethodName = "auto"
     """Method whose feature field sizes and learning rate a Nerfacto run takes; auto is f3rm-lite on
     a CPU and f3rm on a GPU."""
@@ -81,6 +83,7 @@ def training_recipe(run: LoadedRun, settings: AttachSettings) -> TrainerConfig:
     manager.data = run.data
     manager.feature_type, manager.weights = settings.feature_type, settings.weights
     manager.feature_cache_dir = settings.cache_dir or manager.feature_cache_dir
+    manager.feature_masks = settings.feature_masks or manager.feature_masks
     config.pipeline.datamanager = manager
     return config
 

@@ -32,6 +32,7 @@ from f3rm.store.items import read_items
 from f3rm.store.manifest import read_manifest
 from f3rm.store.reader import FeatureStore
 from f3rm.store.spec import FeatureSpec, resolve_feature_type
+from f3rm.training.segments import Segments
 
 _STATS_ROWS = 1 << 14
 _COMPARED = 8
@@ -128,8 +129,10 @@ def attach_to_splat(
     for spec in specs:
         store = stores[spec.name]
         views = [view for view in photographs[:] if view.name in store.names]
+        masks = settings.feature_masks
+        segments = None if masks is None else Segments.read(masks, store.names)
         made[spec.name] = _lifted(
-            loaded, spec, store, views, lifting, agreement, show_progress=show_progress
+            loaded, spec, store, views, lifting, agreement, segments, show_progress=show_progress
         )
     reliable = {name: head.reliability[head.weights > 1].mean() for name, head in made.items()}
     files = tuple(write_head(loaded.file, head) for head in made.values())
@@ -175,6 +178,7 @@ def _lifted(
     views: list[View],
     settings: LiftSettings,
     agreement: Agreement,
+    segments: Segments | None,
     *,
     show_progress: bool,
 ) -> HeadFeatures:
@@ -186,6 +190,7 @@ def _lifted(
         "views": [view.name for view in views],
         "size": views[0].camera.size if views else (),
         DATASET_FROM_SOURCE: frame,
+        "segments": None if segments is None else segments.key,
     }
     basis = FeatureBasis.of_store(store)
     path = feature_file(ply, spec.name)
@@ -200,6 +205,7 @@ def _lifted(
             partial=path.with_name(f".{path.name}.partial"),
             key=xxhash.xxh3_128_hexdigest(json.dumps(made_from).encode()),
             show_progress=show_progress,
+            segments=segments,
         ),
     )
     if not bool((lifted.weights > 0).any()):
@@ -226,6 +232,7 @@ def _lifted(
             "dataset": data_name(splat),
             "views": len(views),
             "refine": settings.refine,
+            "segments": made_from["segments"],
             "psnr": agreement.psnr,
         },
     )
