@@ -74,7 +74,7 @@ gates: $(VENV)/.ready  ## check style, types and imports
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright
 
 site: $(VENV)/.ready  ## build the documentation in outputs/site; fails at a broken link
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict
 
 clean:  ## remove .venv and outputs
 	rm -rf $(VENV) outputs

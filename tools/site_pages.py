@@ -26,6 +26,7 @@ PLACES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "f3rm/design.md": "rooms.md",
+    "tools/tinyclip/README.md": "tinyclip_training.md",
 }
 """Pages from outside of docs/ -> their place in the site; examples keep their names."""
 
