@@ -96,6 +96,7 @@ def _do(shell, folder, words):
     elif rule.how == "scene":
         _parse(shell, folder, words)
         data = folder / words[words.index("--output-dir") + 1]
+        shutil.rmtree(data, ignore_errors=True)  # reading the words makes an empty one
         world.copy_folder(folder / "datasets" / "tabletop", data)
     else:
         if rule.how == "inner":
