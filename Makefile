@@ -13,7 +13,7 @@ EVERYWHERE := not gpu and not network
 TEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-seeds coverage nightly real bench gpu gates clean
+.PHONY: help setup demo test test-seeds coverage nightly real bench gpu gates site clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ gates: $(VENV)/.ready  ## check style, types and imports
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright
+
+site: $(VENV)/.ready  ## build the documentation in outputs/site; fails at a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict
 
 clean:  ## remove .venv and outputs
 	rm -rf $(VENV) outputs

@@ -77,7 +77,8 @@ f3rm_method = MethodSpecification(
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer",
     ),
-    description="Nerfacto with a feature field distilled from CLIP, DINO, DINOv2 or several.",
+    description="Nerfacto with a feature field distilled from CLIP, DINO, DINOv2 or several. "
+    "docs/nerfstudio.md has the ten options that matter.",
 )
 
 f3rm_big_method = MethodSpecification(

@@ -55,6 +55,17 @@ def test_pyproject_has_the_name_the_extras_and_the_entry_points():
     assert set(methods) == {"f3rm", "f3rm-lite", "f3rm-big"}
 
 
+def test_the_page_names_the_versions_that_ci_runs():
+    page = (ROOT / "docs" / "install.md").read_text()
+    pins = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    rows = dict(re.findall(r"^\| (torch|numpy|Nerfstudio) \| (\S+) \|", page, re.MULTILINE))
+    assert rows == {
+        "torch": pins["torch"],
+        "numpy": pins["numpy"],
+        "Nerfstudio": pins["nerfstudio"],
+    }
+
+
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_a_missing_extra_names_the_package_not_another_project(extra):
     with pytest.raises(MissingExtraError) as caught:

@@ -18,7 +18,7 @@ from tests.scene_fixtures import write_dataset
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
 IMPORT = re.compile(r"^from (f3rm[\w.]*) import \(?([\w, ]+)\)?$", re.M)
-MODULES = (  # those whose names docs/extraction.md's table of systems uses without importing them
+MODULES = (  # those whose names docs/toolkit.md's table of systems uses without importing them
     "f3rm.extract.standalone",
     "f3rm.extract.maintenance",
     "f3rm.extract.tables.exports",

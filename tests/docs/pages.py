@@ -14,7 +14,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PROGRAMS = ("f3rm", "hf", "ns-eval", "ns-export", "ns-render", "ns-train", "ns-viewer", "python")
 """What runs as written; another program must have a rule."""
 
-How = Literal["run", "serve", "parse", "make", "inner"]
+How = Literal["run", "serve", "parse", "make", "inner", "scene"]
 
 _FENCE = re.compile(r"^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -35,7 +35,7 @@ class Rule:
         why: Why they do not simply run as written.
         how: ``run``; ``serve``: run until it serves a page, then press Ctrl-C; ``parse``: let the
             program read its words and stop; ``make``: let make say what it would do; ``inner``: run
-            the f3rm command in it, once.
+            the f3rm command in it, once; ``scene``: read, then a generated scene is its output.
         adds: Words that the test appends.
         codes: Exit codes that are right.
     """
@@ -60,6 +60,7 @@ RULES = (
     Rule("f3rm doctor", "1 where ns-train f3rm cannot run", codes=(0, 1)),
     Rule("ns-train", "hours on a GPU; the viewer would wait for Ctrl-C", adds=_TRAINING),
     Rule("ns-train splatfacto", "needs a GPU", "parse"),
+    Rule("ns-process-data", "needs COLMAP and a video", "scene"),
     Rule("ns-export pointcloud", "a million points", adds="--num-points 500"),
     Rule("ns-render interpolate", "large pictures", adds="--downscale-factor 8"),
     Rule("ns-viewer", "serves until Ctrl-C", "serve", "--viewer.websocket-host 127.0.0.1"),

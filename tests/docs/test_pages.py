@@ -37,6 +37,8 @@ __all__ = ["colours", "run"]
 RUN = Path("outputs/tabletop/f3rm/run")
 README = ROOT / "README.md"
 WITH_COMMANDS = [page for page in PAGES if page != README and commands(page)]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+OTHERS = [page for page in WITH_COMMANDS if page != TUTORIAL]
 WITH_EXAMPLES = [page for page in PAGES if blocks(page, "python")]
 
 
@@ -66,11 +68,16 @@ def workplace(shell, run, tmp_path_factory):
     world.write_folder(folder)
     for words in commands(README):
         _do(shell, folder, words)
-        if words[:2] == ["ns-train", "f3rm"]:  # two steps teach nothing: take one that can answer
-            assert list((folder / RUN / "nerfstudio_models").glob("*.ckpt"))
-            shutil.rmtree(folder / RUN)
-            shutil.copytree(run.config.parent, folder / RUN)
+        if words[:2] == ["ns-train", "f3rm"]:
+            _learn(folder / RUN, run)
     return folder
+
+
+def _learn(folder, run):
+    """Replaces a run of two steps, which teach nothing, by one that can answer."""
+    assert list((folder / "nerfstudio_models").glob("*.ckpt"))
+    shutil.rmtree(folder)
+    shutil.copytree(run.config.parent, folder)
 
 
 def _do(shell, folder, words):
@@ -86,6 +93,11 @@ def _do(shell, folder, words):
         _serve(shell, folder, [*words, *rule.adds.split()])
     elif rule.how == "parse":
         _parse(shell, folder, words)
+    elif rule.how == "scene":
+        _parse(shell, folder, words)
+        data = folder / words[words.index("--output-dir") + 1]
+        shutil.rmtree(data, ignore_errors=True)  # reading the words makes an empty one
+        world.copy_folder(folder / "datasets" / "tabletop", data)
     else:
         if rule.how == "inner":
             words = _inner(shell, folder, words)
@@ -176,8 +188,22 @@ def test_the_commands_of_a_page_are_read_by_their_programs(page, shell, tmp_path
 
 
 @pytest.mark.slow
+def test_the_tutorial_leads_to_boxes(shell, run, workplace, tmp_path):
+    folder = tmp_path / "here"
+    world.copy_folder(workplace, folder)
+    (folder / "boxes.json").unlink()
+    for words in commands(TUTORIAL):
+        _do(shell, folder, words)
+        if words[:2] == ["ns-train", "f3rm"]:
+            _learn(folder / "outputs" / "room" / "f3rm" / "run", run)
+    assert (folder / "datasets" / "room" / "features" / "clip" / "manifest.json").is_file()
+    queries = json.loads((folder / "boxes.json").read_text())["queries"]
+    assert [answer["query"] for answer in queries] == ["orange cone", "pink cone"]
+
+
+@pytest.mark.slow
 @pytest.mark.nightly
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page, shell, workplace, tmp_path):
     world.copy_folder(workplace, tmp_path / "here")
     for words in commands(page):

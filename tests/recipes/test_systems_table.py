@@ -1,4 +1,4 @@
-"""Every line of the table in docs/extraction.md runs, and gives something."""
+"""Every line of the table in docs/toolkit.md runs, and gives something."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ from f3rm.store.spec import FeatureSpec
 from f3rm.store.video import FramePolicy
 from tests.backbones import random_vae as video_vae
 
-PAGE = Path(__file__).parents[2] / "docs" / "extraction.md"
+PAGE = Path(__file__).parents[2] / "docs" / "toolkit.md"
 ROW = re.compile(r"^\| (?:NSD|VISSL|Image2Representation): .* \| `(.+)` \|$", re.MULTILINE)
 NAMES = (
     benchmark, export_per_item, export_vissl, extract, extract_nsd, FeatureSpec,

@@ -144,7 +144,7 @@ print(len(mapped.feature_map(0)), flush=True)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="about signals of Linux")
 def test_what_ram_saves_from_chunks_that_are_cut_off(dataset, python):
-    """As docs/store.md says: memory needs no files, and maps end with the system's signal."""
+    """As docs/extraction.md says: memory needs no files, and maps end with the system's signal."""
     process = python("-c", CUT, str(extract(dataset).folder))
     out, _ = process.communicate(timeout=120)
     assert (process.returncode, out.split()) == (-signal.SIGBUS, ["8"])

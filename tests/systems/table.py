@@ -1,4 +1,4 @@
-"""The table of docs/extraction.md: calls of other systems' documents, each made by a test here.
+"""The table of docs/toolkit.md: calls of other systems' documents, each made by a test here.
 
 ``python -m tests.systems.table`` writes it. Rows are the decorators :func:`shows` of the tests of
 this folder, in their order.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parents[1] / "docs" / "extraction.md"
+PAGE = FOLDER.parents[1] / "docs" / "toolkit.md"
 COMMAND = "python -m tests.systems.table"
 SYSTEMS = {
     "test_standalone_script": "f3rm",
