@@ -7,8 +7,9 @@ from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
 from f3rm.errors import StrPath
+from f3rm.evaluation.commands import next_commands, splat_commands
 from f3rm.evaluation.held_out import ScoredView
-from f3rm.evaluation.page import PageViews, next_commands, page_html, splat_commands
+from f3rm.evaluation.page import PageViews, page_html
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.report import Evaluation
 from f3rm.evaluation.subject import Subject
@@ -43,10 +44,12 @@ class Drawing:
             truth: The dataset's truth; None for photographs of one's own.
             vocabulary: The phrases that panels show; None for none.
             speaker: What answers; None where the field has no language.
-            queries: Phrases that the page asks; if empty, names of objects in its views.
+            queries: Phrases that the page asks; if empty, names of objects in its views, and one
+                that the scene lacks.
 
         Raises:
-            F3rmError: If the folder cannot be written to, or a text tower cannot be loaded.
+            F3rmError: If the folder cannot be written to, a text tower cannot be loaded, or a query
+                cannot be asked.
         """
         folder = PictureFolder(pictures, vocabulary or Vocabulary((), (), ()))
         return cls(folder, PageViews(subject, truth, speaker=speaker, queries=queries))
@@ -78,4 +81,11 @@ class Drawing:
         else:
             video = where / "pca.mp4"
             commands = next_commands(run.config_path, pictures=where, video=video, device=device)
-        self.folder.write_page(page_html(self.page.views, found.to_dict(), "\n".join(commands)))
+        text = page_html(
+            self.page.views,
+            found.to_dict(),
+            "\n".join(commands),
+            answers=self.page.answers,
+            cloud=self.page.data(),
+        )
+        self.folder.write_page(text)

@@ -1,27 +1,27 @@
-"""The page of an evaluation: held-out views, their features, answers and numbers in one HTML file.
+"""The page of an evaluation: a scene to turn and click, its held-out views, answers and numbers.
 
-Pictures are embedded, so that the file can be moved or sent alone.
+Everything is embedded, so that the file can be moved or sent alone.
 """
 
 import base64
 import html
 import io
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
 from f3rm.camera_render import CameraOutputs
 from f3rm.colours.pca import pca_colours_from_hidden
+from f3rm.evaluation.cloud import SceneAnswers, cloud_json
 from f3rm.evaluation.metrics import fixed_mask, iou
-from f3rm.evaluation.pictures import Picture, heat_picture
+from f3rm.evaluation.pictures import HEAT, Picture, boxed_picture, heat_picture
 from f3rm.evaluation.predictions import field_scores
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.subject import Subject
@@ -29,13 +29,15 @@ from f3rm.evaluation.tables import shown
 from f3rm.evaluation.vocabulary import Speaker
 from f3rm.scene.casting import hidden_of
 from f3rm.scene.drawing import to_picture
-from f3rm.scene.splat.loading import LoadedSplat
 from f3rm.synthetic.truth import SceneTruth
 
 NUM_VIEWS = 3
 NUM_QUERIES = 4
 
-_JPEG_QUALITY = 85
+TIMES = "<!-- times of other commands -->"
+"""Where :func:`with_times` adds rows."""
+
+_JPEG_QUALITY = 88
 _OUTLINE = (255, 255, 255)
 _HEADLINES = (
     ("localisation", "Localisation: the best pixel is in the box of the object"),
@@ -49,28 +51,19 @@ _HEADLINES = (
     ("psnr", "PSNR of the colours in dB"),
 )
 _EXPLANATION = (
-    "Views that the field was not trained on. Colours of an answer go from dark (not this) to "
-    "yellow (this); white outlines are the truth."
+    "Photographs that the field was not trained on, with the boxes of what was found in 3D. Below "
+    "them the answers pixel by pixel, each alone; white outlines are the truth."
 )
+_CLOUD = """<p>Drag to turn, use two fingers or the wheel to come nearer. Click a point: it says
+what is there, and shows what is like it.</p>
+<div id="cloud-buttons"></div><div id="cloud"></div><p id="cloud-answer" aria-live="polite"></p>"""
 _QUERY_COLUMNS = {
     "localisation": "localisation",
     "miou": "mIoU",
     "teacher_miou": "2D teacher's mIoU",
     "average_precision": "average precision",
 }
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1rem;
-       color: #1c2024; background: #fbfbfa; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; color: #555; }
-img { width: 100%; border-radius: 4px; display: block; }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: .8rem;
-       margin-bottom: .8rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f0f0ee; }
-pre { background: #22262a; color: #eee; padding: 1rem; border-radius: 4px; overflow-x: auto; }
-.scale { height: 10px; width: 260px; border-radius: 3px; }
-"""
+_WEB = Path(__file__).parent / "web"
 
 
 @dataclass(frozen=True)
@@ -81,11 +74,13 @@ class Answer:
         query: The phrase.
         scores: Relevancy in [0, 1].
         truth: The query's true mask; None where the dataset has no truth for it.
+        verdict: What the whole scene answers, if that is not seen in the view: ``not found``.
     """
 
     query: str
     scores: Float32[np.ndarray, "height width"]
     truth: Bool[np.ndarray, "height width"] | None
+    verdict: str = ""
 
 
 class PageViews:
@@ -95,10 +90,12 @@ class PageViews:
         subject: What is evaluated; the page shows a few of its held-out views.
         truth: The dataset's truth; None for photographs of one's own.
         speaker: What answers; None where the field has no language.
-        queries: Phrases to ask; if empty, the names that these views show most of.
+        queries: Phrases to ask; if empty, the names that these views show most of, and one of
+            something that the scene lacks.
 
     Raises:
         BackboneUnavailableError: If the head's text tower cannot be loaded.
+        F3rmError: If a query cannot be asked.
     """
 
     def __init__(
@@ -109,15 +106,20 @@ class PageViews:
         speaker: Speaker | None,
         queries: Sequence[str],
     ) -> None:
-        self._names, self._heads, self._truth = subject.held_out.names, subject.source.heads, truth
+        self._subject, self._truth = subject, truth
+        self._names, self._heads = subject.held_out.names, subject.source.heads
         count = len(self._names)
         self._shown = {round(i) for i in np.linspace(0, count - 1, min(NUM_VIEWS, count))}
         if not queries and truth is not None:
             queries = most_visible(truth, [self._names[index] for index in sorted(self._shown)])
-        self._queries = queries
-        self._query = None
+            queries = [*queries, *absent_prompt(truth)]
+        self._queries, self._query = queries, None
+        self._head, head = next(iter(self._heads)), None
         if speaker is not None and queries:
             self._query = speaker.embedded(queries)[1]
+            self._head = speaker.heads[0].spec.name
+            head = self._head if len(speaker.heads) == 1 else None  # of several scales the best
+        self.answers = SceneAnswers.of(subject.scene, queries if self._query else (), head)
         self.views: list[str] = []
 
     def add(self, index: int, photograph: Tensor, outputs: CameraOutputs) -> None:
@@ -137,13 +139,35 @@ class PageViews:
         if self._query is not None:
             scores = field_scores(hidden, self._query, (height, width))
             known = {} if self._truth is None else {q.text: q.ids for q in self._truth.queries}
-            for query, score in zip(self._queries, scores, strict=True):
+            verdicts = self.answers.verdicts
+            for query, score, verdict in zip(self._queries, scores, verdicts, strict=True):
                 mask = seen.mask(known[query]) if seen is not None and query in known else None
-                answers.append(Answer(query, score, mask))
+                answers.append(Answer(query, score, mask, verdict if mask is None else ""))
         head = next(iter(self._heads.values()))
         pca = pca_colours_from_hidden(hidden, head.weight, head.pca)
         pictures = [to_picture(x, (height, width)) for x in (photograph, outputs["rgb"], pca)]
-        self.views.append(view_html(name, pictures, answers))
+        boxed = self._with_boxes(index, pictures[0])
+        self.views.append(view_html(name, pictures, answers, boxed=boxed))
+
+    def _with_boxes(self, index: int, photograph: Picture) -> Picture:
+        """Draws the boxes of what was found, with names, where a held-out camera sees them."""
+        frame = self._subject.scene.frames.get(self.answers.frame)
+        colours = self.answers.colours
+        boxes = [
+            (frame.to_scene(torch.from_numpy(found.box.corners())), name, colours[prompt])
+            for prompt, name, found in self.answers.instances()
+        ]
+        return boxed_picture(photograph, self._subject.held_out.cameras, index, boxes)
+
+    def data(self) -> str | None:
+        """Returns the data of the points that can be turned; None where there is no surface."""
+        return cloud_json(self._subject.scene, self.answers, self._head)
+
+
+def absent_prompt(truth: SceneTruth) -> list[str]:
+    """Returns a prompt for what a scene lacks: of known words, one that no object has; or none."""
+    known = [each for each in truth.absent if each.kind == "absent_word"]
+    return [each.text for each in sorted(known, key=lambda each: -each.shared_words)[:1]]
 
 
 def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
@@ -164,44 +188,135 @@ def most_visible(truth: SceneTruth, names: Sequence[str]) -> list[str]:
     return sorted(areas, key=lambda text: -areas[text])[:NUM_QUERIES]
 
 
-def page_html(views: Sequence[str], metrics: Mapping[str, Any], commands: str) -> str:
+def page_html(
+    views: Sequence[str],
+    metrics: Mapping[str, Any],
+    commands: str,
+    *,
+    answers: SceneAnswers | None = None,
+    cloud: str | None = None,
+) -> str:
     """Returns the page as HTML.
 
     Args:
         views: The views, each as :func:`view_html` writes it.
         metrics: The evaluation's numbers, as its JSON has them.
         commands: Shell commands to continue with.
+        answers: What the scene answered; None shows none.
+        cloud: The points, from :func:`f3rm.evaluation.cloud.cloud_json`; None shows none.
     """
+    style = (_WEB / "page.css").read_text(encoding="utf-8")
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f"<title>f3rm</title><style>{_STYLE}</style></head><body>",
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>f3rm</title><style>{style}</style></head><body>",
             "<h1>A scene that you can ask</h1>",
-            f"<p>{_EXPLANATION}</p>",
+            _CLOUD + _scale("score", ' id="cloud-scale" hidden') if cloud else "",
+            _answer_table(answers) if answers else "",
+            "<h2>Views</h2>",
+            f"<p>{_EXPLANATION}</p>{_scale('relevancy')}",
             *views,
             "<h2>Measured on all held-out views</h2>",
             _headline_table(metrics),
             _query_table(metrics.get("queries") or []),
+            _time_table(metrics, answers),
             "<h2>Go on</h2>",
             f"<pre>{html.escape(commands)}</pre>",
+            _cloud_scripts(cloud) if cloud else "",
             "</body></html>",
         ]
     )
 
 
-def view_html(name: str, pictures: Sequence[Picture], answers: Sequence[Answer]) -> str:
+def with_times(page: str, seconds: Mapping[str, float]) -> str:
+    """Adds what other commands took to a page.
+
+    Args:
+        page: The page's HTML.
+        seconds: Seconds by what was done.
+    """
+    return page.replace(TIMES, "".join(_time_row(*row) for row in seconds.items()))
+
+
+def _time_row(what: str, seconds: float) -> str:
+    return f"<tr><td>{html.escape(what)}</td><td>{seconds:.0f} s</td></tr>"
+
+
+def _time_table(metrics: Mapping[str, Any], answers: SceneAnswers | None) -> str:
+    rows = [TIMES]
+    if answers is not None and answers.questions:
+        what = f"Loading the text tower, sampling the surface, {len(answers.questions)} answers"
+        rows.append(_time_row(f"{what} in 3D", answers.seconds))
+    if "seconds" in metrics:
+        rows.append(_time_row("Everything that is measured here, with that", metrics["seconds"]))
+    return f"<h3>What it took</h3><table>{''.join(rows)}</table>"
+
+
+def _answer_table(answers: SceneAnswers) -> str:
+    """Returns what the scene answered in 3D: each prompt with its colour, and why not."""
+    if not answers.questions:
+        return ""
+    rows = [
+        f"<tr><td>{_swatch(colour)}{html.escape(question.label)}</td>"
+        f"<td>{'not found' if found.certainty == 'absent' else found.certainty}</td>"
+        f"<td>{'<br>'.join(_sizes(answers, index))}{html.escape(found.reason)}</td></tr>"
+        for index, (question, found, colour) in enumerate(
+            zip(answers.questions, answers.found, answers.colours, strict=True)
+        )
+    ]
+    head = "<tr><th>prompt</th><th>answer</th><th>size, or why not</th></tr>"
+    table = f'<table class="words">{head}{"".join(rows)}</table>'
+    return f'<h2>Asked in 3D</h2><div class="wide">{table}</div>'
+
+
+def _sizes(answers: SceneAnswers, prompt: int) -> list[str]:
+    return [
+        html.escape(name.rpartition(", ")[2])
+        for index, name, _ in answers.instances()
+        if index == prompt
+    ]
+
+
+def _swatch(colour: Sequence[int]) -> str:
+    red, green, blue = colour
+    return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
+
+
+def _scale(of_what: str, attributes: str = "") -> str:
+    """Returns the scale of colours; the white line is the score from which a pixel matches."""
+    stops = ", ".join(f"rgb({red:.0f},{green:.0f},{blue:.0f})" for red, green, blue in HEAT)
+    bar = f'<i style="background:linear-gradient(to right, {stops})"></i>'
+    return f'<div class="scale"{attributes}><b>{of_what}</b><span>0</span>{bar}<span>1</span></div>'
+
+
+def _cloud_scripts(cloud: str) -> str:
+    bundle = (_WEB / "bundle.js").read_text(encoding="utf-8")
+    data = f'<script type="application/json" id="cloud-data">{cloud}</script>'
+    return f"{data}<script>{bundle}</script>"
+
+
+def view_html(
+    name: str,
+    pictures: Sequence[Picture],
+    answers: Sequence[Answer],
+    *,
+    boxed: Picture | None = None,
+) -> str:
     """Returns one view as HTML.
 
     Args:
         name: The photograph's ``file_path``.
         pictures: Photograph, render, and PCA colours of the features.
         answers: One per query.
+        boxed: The photograph with boxes, to be shown in its place; None for none.
     """
-    captions = ("photograph", "rendered colours", "rendered features (PCA)")
-    shown = "".join(map(_figure, pictures, captions))
+    photograph, *rendered = pictures
+    shown = _figure(photograph if boxed is None else boxed, "photograph")
+    shown += "".join(map(_figure, rendered, ("rendered colours", "rendered features (PCA)")))
     asked = "".join(_answer_figure(pictures[1], answer) for answer in answers)
     rows = [f'<div class="row">{row}</div>' for row in (shown, asked) if row]
-    return f"<h2>{html.escape(Path(name).name)}</h2>" + "".join(rows)
+    return f"<h3>{html.escape(Path(name).name)}</h3>" + "".join(rows)
 
 
 def _answer_figure(render: Picture, answer: Answer) -> str:
@@ -212,6 +327,8 @@ def _answer_figure(render: Picture, answer: Answer) -> str:
         words += f": IoU {iou(fixed_mask(answer.scores), answer.truth):.2f}"
     elif answer.truth is not None:
         words += ": not in this view"
+    elif answer.verdict:
+        words += f": {answer.verdict}"
     return _figure(picture, words)
 
 
@@ -236,7 +353,7 @@ def _headline_table(metrics: Mapping[str, Any]) -> str:
         for key, label in _HEADLINES
         if isinstance(metrics.get(key), int | float)
     ]
-    return f"<table>{''.join(rows)}</table>"
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def _query_table(queries: Sequence[Mapping[str, Any]]) -> str:
@@ -249,62 +366,5 @@ def _query_table(queries: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{label}</th>" for label in ("query", *_QUERY_COLUMNS.values()))
-    return f"<h3>Per query</h3><table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def next_commands(config: Path, *, pictures: Path, video: Path, device: str) -> list[str]:
-    """Returns the lines of a shell session that continues with a run.
-
-    Args:
-        config: The run's ``config.yml``.
-        pictures: Folder for the pictures of an evaluation.
-        video: File for a video.
-        device: ``cpu`` or ``cuda``; for a CPU the video is shorter and smaller.
-    """
-    run = shown_path(config)
-    render = f"ns-render interpolate --load-config {run} --pose-source train"
-    if device == "cpu":
-        render += " --interpolation-steps 3 --downscale-factor 4"
-    return [
-        *activation(),
-        "# Open it in the viewer, type something and choose the output 'similarity':",
-        f"ns-viewer --load-config {run}",
-        "# Measure it, with pictures of every query:",
-        f"f3rm eval {run} --pictures {shown_path(pictures)}",
-        "# Render a video of its features (needs ffmpeg):",
-        f"{render} --rendered-output-names feature_pca --output-path {shown_path(video)}",
-    ]
-
-
-def splat_commands(splat: LoadedSplat, *, pictures: Path) -> list[str]:
-    """Returns the lines of a shell session that continues with a splat.
-
-    Args:
-        splat: The splat.
-        pictures: Folder for the pictures of an evaluation.
-    """
-    named = f"{shown_path(splat.config_path)} --data {shown_path(splat.data)}"
-    return [
-        *activation(),
-        "# Measure it, with pictures of every query:",
-        f"f3rm eval {named} --pictures {shown_path(pictures)}",
-        "# Render pictures of its features:",
-        f"f3rm render {named} --outputs pca --out {shown_path(pictures / 'pca')}",
-    ]
-
-
-def activation() -> list[str]:
-    """Returns the lines that activate this virtual environment; none if it is active.
-
-    Python started by its path, as ``make demo`` does, runs without its environment being active.
-    """
-    if os.environ.get("VIRTUAL_ENV") or sys.prefix == sys.base_prefix:
-        return []
-    script = shown_path(Path(sys.prefix) / "bin" / "activate")
-    return ["# Once in this shell, so that it finds the commands below:", f"source {script}"]
-
-
-def shown_path(path: Path) -> str:
-    """Returns a path as one would type it: relative if it is inside the working directory."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f'<h3>Per query</h3><div class="wide">{table}</div>'

@@ -5,18 +5,21 @@ truth, and the same two of the 2D teacher.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from nerfstudio.cameras.cameras import Cameras
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from f3rm.errors import F3rmError, StrPath, as_path
+from f3rm.errors import DatasetError, F3rmError, StrPath, as_path
 from f3rm.evaluation.held_out import ScoredView
 from f3rm.evaluation.metrics import RELEVANCY_THRESHOLD, fixed_mask, iou
 from f3rm.evaluation.query_scores import MIN_PIXELS
 from f3rm.evaluation.vocabulary import Vocabulary
+from f3rm.scene.frames import FileCamera
 from f3rm.store.names import safe_part
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -29,11 +32,22 @@ TRUE_POSITIVE = (40, 200, 80)
 FALSE_POSITIVE = (230, 60, 50)
 FALSE_NEGATIVE = (60, 110, 250)
 
-_HEAT = np.array(
+HEAT = np.array(
     [(20, 10, 60), (90, 20, 120), (190, 50, 90), (245, 130, 40), (252, 240, 120)], np.float64
 )
 """Colours of scores 0, 0.25, 0.5, 0.75 and 1."""
+BOX_EDGES = (
+    *((0, 1), (2, 3), (4, 5), (6, 7)),
+    *((0, 2), (1, 3), (4, 6), (5, 7)),
+    *((0, 4), (1, 5), (2, 6), (3, 7)),
+)
+"""Pairs of corners of a box, in the order of ``OrientedBox.corners``."""
+
 _HEAT_SHARE = 0.65
+_BOX_WIDTH = 960
+"""Pictures with boxes are at least so wide, so that lines are thin and names can be read."""
+_NAME_SIZE = 26
+_NAME_GROUND = (22, 25, 29)
 _HEADER = 18
 _LEGEND = 10
 _GAP = 2
@@ -51,6 +65,55 @@ def legend(width: int) -> UInt8[np.ndarray, "rows {width} 3"]:
     scale = _heat(np.tile(np.linspace(0, 1, width), (_LEGEND, 1))).astype(np.uint8)
     scale[:, round(RELEVANCY_THRESHOLD * (width - 1))] = 255
     return scale
+
+
+def boxed_picture(
+    photograph: Picture,
+    cameras: Cameras,
+    index: int,
+    boxes: Sequence[tuple[Tensor, str, Sequence[int]]],
+) -> UInt8[np.ndarray, "shown_height shown_width 3"]:
+    """Draws boxes, with names, into an enlarged photograph; what is behind others is drawn too.
+
+    Args:
+        photograph: The photograph; of a camera that is not perspective it is returned as it is.
+        cameras: Cameras in the scene frame.
+        index: The photograph's.
+        boxes: Corners in the scene frame, shape (8, 3), name and RGB colour of each.
+    """
+    height, width = photograph.shape[:2]
+    factor = max(1, -(-_BOX_WIDTH // width))
+    try:
+        camera = FileCamera(cameras.to("cpu"), index, (height * factor, width * factor))
+    except DatasetError:
+        return photograph
+    canvas = Image.fromarray(photograph).resize(
+        (width * factor, height * factor), Image.Resampling.LANCZOS
+    )
+    draw = ImageDraw.Draw(canvas)
+    for corners, name, colour in boxes:
+        pixels, depths = camera.project(corners)
+        if bool((depths > 0).all()):
+            ends = pixels.numpy()
+            for first, second in BOX_EDGES:
+                draw.line((*ends[first], *ends[second]), fill=tuple(colour), width=3)
+            _draw_name(draw, canvas.size, name.split(",")[0], ends[ends[:, 1].argmin()], colour)
+    return np.asarray(canvas)
+
+
+def _draw_name(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    text: str,
+    at: Float[np.ndarray, "2"],
+    colour: Sequence[int],
+) -> None:
+    """Writes a name above a place, on a dark ground, inside of a picture of (width, height)."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font_size=_NAME_SIZE)
+    x = min(max(at[0] - right / 2, 0), max(0, size[0] - right))
+    y = min(max(at[1] - bottom - 4, 0), max(0, size[1] - bottom))
+    draw.rectangle((x + left - 2, y + top - 2, x + right + 2, y + bottom + 2), fill=_NAME_GROUND)
+    draw.text((x, y), text, fill=tuple(colour), font_size=_NAME_SIZE)
 
 
 def mask_picture(base: Picture, predicted: Mask, truth: Mask) -> Picture:
@@ -180,9 +243,9 @@ def panel_name(view: str, query: str) -> str:
 
 
 def _heat(scores: Scores) -> Float[np.ndarray, "height width 3"]:
-    stops = np.linspace(0, 1, len(_HEAT))
+    stops = np.linspace(0, 1, len(HEAT))
     clipped = np.clip(scores, 0, 1)
-    return np.stack([np.interp(clipped, stops, channel) for channel in _HEAT.T], axis=-1)
+    return np.stack([np.interp(clipped, stops, channel) for channel in HEAT.T], axis=-1)
 
 
 def _tile(

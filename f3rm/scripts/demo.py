@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Any, ClassVar
 import torch
 
 from f3rm.errors import F3rmError
-from f3rm.evaluation.page import next_commands, shown_path
+from f3rm.evaluation.commands import next_commands, shown_path
+from f3rm.evaluation.page import with_times
 from f3rm.evaluation.pictures import PAGE
 from f3rm.scripts.command import Command, run_command
 from f3rm.store.spec import resolve_feature_type
@@ -28,6 +30,7 @@ METHOD = "f3rm-lite"
 TABLETOP = Path("datasets/tabletop")
 
 _FEW_CORES = 4
+_MAKING = "Making the scene, or checking that it is there"
 _SHOWN = (
     ("localisation", "queries whose best pixel is in the box of their object"),
     ("localisation_mask", "the same, on the object itself"),
@@ -79,6 +82,11 @@ class RunFiles:
     def record(self) -> Path:
         """The command that trained the run; written when it has ended without an error."""
         return self.folder / "demo.json"
+
+    @property
+    def times(self) -> Path:
+        """Seconds that the scene and the training took, by what was done."""
+        return self.folder / "times.json"
 
     def is_evaluated(self, asked: str) -> bool:
         """Tells whether numbers and a page with these queries are there."""
@@ -139,14 +147,19 @@ class Demo(Command):
         self._check()
         out = self.out.expanduser().absolute()
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        started = time.perf_counter()
         data = self._dataset()
+        seconds = {_MAKING: time.perf_counter() - started} if self.data is None else {}
         run = RunFiles(out, out / data.name / METHOD / "run")
         environment = child_environment(device)
         command = train_command(self, data=data, out=out, device=device)
         asked = json.dumps(self.queries)
-        if self._train(run, command, environment) or not run.is_evaluated(asked):
+        if self._train(run, command, environment, seconds) or not run.is_evaluated(asked):
             call(eval_command(run, self.queries), environment)
-            (run.pictures / PAGE).replace(run.page)
+            took = json.loads(_read(run.times) or "{}")
+            page = (run.pictures / PAGE).read_text(encoding="utf-8")
+            run.page.write_text(with_times(page, took), encoding="utf-8")
+            (run.pictures / PAGE).unlink()
             run.page_record.write_text(asked, encoding="utf-8")
         print(closing_words(run, read_metrics(run), device=device))
 
@@ -164,7 +177,13 @@ class Demo(Command):
             print(f"Wrote the generated scene to {TABLETOP}", flush=True)
         return TABLETOP.absolute()
 
-    def _train(self, run: RunFiles, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    def _train(
+        self,
+        run: RunFiles,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        seconds: Mapping[str, float],
+    ) -> bool:
         """Trains, unless there is a finished run of the same command; returns whether it did."""
         wanted = json.dumps({"command": list(command[1:])}, indent=2)
         if not self.force and _read(run.record) == wanted and run.config.is_file():
@@ -174,7 +193,10 @@ class Demo(Command):
         shutil.rmtree(run.folder, ignore_errors=True)
         for old in (run.metrics, run.page, run.page_record):
             old.unlink(missing_ok=True)
+        started = time.perf_counter()
         call(command, environment)
+        training = {f"Features, and {self.steps} training steps": time.perf_counter() - started}
+        run.times.write_text(json.dumps({**seconds, **training}), encoding="utf-8")
         run.link_config()
         run.record.write_text(wanted, encoding="utf-8")
         return True

@@ -170,7 +170,7 @@ def test_pictures_of_every_pair(found, numbers):
     assert len(files) == pairs + 2
     assert "index.html" in files
     page = Page((found / "pictures" / "index.html").read_text(encoding="utf-8"))
-    assert len(page.images) == 2 * (3 + 4)  # two views: photograph, render, PCA, four answers
+    assert len(page.images) == 2 * (3 + 5)  # two views: photograph, render, PCA, five answers
     assert "overview.png" in files
     shown = next(row for row in numbers["queries"] if row["views"])
     words = shown["text"].replace(" ", "_")

@@ -7,15 +7,8 @@ import pytest
 from scipy import ndimage
 
 from f3rm.errors import F3rmError
-from f3rm.evaluation.page import (
-    Answer,
-    activation,
-    most_visible,
-    outline,
-    page_html,
-    shown_path,
-    view_html,
-)
+from f3rm.evaluation.commands import activation, shown_path
+from f3rm.evaluation.page import Answer, most_visible, outline, page_html, view_html
 from f3rm.evaluation.pictures import PictureFolder
 from f3rm.evaluation.vocabulary import Vocabulary
 from f3rm.synthetic.scenes import SceneSettings, make_tabletop

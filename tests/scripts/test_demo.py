@@ -291,7 +291,8 @@ def test_the_whole_demo_on_a_tiny_scene(train_seed, tmp_path):
     assert 0 <= metrics["localisation"] <= 1
     assert f"{metrics['psnr']:.3f}" in first.stdout
     page = Page(run.page.read_text(encoding="utf-8"))
-    assert len(page.images) == 2 * (3 + 4)  # two views: photograph, render, PCA, four answers
+    assert len(page.images) == 2 * (3 + 5)  # two views: photograph, render, PCA, five answers
+    assert "Features, and 10 training steps" in page.cells
     assert (run.pictures / "overview.png").is_file()
     written = run.config.stat().st_mtime_ns
     second = demo()
