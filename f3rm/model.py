@@ -287,7 +287,7 @@ class FeatureFieldModel(NerfactoModel):
 
     def _render(self, bundle: RayBundle, request: RenderRequest) -> CameraOutputs:
         render = CameraRender(request)
-        with render.current():
+        with render.current(), self.controls.timed(bundle):
             frame = CameraOutputs(super().get_outputs_for_camera_ray_bundle(bundle))
         if render.hidden:  # of the chunks of rays that Nerfstudio rendered, in image order
             hidden = torch.cat(render.hidden).unflatten(0, tuple(bundle.shape))

@@ -18,7 +18,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
-from f3rm.colours.palette import palette
+from f3rm.colours.palette import palette_of
 from f3rm.colours.pca import pca_colours_from_hidden
 from f3rm.evaluation.pictures import BOX_EDGES, HEAT
 from f3rm.language.questions import Question
@@ -74,7 +74,7 @@ class SceneAnswers:
     @property
     def colours(self) -> list[list[int]]:
         """The colour of each prompt, RGB in [0, 255]."""
-        return (palette(len(self.questions)) * 255).round().int().tolist()
+        return (palette_of([each.label for each in self.questions]) * 255).round().int().tolist()
 
     @property
     def verdicts(self) -> tuple[str, ...]:

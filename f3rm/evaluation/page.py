@@ -149,7 +149,7 @@ class PageViews:
         boxed = self._with_boxes(index, pictures[0])
         self.views.append(view_html(name, pictures, answers, boxed=boxed))
 
-    def _with_boxes(self, index: int, photograph: Picture) -> Picture:
+    def _with_boxes(self, index: int, photograph: Picture) -> np.ndarray:
         """Draws the boxes of what was found, with names, where a held-out camera sees them."""
         frame = self._subject.scene.frames.get(self.answers.frame)
         colours = self.answers.colours
@@ -301,7 +301,7 @@ def view_html(
     pictures: Sequence[Picture],
     answers: Sequence[Answer],
     *,
-    boxed: Picture | None = None,
+    boxed: np.ndarray | None = None,
 ) -> str:
     """Returns one view as HTML.
 
@@ -339,7 +339,7 @@ def outline(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height 
     return mask & ~inside
 
 
-def _figure(picture: Picture, caption: str) -> str:
+def _figure(picture: np.ndarray, caption: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -9,11 +9,13 @@ shown as status, because an exception in a render ends that thread for good. Wit
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.viewer.viewer_elements import ViewerClick
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from f3rm.language.active_query import ActiveQuery
 from f3rm.language.image_encoder import image_below
 from f3rm.language.text_encoder import QueryText, TextEncoder
 from f3rm.language.text_map import TextMap, language_files
-from f3rm.viewer.elements import Markdown, ViewerLink, escaped
+from f3rm.viewer.elements import ViewerLink, escaped
 from f3rm.viewer.panels import (
     NO_QUERY,
     DisplayPanel,
@@ -35,6 +37,12 @@ from f3rm.viewer.panels import (
 )
 from f3rm.viewer.pictures import Drawn, draw, legend, picture_names
 from f3rm.viewer.saved_queries import NamedQuery, QueryFile
+from f3rm.viewer.start import (
+    Sharpness,
+    add_folder,
+    hide_training_controls,
+    start_at_first_photograph,
+)
 from f3rm.viewer.state import TROUBLE, QueryState
 from f3rm.viewer.worker import Worker
 
@@ -69,11 +77,10 @@ class FeatureControls(nn.Module):
         self._worker = Worker()
         self._state = QueryState()
         self._wants_pca = False
-        # Nerfstudio sorts elements by attribute name and titles a folder with it.
+        self._asked: tuple[str, ...] = ()
+        self._sharpness: Sharpness | None = None
         self.link = ViewerLink(self._on_attach)
         self.ask = WordsPanel(default, self._on_change)
-        self.ask_status = Markdown("Status")
-        self.legend = Markdown("Legend")
         self.look = DisplayPanel(default.temperature, self._on_change)
         self.pca = PcaPanel(on_refresh=self._on_refresh_pca, on_reset=self._on_reset_pca)
         self.point = PointPanel(
@@ -94,6 +101,15 @@ class FeatureControls(nn.Module):
     def is_rendering(self) -> bool:
         """Whether this thread renders for a viewer that shows this model."""
         return self.link.is_rendering
+
+    @contextlib.contextmanager
+    def timed(self, bundle: RayBundle) -> Generator[None]:
+        """Takes the time of a render, by which a viewer's resolution is chosen."""
+        started = time.perf_counter()
+        yield
+        if self._sharpness is not None and self.is_rendering:
+            seconds = time.perf_counter() - started
+            self._sharpness.rendered(bundle.shape[0], bundle.shape[1], seconds)
 
     @property
     def shown(self) -> frozenset[str] | None:
@@ -144,7 +160,7 @@ class FeatureControls(nn.Module):
         with self._errors_shown():
             drawn = draw(query.scores(hidden, weights), query, rgb, self.shown)
             if rgb is not None:
-                self.legend.show(legend(query, drawn))
+                self.ask.legend.show(legend(query, drawn))
             return drawn.images
         return {}
 
@@ -181,9 +197,11 @@ class FeatureControls(nn.Module):
         shown = self.link.shown
         if shown is None or not heads:
             return {}
-        scores = () if query is None else picture_names(query)
-        if query is not None and not shown.intersection(scores):
-            self.legend.show(legend(query, Drawn({}, (), ())))
+        scores = picture_names(query)
+        if query is None:
+            self.ask.legend.show("")
+        elif not shown.intersection(scores):
+            self.ask.legend.show(legend(query, Drawn({}, (), ())))
         return dict.fromkeys((*_pca_heads(heads), *scores), rgb)
 
     def fit_wanted_pca(self, fit: Callable[[], Mapping[str, PcaBasis]]) -> None:
@@ -208,7 +226,7 @@ class FeatureControls(nn.Module):
             self._say(str(error))
 
     def _say(self, status: str) -> None:
-        self.ask_status.show(escaped(status))
+        self.ask.status.show(escaped(status))
 
     def _do(self, name: str, job: Callable[[], str], *, delay: float = 0.0) -> None:
         """Queues a job for the worker; its returned status is shown and a frame rendered."""
@@ -220,11 +238,32 @@ class FeatureControls(nn.Module):
                 logger.warning("%s", error)
                 status = str(error)
             self._say(status)
+            self._show_asked()
             self.link.rerender()
 
         self._worker.submit(name, work, delay=delay)
 
+    def _show_asked(self) -> None:
+        """Switches the picture to a new query, and back to colours when there is none."""
+        query = self.active_query({})
+        asked = () if query is None else query.labels
+        if asked != self._asked:
+            self._asked = asked
+            self.link.choose_output("similarity" if asked else "rgb")
+
     def _on_attach(self) -> None:
+        viewer = self.link.open_viewer
+        sections = {
+            "": self.ask,
+            "Scores and colours": self.look,
+            "Points and images": self.point,
+            "Colours of features (PCA)": self.pca,
+            "Saved queries": self.saved,
+        }
+        add_folder(viewer, {title: panel.elements for title, panel in sections.items()})
+        hide_training_controls(viewer)
+        start_at_first_photograph(viewer)
+        self._sharpness = Sharpness(viewer)
         self._do("languages", self._offer_languages)
         self._do("restore", self._offer_saved)
         self._on_change(None)

@@ -158,7 +158,7 @@ class ViewerLink(ViewerControl):
         Raises:
             F3rmError: If no viewer shows this model.
         """
-        return self._viewer().log_filename.parent
+        return self.open_viewer.log_filename.parent
 
     @property
     def data_folder(self) -> Path:
@@ -167,12 +167,29 @@ class ViewerLink(ViewerControl):
         Raises:
             F3rmError: If no viewer shows this model.
         """
-        return self._viewer().datapath
+        return self.open_viewer.datapath
 
-    def _viewer(self) -> Viewer:
+    @property
+    def open_viewer(self) -> Viewer:
+        """The viewer.
+
+        Raises:
+            F3rmError: If no viewer shows this model.
+        """
         if self.attached is None:
             raise F3rmError("No viewer shows this model. Open its run with ns-viewer.")
         return self.attached
+
+    def choose_output(self, name: str) -> None:
+        """Switches the picture to an output that every render has; none without a viewer."""
+        if self.attached is None:
+            return
+        chosen = "_output_render"  # private in Nerfstudio 1.1.5, which only reads it
+        element = getattr(self.attached.control_panel, chosen)
+        if name not in element.options:  # nothing has been rendered yet
+            element.set_options([*element.options, name])
+        if element.value != name:
+            element.value = name
 
     def rerender(self) -> None:
         """Asks for a new frame in every browser, and stops those that are being rendered."""

@@ -1,14 +1,13 @@
-"""The viewer elements of f3rm, in groups; each group is a folder in the viewer's Control tab.
+"""The viewer elements of f3rm, in groups; each group is a part of f3rm's folder in the viewer.
 
 A panel shows and reads settings and does nothing else; :mod:`f3rm.viewer.controls` acts on them.
-Nerfstudio sorts elements by attribute name, hence the letters before the names of elements; other
-modules use the properties without them.
+Elements are shown in the order of their letters; other modules use the properties without them.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from torch import nn
+from nerfstudio.viewer.viewer_elements import ViewerElement
 
 from f3rm.language.active_query import DisplaySettings, ScoreKind, Several
 from f3rm.language.relevancy import CANONICAL_NEGATIVES, Rule
@@ -20,6 +19,7 @@ from f3rm.viewer.elements import (
     LiveNumber,
     LiveSlider,
     LiveText,
+    Markdown,
 )
 
 Hook = Callable[[Any], None]
@@ -30,7 +30,16 @@ NO_QUERY = "(none)"
 _LOWEST_TEMPERATURE = 1e-3
 
 
-class WordsPanel(nn.Module):
+class Panel:
+    """A group of elements."""
+
+    @property
+    def elements(self) -> list[ViewerElement[Any]]:
+        """Its elements, in the order in which they are shown."""
+        return [each for _, each in sorted(vars(self).items()) if isinstance(each, ViewerElement)]
+
+
+class WordsPanel(Panel):
     """The query in words.
 
     Args:
@@ -39,7 +48,6 @@ class WordsPanel(nn.Module):
     """
 
     def __init__(self, default: QueryText, on_change: Hook) -> None:
-        super().__init__()
         negatives = split_phrases(default.negatives)
         canonical = set(CANONICAL_NEGATIVES) <= set(negatives)
         others = [word for word in negatives if not (canonical and word in CANONICAL_NEGATIVES)]
@@ -56,6 +64,17 @@ class WordsPanel(nn.Module):
             hint="words: object, things, stuff, texture; examples: the mean of all features",
         )
         self.d_head = LiveDropdown("Features", NO_HEAD, [NO_HEAD], cb_hook=on_change)
+        self.e_status, self.f_legend = Markdown("Status"), Markdown("Legend")
+
+    @property
+    def status(self) -> Markdown:
+        """Says what is asked, or why nothing is."""
+        return self.e_status
+
+    @property
+    def legend(self) -> Markdown:
+        """Says what each colour means."""
+        return self.f_legend
 
     @property
     def head(self) -> str:
@@ -90,7 +109,7 @@ class WordsPanel(nn.Module):
             self.d_head.value = head
 
 
-class DisplayPanel(nn.Module):
+class DisplayPanel(Panel):
     """How scores are computed and shown.
 
     Args:
@@ -99,7 +118,6 @@ class DisplayPanel(nn.Module):
     """
 
     def __init__(self, temperature: float, on_change: Hook) -> None:
-        super().__init__()
         self.a_several: LiveDropdown = LiveDropdown(
             "Several positives", "averaged", list(get_args(Several)), cb_hook=on_change
         )
@@ -155,16 +173,15 @@ def _chosen(element: LiveDropdown, choices: Any) -> Any:
     return element.value if element.value in get_args(choices) else get_args(choices)[0]
 
 
-class PcaPanel(nn.Module):
+class PcaPanel(Panel):
     """The colours of ``feature_pca``."""
 
     def __init__(self, *, on_refresh: Hook, on_reset: Hook) -> None:
-        super().__init__()
         self.a_refresh = LiveButton("Refresh PCA from this view", cb_hook=on_refresh)
         self.b_reset = LiveButton("Saved PCA", cb_hook=on_reset)
 
 
-class PointPanel(nn.Module):
+class PointPanel(Panel):
     """Queries without words: points of the scene, and images."""
 
     def __init__(
@@ -174,7 +191,6 @@ class PointPanel(nn.Module):
         on_image: Callable[[bool], None],
         on_forget: Hook,
     ) -> None:
-        super().__init__()
         self.a_positive = LiveButton("Click a positive", cb_hook=lambda _: on_point(True))
         self.b_negative = LiveButton("Click a negative", cb_hook=lambda _: on_point(False))
         self.c_image = LiveText("Image file", "", hint="a path below the dataset's folder")
@@ -194,11 +210,10 @@ class PointPanel(nn.Module):
         return self.d_crop.value
 
 
-class SavedPanel(nn.Module):
+class SavedPanel(Panel):
     """Named queries of the run."""
 
     def __init__(self, *, on_save: Hook, on_restore: Hook, on_delete: Hook) -> None:
-        super().__init__()
         self.a_name = LiveText("Name", "", hint="name of this query")
         self.b_save = LiveButton("Save query", cb_hook=on_save)
         self.c_choice = LiveDropdown("Saved queries", NO_QUERY, [NO_QUERY])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from f3rm.colours.palette import PALETTE, coloured, composite
+from f3rm.colours.palette import coloured, composite, palette_of
 from f3rm.language.active_query import ActiveQuery, DisplaySettings
 from f3rm.language.threshold import Certainty, found_from, presence, shown_certainty
 from f3rm.viewer.elements import escaped
@@ -31,14 +31,14 @@ class Drawn:
     certainties: tuple[Certainty, ...]
 
 
-def picture_names(query: ActiveQuery) -> tuple[str, ...]:
-    """Names a query's pictures.
+def picture_names(query: ActiveQuery | None) -> tuple[str, ...]:
+    """Names a query's pictures; None for those that every query has.
 
     Returns:
         ``similarity``, the highest score of any prompt; with several also ``similarity_1``
         and so on; ``similarity_composite``.
     """
-    count = len(query.labels)
+    count = 0 if query is None else len(query.labels)
     each = (f"similarity_{index + 1}" for index in range(count if count > 1 else 0))
     return ("similarity", *each, "similarity_composite")
 
@@ -70,7 +70,7 @@ def draw(
     found = [_found(query, index, scores[..., index]) for index in range(len(query.labels))]
     thresholds = tuple(threshold for threshold, _ in found)
     if composed in wanted:
-        images[composed] = composite(rgb, scores, thresholds)
+        images[composed] = composite(rgb, scores, thresholds, palette_of(query.labels))
     return Drawn(images, thresholds, tuple(certainty for _, certainty in found))
 
 
@@ -107,7 +107,7 @@ def legend_entry(number: int, label: str, shown: str, colour: Sequence[int]) -> 
 
 def legend(query: ActiveQuery, drawn: Drawn) -> str:
     """Returns markdown that says what each colour means."""
-    settings = query.settings
+    settings, colours = query.settings, (palette_of(query.labels) * 255).round().int().tolist()
     chosen = "automatic" if settings.threshold is None else "yours"
     lines: list[str] = []
     for index, label in enumerate(query.labels):
@@ -116,7 +116,7 @@ def legend(query: ActiveQuery, drawn: Drawn) -> str:
             threshold = drawn.thresholds[index]
             shown = shown_certainty(drawn.certainties[index], threshold)
             shown += f" ({chosen})" if f"{threshold:.2f}" in shown else ""
-        lines.append(legend_entry(index + 1, label, shown, PALETTE[index]))
+        lines.append(legend_entry(index + 1, label, shown, colours[index]))
     if settings.rule == "backbone" and all(query.standard is None for query in query.queries):
         lines.append("The backbone has no calibration: scored by lerf")
     if settings.rule == "scene" and any(query.text_map is not None for query in query.queries):

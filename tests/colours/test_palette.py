@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, strategies as st
 from nerfstudio.utils.colormaps import apply_float_colormap
 
-from f3rm.colours.palette import PALETTE, best_query_index, coloured, composite, palette
+from f3rm.colours.palette import PALETTE, best_query_index, coloured, composite, palette, palette_of
 
 
 @given(st.integers(0, 30))
@@ -35,3 +35,11 @@ def test_scores_have_nerfstudios_turbo_and_one_scale():
     assert torch.equal(odd[0], odd[1])
     assert torch.equal(odd[2], odd[3])
     assert torch.isfinite(coloured(scores, 0.5, 0.5)).all()
+
+
+def test_a_query_has_the_colour_that_it_names_and_no_two_have_the_same():
+    labels = ("a cone", "Orange box", "purple thing", "pink cone", "mug", "dark blue mug")
+    colours = (palette_of(labels) * 255).round().int().tolist()
+    assert [PALETTE.index(tuple(colour)) for colour in colours] == [1, 0, 4, 2, 3, 5]
+    assert palette_of(()).shape == (0, 3)
+    assert len({tuple(row) for row in palette_of(["cone"] * 11).tolist()}) == 11

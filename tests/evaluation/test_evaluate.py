@@ -251,7 +251,7 @@ def test_photographs_without_truth_give_cosine_and_psnr(runs, numbers, copied_sc
     assert [path.name for path in pictures.iterdir()] == ["index.html"]
     page = Page((pictures / "index.html").read_text(encoding="utf-8"))
     assert len(page.images) == 2 * (3 + 1)
-    assert "“a cup”" in page.cells
+    assert any(cell.startswith("“a cup”") for cell in page.cells)
     values = result.to_dict()
     assert values["psnr"] == pytest.approx(numbers["psnr"])
     assert values["feature_cosine_bilinear"] == pytest.approx(numbers["feature_cosine_bilinear"])

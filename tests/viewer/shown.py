@@ -17,6 +17,7 @@ from PIL import Image
 from viser import transforms
 
 MAX_RES = 128
+PARTS = ("Scores and colours", "Points and images", "Colours of features (PCA)", "Saved queries")
 
 
 class Opened:
@@ -124,6 +125,8 @@ class Shown(Opened):
             port = self.viewer.config.websocket_port
             super().__init__(browser, port, "Output type", patience=patience)
             self.wait(self.viewer.viser_server.get_clients)
+            for part in PARTS:
+                self.page.get_by_text(part, exact=True).first.click()  # opens it
             if_interrupted.pop_all()
         self.client = next(iter(self.viewer.viser_server.get_clients().values()))
 
@@ -144,7 +147,7 @@ class Shown(Opened):
 
     def describe(self):
         states = [m.state for m in self.viewer.render_statemachines.values()]
-        return self.controls.ask_status.content, self.viewer.stats_markdown.content, states
+        return self.controls.ask.status.content, self.viewer.stats_markdown.content, states
 
     def is_alive(self):
         return all(machine.is_alive() for machine in self.viewer.render_statemachines.values())

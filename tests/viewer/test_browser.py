@@ -106,7 +106,7 @@ def test_a_click_asks_features_without_language(fresh, run):
     mask = _mask(fresh, run, "orange box")
     rows, columns = (round(where.mean()) for where in np.nonzero(mask))
     fresh.press("Click a positive")
-    fresh.wait(lambda: "Click a point" in fresh.controls.ask_status.content)
+    fresh.wait(lambda: "Click a point" in fresh.controls.ask.status.content)
     fresh.page.wait_for_timeout(300)
     fresh.click_at(VIEW, columns, rows)
     fresh.wait(lambda: fresh.asked() is not None)

@@ -1,15 +1,19 @@
+import contextlib
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from nerfstudio.viewer.utils import parse_object
-from nerfstudio.viewer.viewer_elements import ViewerElement
+from nerfstudio.cameras.cameras import Cameras
+from viser import ClientHandle
 
 from f3rm.backbones.known_words import KnownWords
 from f3rm.errors import F3rmError
 from f3rm.language.text_encoder import QueryText, TextEncoder, split_phrases
 from f3rm.viewer import controls as module
 from f3rm.viewer.controls import FeatureControls
+from f3rm.viewer.start import Sharpness
 from tests.nerf_fixtures import head
 from tests.viewer.viewer_fixtures import (
     FakeTower,
@@ -56,7 +60,7 @@ def _asked(controls):
 
 
 def _says(controls, words):
-    wait(lambda: words in controls.ask_status.content)
+    wait(lambda: words in controls.ask.status.content)
 
 
 def test_keystrokes_are_encoded_once_in_the_background(controls, viewer, towers):
@@ -97,12 +101,12 @@ def test_an_unknown_word_is_said_with_what_is_known(controls, viewer, towers, mo
     monkeypatch.setattr(FakeTower, "known_words", known)
     controls.ask.a_positives.value = "fox, mug"
     _says(controls, "CLIP does not know 'fox'. It knows the shapes mug, box; use CLIP for")
-    assert "Showing: fox, mug" in controls.ask_status.content
+    assert "Showing: fox, mug" in controls.ask.status.content
     assert _asked(controls).is_known == (False,)
     controls.ask.a_positives.value = "cup"
     wait(lambda: _asked(controls).is_known == (True,))
     _says(controls, "Showing: cup")
-    assert "does not know" not in controls.ask_status.content
+    assert "does not know" not in controls.ask.status.content
 
 
 def test_odd_texts_break_nothing(controls, viewer, towers):
@@ -274,12 +278,90 @@ def test_the_controls_bring_nothing_into_a_checkpoint(controls):
     assert not list(controls.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:This property will be removed:DeprecationWarning")
-def test_the_viewer_finds_each_element_once(controls):
-    elements = parse_object(controls, ViewerElement, "Custom Elements")
-    names = [(path.split("/")[1], element.name) for path, element in elements]
+def test_the_controls_are_one_folder_of_the_viewer(controls, viewer):
+    first, *parts = viewer.viser_server.gui.folders
+    assert first == "Ask the scene"
+    assert len(parts) == 4
+    assert [each.name for each in controls.ask.elements][:2] == ["Positives", "Negatives"]
+    panels = (controls.ask, controls.look, controls.point, controls.pca, controls.saved)
+    names = [element.name for panel in panels for element in panel.elements]
     assert len(names) == len(set(names))
-    assert names[0] == ("ask", "Positives")
+
+
+def test_nothing_of_training_is_shown_where_nothing_trains(viewer, towers, tmp_path):
+    panel = viewer.control_panel
+    assert panel._train_speed.is_hidden
+    assert panel._train_util.is_hidden
+    assert not viewer.pause_train.visible
+    training = FakeViewer(FeatureControls(QueryText("", "", 0.1), _probe), tmp_path, trainer=1)
+    assert training.pause_train.visible
+    assert not training.control_panel._train_util.is_hidden
+
+
+def test_a_new_query_switches_the_picture_and_no_query_back(controls, viewer):
+    viewer.control_panel.output_render = "depth"
+    controls.ask.a_positives.value = "mug"
+    wait(lambda: viewer.control_panel.output_render == "similarity")
+    viewer.control_panel.output_render = "depth"
+    controls.look.h_high.value = 0.5  # the same query
+    wait(lambda: _asked(controls).settings.high == 0.5)
+    assert viewer.control_panel.output_render == "depth"
+    controls.ask.a_positives.value = "cup"
+    wait(lambda: viewer.control_panel.output_render == "similarity")
+    controls.ask.a_positives.value = ""
+    wait(lambda: viewer.control_panel.output_render == "rgb")
+
+
+def test_the_resolution_follows_the_speed_until_a_person_chooses_one(viewer):
+    slider, sharpness = viewer.control_panel._max_res, Sharpness(viewer)
+    sharpness.rendered(40, 80, 0.32)  # 10,000 pixels a second
+    assert slider.value == pytest.approx((30_000 * 2) ** 0.5, abs=1)
+    chosen = slider.value
+    sharpness.rendered(40, 80, 0.01)  # a coarse picture, while the camera moves
+    assert slider.value == chosen
+    sharpness.rendered(chosen // 2, chosen, 0.6)  # a fine one tells more
+    assert slider.value > 1.5 * chosen
+    sharpness.rendered(500, 500, 1e-6)
+    assert slider.value == 512  # never finer than Nerfstudio's own
+    slider.value = 300
+    sharpness.rendered(1000, 1000, 100.0)
+    assert slider.value == 300  # a person's choice
+    slider.value = 512
+    slow = Sharpness(viewer)
+    slow.rendered(10, 10, 100.0)
+    assert slider.value == 64
+    changes = []
+    for turn in range(20):  # of a machine whose speed changes all the time
+        slow.rendered(slider.value, slider.value, 0.01 if turn % 2 else 1000.0)
+        changes.append(slider.value)
+    assert len(set(changes[10:])) == 1
+
+
+def test_a_browser_starts_where_the_first_photograph_was_taken(towers, tmp_path):
+    eyes = torch.tensor([[2.0, 0, 1], [0, 2, 1], [-2, 0, 1]])
+    aim = torch.tensor([0.0, 0.0, 0.5])
+    poses = torch.stack([_looking(eye, aim) for eye in eyes])
+    cameras = Cameras(poses, fx=50.0, fy=50.0, cx=40.0, cy=30.0)
+    dataset = SimpleNamespace(cameras=cameras)
+    controls = FeatureControls(QueryText("", "", 0.1), _probe)
+    viewer = FakeViewer(controls, tmp_path, dataset=dataset)
+    (connected,) = viewer.viser_server.connected
+    client: Any = ClientHandle.__new__(ClientHandle)
+    camera = client.camera = SimpleNamespace()
+    client.atomic = contextlib.nullcontext
+    connected(client)
+    assert camera.position == pytest.approx([20.0, 0.0, 10.0])
+    assert camera.look_at == pytest.approx([0.0, 0.0, 5.0], abs=1e-4)
+    assert camera.fov == pytest.approx(2 * np.arctan(0.6))
+    assert viewer.show_images.visible
+
+
+def _looking(eye, aim):
+    back = torch.nn.functional.normalize(eye - aim, dim=0)
+    right = torch.nn.functional.normalize(
+        torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]), back), dim=0
+    )
+    return torch.stack((right, torch.linalg.cross(back, right), back, eye), dim=1)
 
 
 def test_phrases_are_split_on_commas():

@@ -81,10 +81,10 @@ def test_the_box_reads_below_the_dataset(folder, seen, monkeypatch):
     install_towers(monkeypatch, channels=12)
     controls = _controls(folder)
     _look(controls, "../secret.png")
-    wait(lambda: "is not below" in controls.ask_status.content)
+    wait(lambda: "is not below" in controls.ask.status.content)
     assert not seen
     _look(controls, "images/a.png")
-    wait(lambda: "a.png is a positive" in controls.ask_status.content)
+    wait(lambda: "a.png is a positive" in controls.ask.status.content)
     assert seen == [(folder / "images" / "a.png").resolve()]
 
 
@@ -92,9 +92,9 @@ def test_another_folder_can_be_named(folder, seen, monkeypatch):
     install_towers(monkeypatch, channels=12)
     controls = _controls(folder, named=folder / "images")
     _look(controls, "../../secret.png")
-    wait(lambda: "is not below" in controls.ask_status.content)
+    wait(lambda: "is not below" in controls.ask.status.content)
     _look(controls, "a.png")
-    wait(lambda: "a.png is a positive" in controls.ask_status.content)
+    wait(lambda: "a.png is a positive" in controls.ask.status.content)
     assert seen == [(folder / "images" / "a.png").resolve()]
 
 

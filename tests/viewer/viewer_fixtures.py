@@ -1,5 +1,6 @@
 """A viewer that is none: it calls back when an element's value is set, as viser does."""
 
+import contextlib
 import threading
 import time
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer import Viewer
-from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerElement
+from nerfstudio.viewer.viewer_elements import ViewerControl, ViewerDropdown, ViewerElement
 from viser import ViserServer
 
 from f3rm.backbones import Backbone
@@ -41,6 +42,14 @@ class _Handle:
 
 
 class _Gui:
+    def __init__(self):
+        self.folders = []
+
+    @contextlib.contextmanager
+    def add_folder(self, label, **_):
+        self.folders.append(label)
+        yield
+
     def add_text(self, name, value, **_):
         return _Handle(value)
 
@@ -88,9 +97,40 @@ class _Server(ViserServer):
 
     def __init__(self):
         self.gui, self.scene = _Gui(), _Scene()
+        self.connected = []
+        self.atomic: Any = contextlib.nullcontext
+
+    def on_client_connect(self, cb) -> Any:
+        self.connected.append(cb)
 
     def get_clients(self) -> Any:
         return {0: object()}
+
+
+class _Panel:
+    """Nerfstudio's panel: its elements, and what it reads of them."""
+
+    def __init__(self):
+        outputs = ["rgb", "depth", "similarity"]
+        self._output_render = ViewerDropdown("Output type", "similarity", outputs)
+        self._max_res = SimpleNamespace(value=512)
+        self._train_speed, self._train_util = _Hidden(), _Hidden()
+        self.split, self.split_output_render = False, "rgb"
+
+    @property
+    def output_render(self):
+        return self._output_render.value
+
+    @output_render.setter
+    def output_render(self, name):
+        self._output_render.value = name
+
+
+class _Hidden:
+    is_hidden = False
+
+    def set_hidden(self, hidden):
+        self.is_hidden = hidden
 
 
 class FakeViewer(Viewer):
@@ -98,20 +138,24 @@ class FakeViewer(Viewer):
 
     render_statemachines: Any
     control_panel: Any
+    pipeline: Any
+    viser_server: Any
 
-    def __init__(self, model, folder):
-        self.control_panel = SimpleNamespace(
-            output_render="similarity", split=False, split_output_render="rgb"
-        )
+    def __init__(self, model, folder, *, trainer: Any = None, dataset=None):
+        self.control_panel, self.trainer = _Panel(), trainer
+        shown, hidden = [[SimpleNamespace(visible=v) for _ in range(2)] for v in (True, False)]
+        self.pause_train, self.hide_images = shown
+        self.resume_train, self.show_images = hidden
+        datamanager = SimpleNamespace(train_dataset=dataset)
+        self.pipeline = SimpleNamespace(datamanager=datamanager)
+        self.camera_handles, self.train_state = {}, "completed"
         self.log_filename = folder / "viewer.log"
         self.datapath = folder / "data"
         self.train_lock = threading.Lock()
         self.machine = _Machine()
         self.render_statemachines = {0: self.machine}
         self.viser_server = _Server()
-        for _, element in parse_object(model, ViewerElement, "Custom Elements"):
-            element.install(self.viser_server)
-            element.cb_hook = None  # Nerfstudio's wrapped hook: live elements do not use it
+        assert not parse_object(model, ViewerElement, "Custom Elements")  # all in one folder
         for _, control in parse_object(model, ViewerControl, "Custom Elements"):
             control._setup(self)
 
