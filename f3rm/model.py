@@ -43,7 +43,6 @@ from f3rm.feature_field import (
     FeatureField,
     FeatureFieldConfig,
     FeatureHead,
-    FeatureStats,
     output_key,
 )
 from f3rm.language.active_query import ActiveQuery
@@ -102,8 +101,8 @@ class FeatureFieldModel(NerfactoModel):
     """Nerfacto with a feature field.
 
     ``metadata["feature_heads"]`` (a sequence of :class:`HeadSpec`) and
-    ``metadata["feature_stats"]`` (:class:`FeatureStats` by head name) come from the data manager;
-    without them the heads come from the checkpoint.
+    ``metadata["feature_stats"]`` (:class:`~f3rm.feature_field.FeatureStats` by head name) come
+    from the data manager; without them the heads come from the checkpoint.
     """
 
     config: FeatureFieldModelConfig
@@ -126,7 +125,6 @@ class FeatureFieldModel(NerfactoModel):
         )
         metadata: Mapping[str, Any] = self.kwargs.get("metadata") or {}
         heads: Sequence[HeadSpec] = metadata.get("feature_heads", ())
-        stats: Mapping[str, FeatureStats] = metadata.get("feature_stats", {})
         devices = [device] if torch.device(device).type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self.feature_field = FeatureField(
@@ -135,7 +133,7 @@ class FeatureFieldModel(NerfactoModel):
                 scene_box=self.scene_box,
                 spatial_distortion=self.field.spatial_distortion,
             )
-        for name, measured in stats.items():
+        for name, measured in metadata.get("feature_stats", {}).items():
             self.feature_field.head(name).set_stats(measured)
         self.renderer_feature = FeatureRenderer()
         self._frames = FrameCache()

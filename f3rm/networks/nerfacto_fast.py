@@ -16,7 +16,6 @@ from nerfstudio.models.nerfacto import NerfactoModel
 from nerfstudio.utils.math import Gaussians
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from f3rm.networks.fast import PRIMES, Implementation, Levels, interpolate, is_fast
 
@@ -205,6 +204,9 @@ def use_fast_encodings(model: nn.Module, implementation: Implementation = "torch
         elif type(module) is CameraOptimizer:
             module.__class__ = FastCameraOptimizer
     if isinstance(model, NerfactoModel):
+        # Importing it imports transformers, which no start of ns-train should wait for.
+        from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: PLC0415
+
         networks: list[Any] = [*model.proposal_networks]
         rounds = range(len(model.density_fns))
         model.density_fns = [
