@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -171,6 +172,20 @@ def _open_features(
     return extract_features(items, spec, folder=folder, device=device, progress=show_progress)
 
 
+def _made_from(
+    splat: LoadedSplat, store: FeatureStore, views: list[View], segments: Segments | None
+) -> dict[str, Any]:
+    """Returns what an interrupted lifting must share with the one that goes on."""
+    return {
+        "ply": content_key(splat.file),
+        "features": store.manifest.key,
+        "views": [view.name for view in views],
+        "size": views[0].camera.size if views else (),
+        DATASET_FROM_SOURCE: dataset_from_source(splat).tolist(),
+        "segments": None if segments is None else segments.key,
+    }
+
+
 def _lifted(
     splat: LoadedSplat,
     spec: FeatureSpec,
@@ -183,15 +198,7 @@ def _lifted(
     show_progress: bool,
 ) -> HeadFeatures:
     ply, manifest = splat.file, store.manifest
-    frame = dataset_from_source(splat).tolist()
-    made_from = {
-        "ply": content_key(ply),
-        "features": manifest.key,
-        "views": [view.name for view in views],
-        "size": views[0].camera.size if views else (),
-        DATASET_FROM_SOURCE: frame,
-        "segments": None if segments is None else segments.key,
-    }
+    made_from = _made_from(splat, store, views, segments)
     basis = FeatureBasis.of_store(store)
     path = feature_file(ply, spec.name)
     lifted = lift(
@@ -227,7 +234,7 @@ def _lifted(
         weights=lifted.weights,
         pca=FeatureStats.fit(torch.nn.functional.normalize(store.sample(_STATS_ROWS, 0))).pca,
         provenance={
-            DATASET_FROM_SOURCE: frame,
+            DATASET_FROM_SOURCE: made_from[DATASET_FROM_SOURCE],
             "features": manifest.key,
             "dataset": data_name(splat),
             "views": len(views),
