@@ -27,14 +27,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@# The name of this project before it was f3rm-fields: both would bring the package f3rm.
 	@$(BIN)/python -m pip uninstall -qq --yes f3rm
 	@echo "Installing f3rm and what it needs: about 3 GB to download, a few minutes."
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@# Open3D and ns-render need libusb and ffmpeg: taken from wheels where the system has none.
 	@$(BIN)/python -c 'import open3d' 2>/dev/null || ln -sf "$$($(BIN)/python -c 'import libusb_package; print(libusb_package.get_library_path())')" "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/libusb-1.0.so.0"
 	@command -v ffmpeg >/dev/null || ln -sf "$$($(BIN)/python -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')" $(BIN)/ffmpeg
 	@touch $@
 
 demo: $(VENV)/.ready  ## train a small feature field on a generated scene, or on DATA=folder
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m f3rm.scripts.demo $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/f3rm demo $(if $(DATA),--data $(DATA)) $(DEMO_ARGS)
 
 test: $(VENV)/.ready  ## run the tests
 	$(TEST) $(PYTEST_ARGS)

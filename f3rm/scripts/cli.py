@@ -69,6 +69,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "layers": ("f3rm.scripts.models:Layers", "List the taps of a model."),
     "shape": ("f3rm.scripts.models:Shape", "Print the shape of features for images of a size."),
     "make-scene": ("f3rm.scripts.make_scene:MakeScene", "Render a generated scene as a dataset."),
+    "demo": (
+        "f3rm.scripts.demo:Demo",
+        "Make a scene or take photographs, train on it, ask it, and show what came of it.",
+    ),
 }
 """Name -> (dataclass as ``module:Class``, one line of help)."""
 

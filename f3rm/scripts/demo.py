@@ -1,4 +1,4 @@
-"""The demo, ``make demo``: makes a scene, trains on it, evaluates the run, and shows a page of it.
+"""``f3rm demo``: makes a scene, trains on it, evaluates the run, and shows a page of it.
 
 It runs Nerfstudio's and f3rm's own commands and prints them, so that it also shows their use.
 """
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from f3rm.errors import F3rmError
 from f3rm.evaluation.commands import next_commands, shown_path
 from f3rm.evaluation.page import with_times
 from f3rm.evaluation.pictures import PAGE
-from f3rm.scripts.command import Command, run_command
+from f3rm.scripts.command import Command
 from f3rm.store.spec import resolve_feature_type
 from f3rm.synthetic.scenes import make_tabletop, model_options
 
@@ -334,7 +333,7 @@ def closing_words(run: RunFiles, metrics: Mapping[str, Any], *, device: str) -> 
             *next_commands(run.config, pictures=run.pictures, video=video, device=device),
             "# Do the same with your own photographs (ns-process-data needs COLMAP):",
             "ns-process-data images --data PHOTOS --output-dir datasets/mine",
-            "python -m f3rm.scripts.demo --data datasets/mine --feature-type CLIP --queries plant",
+            "f3rm demo --data datasets/mine --feature-type CLIP --queries plant",
             "ns-train f3rm --data datasets/mine --pipeline.datamanager.feature-type DINOCLIP",
         ]
     )
@@ -345,9 +344,3 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-if __name__ == "__main__":
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # as in the commands that it calls
-    sys.exit(run_command(Demo, prog="python -m f3rm.scripts.demo"))

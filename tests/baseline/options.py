@@ -14,7 +14,7 @@ import tyro
 import yaml
 
 from f3rm.f3rm_config import f3rm_big_method, f3rm_lite_method, f3rm_method
-from f3rm.scripts import cli, demo, extract_features_standalone
+from f3rm.scripts import cli, extract_features_standalone
 
 METHODS = (f3rm_method, f3rm_lite_method, f3rm_big_method)
 DEFAULT = re.compile(r"\((?:default: (?P<value>.*)|required)\)$", re.S)
@@ -24,7 +24,6 @@ def command_options() -> dict[str, list[str]]:
     """Lists each command's options: names, type or choices, and default; no prose."""
     commands: dict[str, Any] = {
         "extract_features_standalone.py": extract_features_standalone.Extract,
-        "python -m f3rm.scripts.demo": demo.Demo,
     }
     for name, (where, _) in cli.COMMANDS.items():
         module, _, attribute = where.partition(":")

@@ -267,7 +267,7 @@ def test_without_data_the_tabletop_is_made_once(tmp_path, monkeypatch):
 def test_the_whole_demo_on_a_tiny_scene(train_seed, tmp_path):
     need_raycaster()
     make_tabletop(tmp_path / "tiny", SceneSettings(train_seed, views=8, height=48, width=64))
-    words = [sys.executable, "-m", "f3rm.scripts.demo", "--data", "tiny", "--out", "out"]
+    words = [sys.executable, "-m", "f3rm.scripts.cli", "demo", "--data", "tiny", "--out", "out"]
     words += ["--steps", "10", "--dataparser", "train-split-fraction=0.75"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
 
