@@ -96,12 +96,17 @@ def allow_nerfstudio_checkpoints() -> None:
     )
 
 
+def is_nerfstudio_command() -> bool:
+    """Tells whether this process is one of Nerfstudio's commands (``ns-*``)."""
+    return Path(sys.argv[0]).name.startswith("ns-")
+
+
 def show_messages_alone() -> None:
     """Makes Nerfstudio's commands (``ns-*``) end with the message of an error of f3rm's, alone.
 
     Elsewhere, and for every other error, Python's traceback stays.
     """
-    if not Path(sys.argv[0]).name.startswith("ns-"):
+    if not is_nerfstudio_command():
         return
     usual = sys.excepthook
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 
-from f3rm.compat import config_being_opened
+from f3rm.compat import config_being_opened, is_nerfstudio_command
 from f3rm.distribution import silence_other_packages
 from f3rm.errors import DeviceError, F3rmError
 from f3rm.extract.cache import feature_folder, find_cache
@@ -55,8 +55,14 @@ class FeatureTrainerConfig(TrainerConfig):
         super().print_to_terminal()
 
     def get_checkpoint_dir(self) -> Path:
-        """Returns the folder of checkpoints: of a run that is opened, the one beside its config."""
+        """Returns the folder of checkpoints: of a run that is opened, the one beside its config.
+
+        Nerfstudio's commands call it first of all when they open a run: other packages' warnings
+        end here, as in :meth:`print_to_terminal`.
+        """
         opened = config_being_opened()
+        if opened is not None and is_nerfstudio_command():
+            silence_other_packages()
         beside = opened.resolve().parent / self.relative_model_dir if opened else None
         return beside if beside and beside.is_dir() else super().get_checkpoint_dir()
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,20 @@ def test_a_copied_run_is_evaluated_with_its_own_checkpoint(interrupted, tmp_path
     assert eval_setup(run / "config.yml", test_mode="inference")[2].parent.parent == run
     shutil.rmtree(copied / "nerfstudio_models")  # a copy of the file alone has the run's
     assert eval_setup(copied / "config.yml", test_mode="inference")[2].parent.parent == run
+
+
+@pytest.mark.parametrize(("program", "shown"), [("ns-eval", 0), ("python", 1)])
+def test_commands_that_open_a_run_show_no_warnings_of_others(
+    interrupted, monkeypatch, program, shown
+):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        eval_setup(interrupted[0].get_base_dir() / "config.yml", test_mode="inference")
+        caught.clear()
+        exec("import warnings; warnings.warn('x')", {"__name__": "nerfstudio.cameras.cameras"})
+    assert len(caught) == shown
 
 
 def test_a_moved_dataset_is_pointed_to_before_the_command(interrupted, tmp_path, monkeypatch):
