@@ -1,6 +1,7 @@
 """How Nerfstudio's viewer opens: f3rm's folder first, the scene in view, sharp within seconds."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -72,7 +73,11 @@ def start_at_first_photograph(viewer: Viewer) -> None:
             client.camera.look_at = aim * VISER_NERFSTUDIO_SCALE_RATIO
             client.camera.fov = float(2 * np.arctan(dataset.cameras.cy[0] / dataset.cameras.fy[0]))
 
-    viewer.viser_server.on_client_connect(look)
+    # viser calls back at once for browsers that are there already, such as one that was left open,
+    # and this thread is the one that will draw the cameras.
+    threading.Thread(
+        target=viewer.viser_server.on_client_connect, args=(look,), name="f3rm-start", daemon=True
+    ).start()
 
 
 def first_view(cameras: Cameras) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
