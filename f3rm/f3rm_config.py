@@ -133,7 +133,7 @@ f3rm_lite_method = MethodSpecification(
             ),
             model=FeatureFieldModelConfig(
                 implementation="torch",
-                eval_num_rays_per_chunk=1 << 10,
+                eval_num_rays_per_chunk=1 << 12,
                 num_levels=8,
                 log2_hashmap_size=15,
                 max_res=512,
@@ -154,7 +154,7 @@ f3rm_lite_method = MethodSpecification(
             ),
         ),
         optimizers=_optimizers(3000, feature_rate=1e-2),  # docs/decisions/0007
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 10),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
         vis="viewer",
     ),
     description="f3rm for a CPU or a small GPU: torch, fewer rays, samples and levels.",
