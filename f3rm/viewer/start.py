@@ -14,7 +14,7 @@ from viser import ClientHandle
 
 FOLDER = "Ask the scene"
 
-_SHARP_SECONDS = 3.0
+_SHARP_SECONDS = 2.0
 """What the finest picture may take; the coarse ones before it and the browser take about 2 s."""
 _LEAST_RESOLUTION = 64
 _SAME = 1.25
@@ -106,23 +106,29 @@ class Sharpness:
     def __init__(self, viewer: Viewer) -> None:
         name = "_max_res"  # private in Nerfstudio 1.1.5, which only reads it
         self._slider = getattr(viewer.control_panel, name)
-        self._finest = self._chosen = self._slider.value
+        self._finest = self._chosen = self._affordable = self._slider.value
         self._changes = 0
+        self._is_warm = False
 
     def rendered(self, height: int, width: int, seconds: float) -> None:
-        """Takes the time of a picture into account: of the first, then of the finest ones.
+        """Takes the time of a picture into account: of the second, then of the finest ones.
 
-        A small picture says little: part of its time is the same for each, or is spent once only.
+        The first one's time is spent once only. A small picture says little: part of its time is
+        the same for each. A fine picture that took too long is there now, so that only the next
+        view gets a coarser one: a changed resolution renders the view again.
         """
-        is_finest = max(height, width) >= self._chosen - 2  # an aspect's rounding
+        if not self._is_warm:
+            self._is_warm = True
+            return
         if self._slider.value != self._chosen or self._changes == _MOST_CHANGES:
             return
-        if self._changes and not is_finest:
+        is_finest = max(height, width) >= self._chosen - 2  # an aspect's rounding
+        if is_finest or not self._changes:
+            pixels = height * width / max(seconds, 1e-6) * _SHARP_SECONDS
+            side = int((pixels * max(height, width) / min(height, width)) ** 0.5)
+            self._affordable = min(max(side, _LEAST_RESOLUTION), self._finest)
+        if is_finest and self._affordable < self._chosen:
             return
-        affordable = height * width / max(seconds, 1e-6) * _SHARP_SECONDS
-        side = int((affordable * max(height, width) / min(height, width)) ** 0.5)
-        side = min(max(side, _LEAST_RESOLUTION), self._finest)
-        if side > _SAME * self._chosen or side < self._chosen / _SAME:
+        if not self._chosen / _SAME <= self._affordable <= self._chosen * _SAME:
             self._changes += 1
-            self._chosen = side
-            self._slider.value = side
+            self._chosen = self._slider.value = self._affordable

@@ -145,6 +145,25 @@ def test_importing_the_room_loads_no_model_library():
     assert result.stdout.strip() == "[]"
 
 
+def test_an_adapter_is_loaded_without_a_slow_logger_which_can_be_imported_later():
+    code = (
+        "import sys; from f3rm.backbones.registry import load_backbone; "
+        "from f3rm.errors import BackboneRef, F3rmError\n"
+        "try: load_backbone(BackboneRef('clip', 'no model', ''))\n"
+        "except F3rmError: print('timm' in sys.modules, 'wandb' in sys.modules)\n"
+        "import wandb; print(wandb.__name__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert result.stdout.split() == ["True", "False", "wandb"]
+
+
 def test_classes_of_families_are_found_in_the_room_on_first_use():
     code = (
         "import sys, f3rm.backbones; print('f3rm.backbones.module.backbone' in sys.modules); "
