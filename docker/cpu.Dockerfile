@@ -2,11 +2,12 @@
 #   docker build -f docker/cpu.Dockerfile -t f3rm .
 #   docker run --rm -it -v "$PWD:/work" f3rm f3rm make-scene tabletop --out datasets/tabletop
 FROM python:3.11-slim-bookworm
+# Two packages that Nerfstudio needs, fpsample and pyliblzfse, are compiled, hence g++.
 # A distribution keeps one version of a package only, so none is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        colmap ffmpeg git libegl1 libgl1 libglib2.0-0 libgomp1 libusb-1.0-0 \
+        colmap ffmpeg g++ git libegl1 libgl1 libglib2.0-0 libgomp1 libusb-1.0-0 \
     && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml constraints.txt README.md LICENSE /f3rm/
 COPY f3rm /f3rm/f3rm

@@ -3,6 +3,7 @@
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from f3rm.viewer.start import first_view, start_at_first_photograph
 
 class Client(ClientHandle):
     """A browser, as far as its view is set."""
+
+    camera: Any
+    atomic: Any
 
     def __init__(self):
         self.camera = SimpleNamespace()
@@ -36,7 +40,7 @@ def viewer():
     poses = torch.eye(4)[None, :3].repeat(3, 1, 1)
     poses[:, :, 3] = torch.tensor([[0.0, 0, 2], [1, 0, 2], [2, 0, 2]])
     cameras = Cameras(poses, fx=40.0, fy=40.0, cx=20.0, cy=15.0, width=40, height=30)
-    made = Viewer.__new__(Viewer)
+    made: Any = Viewer.__new__(Viewer)
     made.viser_server = Server()
     made.pipeline = SimpleNamespace(
         datamanager=SimpleNamespace(train_dataset=SimpleNamespace(cameras=cameras))
