@@ -322,6 +322,11 @@ def closing_words(run: RunFiles, metrics: Mapping[str, Any], *, device: str) -> 
         if isinstance(metrics.get(key), int | float)
     ]
     video = run.out / "pca.mp4"
+    poses = "ns-process-data images --matching-method exhaustive --data PHOTOS --output-dir"
+    train = "ns-train f3rm"
+    if device == "cpu":
+        poses = poses.replace("images", "images --no-gpu")
+        train = f"ns-train {METHOD} --machine.device-type cpu"
     return "\n".join(
         [
             "",
@@ -332,9 +337,9 @@ def closing_words(run: RunFiles, metrics: Mapping[str, Any], *, device: str) -> 
             "",
             *next_commands(run.config, pictures=run.pictures, video=video, device=device),
             "# Do the same with your own photographs (ns-process-data needs COLMAP):",
-            "ns-process-data images --data PHOTOS --output-dir datasets/mine",
+            f"{poses} datasets/mine",
             "f3rm demo --data datasets/mine --feature-type CLIP --queries plant",
-            "ns-train f3rm --data datasets/mine --pipeline.datamanager.feature-type DINOCLIP",
+            f"{train} --data datasets/mine --pipeline.datamanager.feature-type DINOCLIP",
         ]
     )
 

@@ -188,6 +188,7 @@ def test_the_last_words_name_the_commands(tmp_path, monkeypatch, device):
     assert "25.500" in words
     assert "2D teacher" not in words  # not measured
     assert "ns-process-data images" in words
+    assert ("ns-train f3rm --data" in words) == (device == "cuda")
     assert ("--interpolation-steps 3 --downscale-factor 4" in words) == (device == "cpu")
 
 
