@@ -1,7 +1,7 @@
 """The one import of Open3D, which comes with Nerfstudio.
 
 It is imported when it is first needed: that takes a second, and on Linux it needs system libraries
-(libusb) that small containers lack.
+(libusb, libEGL) that small containers lack.
 """
 
 import importlib
@@ -28,8 +28,8 @@ def require_open3d(purpose: str, *, error: type[F3rmError] = Open3dError) -> Mod
         return importlib.import_module("open3d")
     except ImportError as cause:
         msg = (
-            f"{purpose}, cannot be imported: {cause}. If a system library is missing, install "
-            "it (Debian and Ubuntu: apt-get install libusb-1.0-0 libgl1 libgomp1); if Open3D is, "
-            "pip install open3d."
+            f"{purpose}, cannot be imported: {cause}. If a system library is missing, install it "
+            "(Debian and Ubuntu: apt-get install libusb-1.0-0 libegl1 libgl1 libgomp1); if Open3D "
+            "is, pip install open3d."
         )
         raise error(msg) from cause

@@ -10,7 +10,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from f3rm.backbones.at_hand import weights_at_hand
 from f3rm.distribution import DISTRIBUTION, EXTRAS, how_to_install, namesake_beside
 from f3rm.errors import F3rmError
 from f3rm.networks import base
+from f3rm.scene.open3d_library import Open3dError, require_open3d
 from f3rm.scripts.command import Command
 from f3rm.store.placement import available_ram
 from f3rm.store.spec import PRESETS
@@ -54,11 +55,15 @@ OPTIONAL: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution: its version, None where it is missing, and its purpose."""
+    """A distribution: its version, None where it is missing, and its purpose.
+
+    ``trouble`` says why an installed one cannot be imported.
+    """
 
     version: str | None
     purpose: str
     required: bool
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def _report(found: Findings) -> list[str]:
 
 def _package(name: str, package: Package) -> str:
     if package.version is not None:
-        return package.version
+        return package.version + (f". {package.trouble}" if package.trouble else "")
     extra = next((extra for extra, wanted in EXTRAS.items() if wanted.startswith(name)), None)
     how = f"; {how_to_install(extra)}" if extra else ""
     return f"missing: {package.purpose}{how}"
@@ -209,6 +214,7 @@ def examine() -> Findings:
         for group in (REQUIRED, OPTIONAL)
         for name, purpose in group.items()
     }
+    packages["open3d"] = replace(packages["open3d"], trouble=_trouble_of_open3d())
     machine = _machine()
     found = list(_problems(packages, machine))
     return Findings(
@@ -231,6 +237,15 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _trouble_of_open3d() -> str | None:
+    """Returns why Open3D cannot be imported: servers often lack system libraries that it needs."""
+    try:
+        require_open3d("Open3D, which renders scenes and meshes")
+    except Open3dError as error:
+        return str(error)
+    return None
 
 
 def _machine() -> Machine:

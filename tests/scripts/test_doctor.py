@@ -1,6 +1,8 @@
 """``f3rm doctor`` as a user calls it, on machines with and without what training needs."""
 
 import json
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -135,6 +137,13 @@ def test_a_plugin_that_cannot_be_had_is_a_problem(capsys, monkeypatch, methods, 
     monkeypatch.setattr(doctor, "entry_points", lambda **_: methods)
     assert main(["doctor"]) == 1
     assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_open3d_without_its_system_libraries_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    main(["doctor"])
+    said = rows(capsys.readouterr().out)["open3d"]
+    assert re.search(r"\. Open3D, which .*, cannot be imported: .*libegl1", said)
 
 
 @pytest.mark.usefixtures("gpu")
