@@ -313,7 +313,7 @@ def config_file(run: Path) -> Path:
     if not path.is_dir():
         return path
     if (path / CONFIG_FILE).is_file():
-        return path / CONFIG_FILE
+        return (path / CONFIG_FILE).resolve()  # the demo's is a link
     deeper = [file for level in range(1, 4) for file in path.glob("*/" * level + CONFIG_FILE)]
     shown = ", ".join(str(file) for file in sorted(deeper)[:_SHOWN])
     hint = f" Deeper inside are {shown}." if shown else ""

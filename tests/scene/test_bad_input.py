@@ -33,6 +33,11 @@ def test_a_run_that_moved_opens_by_its_folder(copied, scene):
     moved = f3rm.load(copied, device="cpu")
     point = [[0.1, 0.2, 0.3]]
     assert torch.equal(moved.features(point), scene.features(point))
+    (copied.parent / "demo").mkdir()
+    (copied.parent / "demo" / "config.yml").symlink_to(copied / "config.yml")
+    linked = f3rm.load(copied.parent / "demo", device="cpu")
+    assert torch.equal(linked.features(point), scene.features(point))
+    (copied.parent / "demo" / "config.yml").unlink()
     with pytest.raises(RunError, match=r"There is no config.yml in .* Deeper inside are .*moved"):
         f3rm.load(copied.parent)
     with pytest.raises(RunError, match=r"No such file: '.*nowhere'"):
