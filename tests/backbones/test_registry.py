@@ -127,22 +127,26 @@ def test_some_tower_must_be_asked_for(clip_ref):
         load_backbone(clip_ref, towers=())
 
 
+def _said(code):
+    """What a new interpreter prints."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return result.stdout
+
+
 def test_importing_the_room_loads_no_model_library():
     code = (
         "import sys, f3rm.backbones; f3rm.backbones.adapter_names(); "
         "heavy = ('open_clip', 'transformers', 'nerfstudio', 'timm'); "
         "print([name for name in heavy if name in sys.modules])"
     )
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    assert result.stdout.strip() == "[]"
+    assert _said(code).strip() == "[]"
 
 
 def test_an_adapter_is_loaded_without_a_slow_logger_which_can_be_imported_later():
@@ -153,15 +157,7 @@ def test_an_adapter_is_loaded_without_a_slow_logger_which_can_be_imported_later(
         "except F3rmError: print('timm' in sys.modules, 'wandb' in sys.modules)\n"
         "import wandb; print(wandb.__name__)"
     )
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    assert result.stdout.split() == ["True", "False", "wandb"]
+    assert _said(code).split() == ["True", "False", "wandb"]
 
 
 def test_classes_of_families_are_found_in_the_room_on_first_use():
@@ -172,15 +168,7 @@ def test_classes_of_families_are_found_in_the_room_on_first_use():
         "print(ModuleBackbone.__name__, VideoBackbone.__name__); "
         "print([name for name in heavy if name in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    assert result.stdout.splitlines() == ["False", "ModuleBackbone VideoBackbone", "[]"]
+    assert _said(code).splitlines() == ["False", "ModuleBackbone VideoBackbone", "[]"]
     with pytest.raises(AttributeError, match=r"'f3rm\.backbones' has no attribute 'ModelBackbone'"):
         f3rm.backbones.ModelBackbone  # noqa: B018
 
