@@ -5,6 +5,8 @@
 - ``lite_speedup``: a whole training step of f3rm-lite in torch alone over the same with hash grids
   in machine code (the extra ``fast``). Nerfstudio's own encodings are in both.
 - ``render_speedup``: the same for a rendered batch of rays with features.
+- ``chunk_speedup``: a render of all rays of f3rm-lite's chunk in chunks of 1,024 over one chunk,
+  in machine code.
 - ``grid_speedup_forward``, ``grid_speedup_training``: Nerfstudio's hash encoding at Nerfacto's
   sizes, torch over machine code, without and with the backward pass.
 """
@@ -28,6 +30,7 @@ from f3rm.networks import fast
 from f3rm.networks.nerfacto_fast import use_fast_encodings
 
 _CHANNELS = [128]
+_SMALL_CHUNK = 1 << 10
 
 
 @contextmanager
@@ -58,11 +61,19 @@ def measure(num_rays: int, points: int, repeats: int) -> dict[str, object]:
     result["lite_seconds"] = {name: round(value, 4) for name, value in seconds.items()}
 
     @torch.no_grad()
-    def render() -> None:
-        model.eval()(rays(num_rays, device))
+    def render(count: int = num_rays) -> None:
+        model.eval()(rays(count, device))
+
+    def render_in_small_chunks() -> None:
+        for _ in range(chunk // _SMALL_CHUNK):
+            render(_SMALL_CHUNK)
 
     seconds = medians({"torch": _slow(render), "numba": render}, repeats, device)
     result["render_speedup"] = round(seconds["torch"] / seconds["numba"], 2)
+    chunk = config.eval_num_rays_per_chunk
+    calls: dict[str, Call] = {"small": render_in_small_chunks, "whole": lambda: render(chunk)}
+    seconds = medians(calls, repeats, device)
+    result["chunk_speedup"] = round(seconds["small"] / seconds["whole"], 2)
     encoding = HashEncoding(max_res=2048, log2_hashmap_size=19, implementation="torch")
     use_fast_encodings(nn.ModuleList([encoding]))
     positions = torch.rand(points, 3)

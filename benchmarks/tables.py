@@ -45,6 +45,7 @@ ROWS: dict[str, dict[str, str]] = {
     "lite": {
         "lite_speedup": "a training step of f3rm-lite, torch alone / with numba",
         "render_speedup": "rendering rays with features, the same",
+        "chunk_speedup": "rendering in chunks of 1,024 rays / of 4,096",
         "grid_speedup_forward": "Nerfstudio's hash encoding alone, forward",
         "grid_speedup_training": "the same with its backward pass",
     },
