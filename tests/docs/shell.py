@@ -163,11 +163,12 @@ def _child(request: dict[str, Any]) -> None:
             sys.stderr.write(f"{end.code}\n")
     except KeyboardInterrupt:
         code = 130
-    except BaseException:  # noqa: BLE001 - the parent reads it in the log
+    except Exception:  # noqa: BLE001 - the parent reads it in the log
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    finally:  # whatever it was: the parent's tests must not go on in this process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _example(code: str) -> int:
